@@ -1,2 +1,90 @@
-"""x"""
+"""Brittle: audit, train and compress neural networks whose robustness has to survive compression.
+
+>>> import torch, brittle
+>>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+>>> brittle.audit(net).layers[0].shape
+(10, 64)
+
+The names below are imported on first use, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from brittle.attacks import apgd, fgsm, pgd, universal_perturbation
+    from brittle.auditing import audit
+    from brittle.bounds import layer_bound, lipschitz_upper_bound
+    from brittle.checkpoints import fill, read_state, save_state
+    from brittle.compressibility import (
+        effective_rank,
+        effective_sparsity,
+        k_term_error,
+        k_term_error_curve,
+        nuclear_frobenius_ratio,
+        nuclear_spectral_ratio,
+        row_norms,
+        singular_values,
+        smallest_k,
+        spread,
+        stable_rank,
+    )
+    from brittle.convolution import operator_norm_bounds
+    from brittle.data import Data, load_data
+    from brittle.errors import InputError
+    from brittle.evaluation import evaluate
+    from brittle.layers import read_layers
+    from brittle.models import Normalize, build_model
+    from brittle.norms import operator_norm
+    from brittle.report import write_report
+    from brittle.results import Audit, Evaluation
+
+_HOMES = {
+    "attacks": ("apgd", "fgsm", "pgd", "universal_perturbation"),
+    "auditing": ("audit",),
+    "bounds": ("layer_bound", "lipschitz_upper_bound"),
+    "checkpoints": ("fill", "read_state", "save_state"),
+    "compressibility": (
+        "effective_rank", "effective_sparsity", "k_term_error", "k_term_error_curve", "nuclear_frobenius_ratio",
+        "nuclear_spectral_ratio", "row_norms", "singular_values", "smallest_k", "spread", "stable_rank",
+    ),
+    "convolution": ("operator_norm_bounds",),
+    "data": ("Data", "load_data"),
+    "errors": ("InputError",),
+    "evaluation": ("evaluate",),
+    "layers": ("read_layers",),
+    "models": ("Normalize", "build_model"),
+    "norms": ("operator_norm",),
+    "report": ("write_report",),
+    "results": ("Audit", "Evaluation"),
+}  # fmt: skip
+
+__all__ = [
+    "Audit", "Data", "Evaluation", "InputError", "Normalize", "apgd", "audit", "build_model", "effective_rank",
+    "effective_sparsity", "evaluate", "fgsm", "fill", "k_term_error", "k_term_error_curve", "layer_bound",
+    "lipschitz_upper_bound", "load_data", "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm",
+    "operator_norm_bounds", "pgd", "read_layers", "read_state", "row_norms", "save_state", "singular_values",
+    "smallest_k", "spread", "stable_rank", "universal_perturbation", "write_report",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"brittle.{module}"), name)
+            globals()[name] = value
+            return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f"brittle.{name}")
+    raise AttributeError(f"module 'brittle' has no attribute {name!r}")
+
+
+_SUBMODULES = {*_HOMES, "figures", "frozen", "directions", "measure", "sensitivity", "verdict", "files"}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

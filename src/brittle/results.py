@@ -545,9 +545,7 @@ def _adapter() -> Any:
 
 def _layer_row(layer: LayerResult) -> dict[str, Any]:
     row: dict[str, Any] = {
-        f.name: getattr(layer, f.name)
-        for f in dataclasses.fields(layer)
-        if f.type in ("str", "int", "float", "bool")
+        f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.type in ("str", "int", "float", "bool")
     }
     row |= {"rows": layer.shape[0], "columns": layer.shape[1]}
     for vector in ("row_error", "spectral_error", "row_spread", "spectral_spread"):

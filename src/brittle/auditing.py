@@ -1,0 +1,411 @@
+"""The main job: one call that says how compressible and how fragile a network is, and why."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from brittle import __version__
+from brittle.attacks import apgd, universal_perturbation
+from brittle.bounds.network import lipschitz_upper_bound
+from brittle.data import OTHER_BUDGETS, Data
+from brittle.directions import layer_responses
+from brittle.errors import InputError
+from brittle.evaluation import (
+    Attack,
+    WorstCase,
+    attack_name,
+    batches_of,
+    logits_of,
+    margins,
+    sample_results,
+    security_curve,
+    summarise,
+    worst_case,
+)
+from brittle.evaluation import Data as Samples
+from brittle.frozen import device_of, frozen
+from brittle.layers import LayerView, read_layers
+from brittle.measure import input_sizes, measure_layer
+from brittle.norms import check_attack_norm, lp_norm
+from brittle.results import (
+    Audit,
+    Evaluation,
+    LayerResponse,
+    LayerResult,
+    LipschitzResult,
+    NotMeasured,
+    Rate,
+    SecurityCurve,
+    Setting,
+    Signature,
+    UniversalResult,
+)
+from brittle.sensitivity import jacobian_norms
+from brittle.verdict import judge
+
+CURVE = (0.25, 0.5, 1.5, 2.0)
+"""Multiples of the standard budget at which the security curve is measured besides the budget itself."""
+RESPONSE_SAMPLES = 256
+"""Most samples whose perturbations are followed through the layers, and at which Jacobians are taken."""
+Stage = Callable[[str, int, int | None], None]
+"""Progress: called with the name of the stage, the steps done and, where it is known, their total."""
+
+
+def audit(
+    model: nn.Module,
+    data: Data | Samples | None = None,
+    *,
+    p: Sequence[float] = (math.inf, 2.0),
+    eps: float | Mapping[float, float] | None = None,
+    attacks: Sequence[Attack] | None = None,
+    restarts: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    input_shape: Sequence[int] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    name: str | None = None,
+    progress: Stage | None = None,
+) -> Audit:
+    """Measure how compressible and how fragile a trained network is, and why.
+
+    Without data only the weights are read: the layer table (k-term errors, spread, ranks, operator norms and
+    Theorem 3.1 with their sides) and the certified Lipschitz bounds. With data also clean and robust accuracy at
+    the standard budgets and over a range of budgets, the largest local gradient norms, the adversarial directions,
+    the amplification layer by layer, and universal perturbations against random ones. What cannot be measured
+    soundly is listed by name under ``not_measured``.
+
+    Args:
+        model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode.
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)``, an iterable of batches, a Dataset, or None. All of it
+            is held in memory and attacked; take a subset first if it is large.
+        p: Norms of the budgets and bounds: inf, 2 or both.
+        eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
+        attacks: Attacks whose worst case counts; by default APGD with cross-entropy, then with the DLR loss
+            (where there are at least 3 classes), 100 steps each.
+        restarts: Runs of every attack.
+        bounds: Smallest and largest admissible input value.
+        input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
+        batch_size: Samples at once.
+        seed: Seed of every random choice.
+        name: What to call the model; its class name by default.
+        progress: Called as the audit goes on.
+
+    Returns:
+        Everything that was found, as one frozen dataclass.
+
+    Raises:
+        InputError: An argument, the model's weights or the data cannot be used; the message says what was expected.
+    """
+    started = time.perf_counter()
+    norms = tuple(check_attack_norm(q) for q in p)
+    if not norms:
+        raise InputError("p: expected at least one of inf and 2; got none")
+    budgets = _budgets(eps, norms, data)
+    tell = progress or (lambda stage, done, total: None)
+    samples = None if data is None else _gathered(data)
+    shape = tuple(samples[0].shape[1:]) if samples else (None if input_shape is None else tuple(input_shape))
+    layers, unread = read_layers(model)
+    sizes = input_sizes(model, layers, shape) if shape else {}
+    results = _measured(layers, sizes, norms, tell)
+    missing = [*unread, *_unmeasured_norms(results, layers)]
+    lipschitz = [_lipschitz(model, q, samples, shape, bounds) for q in norms]
+    missing += [NotMeasured(f"certified l_{q.p:g} bound", q.unavailable) for q in lipschitz if q.unavailable]
+    tell("bounds", 1, 1)
+    found = _Found()
+    if samples is None:
+        missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
+    else:
+        run = _Run(model, samples, layers, restarts, bounds, batch_size, seed, tell)
+        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], bounds)
+        missing += left_out
+        for q in norms:
+            run.at_budget(q, budgets[q], chosen, found)
+        missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
+    settings: dict[str, Setting] = {
+        "p": tuple(f"{q:g}" for q in norms),
+        "eps": tuple(budgets[q] for q in norms),
+        "attacks": tuple(e for e in (found.evaluations[0].attacks if found.evaluations else ())),
+        "restarts": restarts,
+        "bounds": tuple(float(b) for b in bounds),
+        "input_shape": tuple(float(n) for n in shape) if shape else None,
+    }
+    result = Audit(
+        model=name or type(model).__name__,
+        verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal),
+        evaluations=tuple(found.evaluations),
+        curves=tuple(found.curves),
+        layers=tuple(results),
+        lipschitz=tuple(lipschitz),
+        responses=tuple(found.responses),
+        universal=tuple(found.universal),
+        not_measured=tuple(missing),
+        signature=_signature(model, samples, seed, settings),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+_NEED_DATA = (
+    "clean and robust accuracy",
+    "security curve",
+    "local gradient norms",
+    "adversarial directions and amplification",
+    "universal perturbations",
+)
+
+
+class _Found:
+    """What the data-bound parts have found so far."""
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.curves: list[SecurityCurve] = []
+        self.responses: list[LayerResponse] = []
+        self.universal: list[UniversalResult] = []
+        self.silent: list[str] = []
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The data-bound parts at one budget after the other."""
+
+    model: nn.Module
+    samples: tuple[Tensor, Tensor]
+    layers: Sequence[LayerView]
+    restarts: int
+    bounds: tuple[float, float]
+    batch_size: int
+    seed: int
+    tell: Stage
+
+    def at_budget(self, p: float, eps: float, attacks: Sequence[Attack], found: _Found) -> None:
+        label = f"l_{p:g}"
+        worst = self._attacked(p, eps, attacks, label)
+        per_sample = sample_results(worst, attacks, p)
+        common = {"restarts": self.restarts, "bounds": self.bounds, "seed": self.seed}
+        found.evaluations.append(summarise(per_sample, worst.rejected, attacks, eps=eps, p=p, **common))  # type: ignore[arg-type]
+        curve = security_curve(
+            self.model,
+            worst,
+            at=eps,
+            budgets=[share * eps for share in CURVE],
+            attacks=attacks,
+            p=p,
+            restarts=self.restarts,
+            bounds=self.bounds,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            progress=lambda done, total: self.tell(f"{label} curve", done, total),
+        )
+        found.curves.append(curve)
+        rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
+        responses, silent = layer_responses(self.model, self.layers, worst.x[rows], worst.x_adv[rows], p=p)
+        found.responses += responses
+        found.silent = silent
+        self.tell(f"{label} directions", 1, 1)
+        found.universal += universal_result(self.model, self.samples, p=p, eps=eps, bounds=self.bounds, seed=self.seed)
+        self.tell(f"{label} universal", 1, 1)
+
+    def _attacked(self, p: float, eps: float, attacks: Sequence[Attack], label: str) -> WorstCase:
+        parts, (x, y) = [], self.samples
+        for start in range(0, len(x), self.batch_size):
+            stop = min(start + self.batch_size, len(x))
+            parts.append(
+                worst_case(
+                    self.model,
+                    x[start:stop],
+                    y[start:stop],
+                    attacks=attacks,
+                    eps=eps,
+                    p=p,
+                    restarts=self.restarts,
+                    bounds=self.bounds,
+                    seed=self.seed,
+                    ids=torch.arange(start, stop),
+                )
+            )
+            self.tell(f"{label} attack", stop, len(x))
+        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in _WORST_CASE_TENSORS]
+        return WorstCase(*tensors, rejected=sum(part.rejected for part in parts))
+
+
+_WORST_CASE_TENSORS = ("x", "x_adv", "y", "clean_logits", "adversarial_logits", "attack", "restart")
+
+
+def universal_result(
+    model: nn.Module,
+    samples: tuple[Tensor, Tensor],
+    *,
+    p: float,
+    eps: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> list[UniversalResult]:
+    """A universal perturbation fitted on a random half of the samples and judged on the other half.
+
+    Args:
+        model: The network; left bit-equal.
+        samples: Inputs ``(N, ...)`` and labels ``(N,)``.
+        p: Norm of the budget.
+        eps: Budget, in input units.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of the split and of the random control.
+
+    Returns:
+        One result; none when there are fewer than two samples.
+    """
+    x, y = (part.to(device_of(model)) for part in samples)
+    if len(x) < 2:
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    fit, held = order[: len(x) // 2], order[len(x) // 2 :]
+    batches = [(x[part], y[part]) for part in fit.split(64)]
+    u = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
+    noise = torch.randn(x[:1].shape, generator=generator).to(u)
+    control = eps * (noise.sign() if math.isinf(p) else noise / lp_norm(noise, 2))[0]
+    with frozen(model):
+        clean, under, random = (
+            torch.cat([_right(model, (x[part] + v).clamp(*bounds), y[part]) for part in held.split(256)])
+            for v in (torch.zeros_like(u), u, control)
+        )
+    n = int(clean.sum())
+    return [
+        UniversalResult(
+            p=float(p),
+            eps=float(eps),
+            fitted_on=len(fit),
+            fooled=Rate(int((clean & ~under).sum()), n),
+            random_fooled=Rate(int((clean & ~random).sum()), n),
+            robust=Rate(int(under.sum()), len(held)),
+        )
+    ]
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return margins(logits_of(model, x, y), y) > 0
+
+
+def _gathered(data: Data | Samples) -> tuple[Tensor, Tensor]:
+    if isinstance(data, Data):
+        return data.inputs, data.labels
+    parts = [(x, y) for x, y, _ in batches_of(data, 1024)]
+    if not parts:
+        raise InputError("data: expected at least one sample; got none")
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _budgets(
+    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Data | Samples | None
+) -> dict[float, float]:
+    standard = data.budgets if isinstance(data, Data) else OTHER_BUDGETS
+    given = dict(eps) if isinstance(eps, Mapping) else {} if eps is None else dict.fromkeys(norms, eps)
+    budgets = {q: float(given.get(q, standard.get(q, OTHER_BUDGETS[q]))) for q in norms}
+    for q, budget in budgets.items():
+        if not 0 < budget < math.inf:
+            raise InputError(f"eps: expected a finite number above 0 for l_{q:g}; got {budget}")
+    return budgets
+
+
+def _default_attacks(
+    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float]
+) -> tuple[list[Attack], list[NotMeasured]]:
+    if attacks is not None:
+        if not attacks:
+            raise InputError("attacks: expected at least one; got none")
+        return list(attacks), []
+    with frozen(model):
+        classes = logits_of(model, x[:1].to(device_of(model)), y[:1].to(device_of(model))).shape[1]
+    if classes < 3:
+        return [apgd], [NotMeasured("APGD with the DLR loss", f"needs at least 3 classes; the model has {classes}")]
+    return [functools.partial(apgd, loss="ce"), functools.partial(apgd, loss="dlr")], []
+
+
+def _measured(
+    layers: Sequence[LayerView], sizes: Mapping[str, tuple[int, ...]], norms: Sequence[float], tell: Stage
+) -> list[LayerResult]:
+    results = []
+    for view in layers:
+        results.append(measure_layer(view, norms, sizes.get(view.name)))
+        tell("layers", len(results), len(layers))
+    return results
+
+
+def _unmeasured_norms(results: Sequence[LayerResult], layers: Sequence[LayerView]) -> list[NotMeasured]:
+    missing = []
+    for view, result in zip(layers, results, strict=True):
+        if not result.operator_norms:
+            reason = f"{type(view.module).__name__} has a forward of its own that is not understood"
+            missing.append(NotMeasured(f"operator norm of {view.name}", reason))
+    return missing
+
+
+def _lipschitz(
+    model: nn.Module,
+    p: float,
+    samples: tuple[Tensor, Tensor] | None,
+    shape: tuple[int, ...] | None,
+    bounds: tuple[float, float],
+) -> LipschitzResult:
+    with frozen(model):
+        bound = lipschitz_upper_bound(model, p, input_shape=shape)
+    local = None if samples is None else _local_norms(model, p, samples[0], samples[1], bounds)
+    return LipschitzResult(
+        p=p,
+        upper=bound.upper,
+        method="product of operator norms over the traced graph, batch norms folded",
+        unavailable=bound.unavailable,
+        lower=None if local is None else float(local.max()),
+        median_lower=None if local is None else float(local.median()),
+        n=0 if local is None else len(local),
+    )
+
+
+def _local_norms(model: nn.Module, p: float, x: Tensor, y: Tensor, bounds: tuple[float, float]) -> Tensor:
+    device = device_of(model)
+    x, y = x[:RESPONSE_SAMPLES].to(device).clamp(*bounds), y[:RESPONSE_SAMPLES].to(device)
+    with frozen(model):
+        logits_of(model, x[:1], y[:1])
+        return torch.cat([jacobian_norms(model, part, p).cpu() for part in x.split(32)])
+
+
+def _signature(
+    model: nn.Module, samples: tuple[Tensor, Tensor] | None, seed: int, settings: dict[str, Setting]
+) -> Signature:
+    weights = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    device = device_of(model)
+    return Signature(
+        versions={
+            "brittle": __version__,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "numpy": version("numpy"),
+        },
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        seed=seed,
+        settings=settings,
+        weights=_digest(weights),
+        data=None if samples is None else _digest({"inputs": samples[0], "labels": samples[1]}),
+    )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["audit", "attack_name", "universal_result"]

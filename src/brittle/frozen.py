@@ -1,0 +1,65 @@
+"""Borrowing a model: whatever happens inside, it is given back bit-equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+"""A network: inputs ``(N, ...)`` to logits ``(N, classes)``."""
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Evaluation mode without parameter gradients inside the block; everything as it was after it.
+
+    Restored are every submodule's mode, every parameter's ``requires_grad``, every buffer's values, and the global
+    random state of the CPU and of the model's device. ``.grad`` is not touched. A plain callable is left alone, apart
+    from the random state.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        if isinstance(model, nn.Module):
+            stack.callback(_restore, *_snapshot(model))
+            model.eval()
+            model.requires_grad_(False)
+        yield
+
+
+def device_of(model: Model) -> torch.device:
+    """Where the model's first parameter or buffer lives; the CPU for a plain callable."""
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _cuda_devices(model: Model) -> list[torch.device]:
+    device = device_of(model)
+    return [device] if device.type == "cuda" else []
+
+
+Snapshot = tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]], list[tuple[Tensor, Tensor]]]
+
+
+def _snapshot(model: nn.Module) -> Snapshot:
+    return (
+        [(module, module.training) for module in model.modules()],
+        [(parameter, parameter.requires_grad) for parameter in model.parameters()],
+        [(buffer, buffer.detach().clone()) for buffer in model.buffers()],
+    )
+
+
+def _restore(
+    modes: list[tuple[nn.Module, bool]],
+    grads: list[tuple[nn.Parameter, bool]],
+    buffers: list[tuple[Tensor, Tensor]],
+) -> None:
+    for module, training in modes:
+        module.training = training
+    for parameter, requires_grad in grads:
+        parameter.requires_grad_(requires_grad)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)

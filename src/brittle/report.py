@@ -1,0 +1,331 @@
+"""An audit as one HTML file that holds everything it needs: text, figures, the layer table and the data itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from brittle import figures
+from brittle.figures import budget, norm_name, number
+from brittle.files import write_text
+from brittle.results import FRACTIONS, Audit, LayerBound, LayerResult, NormBounds, Setting
+
+BOUND_FRACTION = 0.10
+"""Fraction kept at which the layer table states Theorem 3.1; the embedded data hold all of them."""
+
+Cell = float | int | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the layer table.
+
+    Attributes:
+        group: Columns of one group are shown and hidden together.
+        head: What stands above the column.
+        key: Its name in the CSV, as in :meth:`brittle.results.Audit.to_frame` where that has it.
+        term: The glossary's entry that explains it.
+        value: What a layer has in it; None for nothing.
+        show: The value as it is printed.
+    """
+
+    group: str
+    head: str
+    key: str
+    term: str
+    value: Callable[[LayerResult], Cell]
+    show: Callable[[Any], str]
+
+
+def report_html(audit: Audit) -> str:
+    """The report: one HTML page without references to anything outside it; the same audit gives the same text."""
+    drawn = {name: draw(audit) for name, draw in FIGURES.items()}
+    columns = list(_columns(audit))
+    reasons: dict[str, list[str]] = {}
+    for item in audit.not_measured:
+        reasons.setdefault(item.reason, []).append(item.name)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            audit=audit,
+            figure={name: Markup(figures.svg(figure)) for name, figure in drawn.items() if figure is not None},
+            columns=columns,
+            groups=list(dict.fromkeys(column.group for column in columns)),
+            shown=SHOWN,
+            reasons=reasons,
+            glossary=_glossary(audit, columns),
+            data=Markup(_json_in_html(audit.to_json())),
+        )
+    )
+
+
+def write_report(audit: Audit, path: Path) -> None:
+    """Write :func:`report_html` to ``path`` as UTF-8, whole or not at all."""
+    write_text(path, report_html(audit))
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("brittle")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "budget": budget, "count": _count, "duration": _duration, "norm": norm_name, "number": number,
+        "raw": _raw, "setting": _setting, "sha256": _sha256,
+    }  # fmt: skip
+    return environment
+
+
+def _json_in_html(text: str) -> str:
+    """JSON that cannot close the ``<script>`` it stands in; it parses to the same document."""
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _sha256(script: Markup) -> str:
+    """What the page's content security policy calls its own script."""
+    return base64.b64encode(hashlib.sha256(html.unescape(str(script)).encode()).digest()).decode()
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _setting(value: Setting) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(_setting(entry) for entry in value) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return value if isinstance(value, str) else "∞" if value == math.inf else f"{value:.6g}"
+
+
+def _raw(value: Cell) -> str:
+    """The exact value for sorting and for the CSV; JavaScript's spelling of infinity."""
+    if value is None:
+        return ""
+    return "Infinity" if value == math.inf else str(value)
+
+
+def _share(value: float | None) -> str:
+    """A number in [0, 1] with three decimals; ``0`` and ``1`` are printed only when exactly true.
+
+    >>> _share(0.0), _share(0.0001), _share(0.25), _share(0.9999), _share(1.0)
+    ('0', '<0.001', '0.250', '>0.999', '1')
+    """
+    if value is None or value in (0, 1):
+        return "–" if value is None else f"{value:g}"
+    text = f"{value:.3f}"
+    return {"0.000": "<0.001", "1.000": ">0.999"}.get(text, text)
+
+
+def _lower(value: float | None) -> str:
+    return number(value, "lower")
+
+
+def _upper(value: float | None) -> str:
+    return number(value, "upper")
+
+
+def _columns(audit: Audit) -> Iterator[Column]:
+    yield Column("Layer", "Layer", "name", "Layer", lambda layer: layer.name, str)
+    places = {layer.name: place for place, layer in enumerate(audit.layers, 1)}
+    yield Column("Layer", "No.", "number", "No.", lambda layer: places[layer.name], str)
+    yield Column("Layer", "Type", "kind", "Type", lambda layer: layer.kind, str)
+    yield Column("Layer", "Rows", "rows", "Shape", lambda layer: layer.shape[0], _count)
+    yield Column("Layer", "Columns", "columns", "Shape", lambda layer: layer.shape[1], _count)
+    yield Column("Layer", "Parameters", "parameters", "Parameters", lambda layer: layer.parameters, _count)
+    for group, field, term in PROFILES:
+        yield from _fraction_columns(group, field, term)
+    for head, field in RANKS.items():
+        yield Column("Ranks", head, field, head, lambda layer, field=field: getattr(layer, field), _rank)  # type: ignore[misc]
+    yield from _norm_columns(audit)
+    for p in sorted({bound.p for layer in audit.layers for bound in layer.bounds}):
+        yield from _theorem_columns(p)
+
+
+def _rank(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.1f}" if value < 1e4 else f"{value:.0f}"
+
+
+def _fraction_columns(group: str, field: str, term: str) -> Iterator[Column]:
+    for place, fraction in enumerate(FRACTIONS):
+        percent = round(100 * fraction)
+
+        def value(layer: LayerResult, place: int = place) -> Cell:
+            return getattr(layer, field)[place]  # type: ignore[no-any-return]
+
+        yield Column(group, f"{percent} %", f"{field}_{percent}pct", term, value, _share)
+
+
+def _norm_columns(audit: Audit) -> Iterator[Column]:
+    group = "Norms"
+    yield Column(group, "‖W‖F", "frobenius", "Frobenius norm ‖W‖F", lambda layer: layer.frobenius, number)
+    yield Column(group, "‖W‖∞", "filter_norm_inf", "Matrix norm", lambda layer: layer.filter_norm_inf, number)
+    yield Column(group, "‖W‖₂", "filter_norm_2", "Matrix norm", lambda layer: layer.filter_norm_2, number)
+    for p in (math.inf, 2.0):
+        key = f"concentration_{p:g}"
+        head = f"{norm_name(p)} conc."
+        yield Column(group, head, key, "Concentration", lambda layer, p=p: layer.concentration(p), number)  # type: ignore[misc]
+    for p in sorted({norm.p for layer in audit.layers for norm in layer.operator_norms}, reverse=True):
+        for side, show in (("lower", _lower), ("upper", _upper), ("method", str)):
+            key, head = f"operator_norm_{p:g}_{side}", f"{norm_name(p)} operator, {side}"
+            yield Column(group, head, key, "Operator norm", _norm_value(p, side), _side_of_norm(show))
+
+
+def _norm_value(p: float, side: str) -> Callable[[LayerResult], Cell]:
+    def value(layer: LayerResult) -> Cell:
+        norm = next((norm for norm in layer.operator_norms if norm.p == p), None)
+        if norm is None:
+            return None
+        return _method(norm) if side == "method" else float(getattr(norm, side))
+
+    return value
+
+
+def _method(norm: NormBounds) -> str:
+    if norm.exact:
+        return "exact" if norm.method == "exact" else f"exact ({norm.method})"
+    return norm.method
+
+
+def _side_of_norm(show: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda value: "–" if value is None else show(value)
+
+
+def _theorem_columns(p: float) -> Iterator[Column]:
+    group = f"Theorem 3.1, {norm_name(p)}, {100 * BOUND_FRACTION:g} % kept"
+    yield Column(group, "scale ‖W‖F", f"scale_{p:g}", "Frobenius norm ‖W‖F", _bound_value(p, lambda b: b.scale), number)
+    for head, part, value, show in FACTORS:
+        key = f"structure_{p:g}_{part}_10pct"
+        yield Column(group, head, key, "Structure factor", _bound_value(p, value), show)
+    for head, part, value, show in BOUNDS:
+        key = f"bound_{p:g}_{part}_10pct"
+        yield Column(group, head, key, "Theorem 3.1", _bound_value(p, value), show)
+
+
+def _bound_value(p: float, value: Callable[[LayerBound], Cell]) -> Callable[[LayerResult], Cell]:
+    def of_layer(layer: LayerResult) -> Cell:
+        return value(layer.bound(p, BOUND_FRACTION)) if any(bound.p == p for bound in layer.bounds) else None
+
+    return of_layer
+
+
+def _glossary(audit: Audit, columns: list[Column]) -> dict[str, str]:
+    """The terms that this report uses, in their order of appearance."""
+    used = [column.term for column in columns] if audit.layers else []
+    used = [*(ATTACK_TERMS if audit.evaluations else ()), *used]
+    used += ["Sensitivity (Lipschitz constant)"] if audit.lipschitz else []
+    used += ["Isotropic share", "Relative change of the output"] if audit.responses else []
+    used += ["Universal perturbation"] if audit.universal else []
+    return {term: GLOSSARY[term] for term in dict.fromkeys(used) if term in GLOSSARY}
+
+
+FIGURES = {
+    "security_curve": figures.security_curve,
+    "layer_norms": figures.layer_norms,
+    "spectra": figures.spectra,
+    "compressibility": figures.compressibility,
+    "sensitivity": figures.sensitivity,
+    "directions": figures.directions,
+    "universal": figures.universal,
+}
+SHOWN = ("Layer", "Row k-term error", "Spectral k-term error", "Norms")
+"""Groups of columns that are visible at first."""
+PROFILES = (
+    ("Row k-term error", "row_error", "k-term error"),
+    ("Spectral k-term error", "spectral_error", "k-term error"),
+    ("Row spread", "row_spread", "Spread"),
+    ("Spectral spread", "spectral_spread", "Spread"),
+)
+RANKS = {
+    "Rank": "rank",
+    "Stable rank": "stable_rank",
+    "Effective rank": "effective_rank",
+    "‖W‖∗ / ‖W‖₂": "nuclear_spectral_ratio",
+    "(‖W‖∗ / ‖W‖F)²": "nuclear_frobenius_ratio",
+    "Effective sparsity": "effective_sparsity",
+}
+Part = tuple[str, str, Callable[[LayerBound], Cell], Callable[[Any], str]]
+FACTORS: tuple[Part, ...] = (
+    ("factor, lower", "lower", lambda bound: bound.lower, _lower),
+    ("factor, exact", "exact", lambda bound: bound.norm / bound.scale if bound.scale else None, number),
+    ("factor, upper (sharp)", "sharp", lambda bound: bound.sharp, _upper),
+    ("factor, upper (linear)", "linear", lambda bound: bound.linear, _upper),
+    ("factor, upper (paper)", "paper", lambda bound: bound.paper, _upper),
+)
+BOUNDS: tuple[Part, ...] = (
+    ("norm, lower bound", "lower", lambda bound: bound.lower * bound.scale, _lower),
+    ("norm, exact", "exact", lambda bound: bound.norm, number),
+    ("norm, upper bound (sharp)", "sharp", lambda bound: bound.sharp * bound.scale, _upper),
+)
+ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Predictions changed")
+GLOSSARY = {
+    "Clean accuracy": "Share of the samples that the model classifies correctly without attack.",
+    "Robust accuracy": (
+        "Share of the samples that stay correct under every attack that was run. An upper estimate of the true"
+        " value: an attack may miss an adversarial example, but each one counted was checked again."
+    ),
+    "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
+    "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
+    "Predictions changed": "Share of all samples whose predicted class differs under attack, also known as fooling rate.",
+    "Layer": "Qualified name of the module in the model.",
+    "No.": "Position of the layer in the order in which the model lists its modules.",
+    "Type": "Type of the module, with what makes its matrix special.",
+    "Shape": "Rows are output neurons or filters; columns are the inputs that each of them weighs.",
+    "Parameters": "Weight entries stored.",
+    "k-term error": (
+        "What is lost, as a share of the ℓ₁ norm, when only the largest 5, 10, 25 or 50 % are kept: of the rows' ℓ₁"
+        " norms (row) or of the singular values (spectral). 0: perfectly compressible; 1 − fraction: all are equal."
+    ),
+    "Spread": "1 − (k-th largest / largest) among the entries kept. 0: all kept are equal; 1: some kept are zero.",
+    "Rank": "Singular values above 10⁻¹⁰ of the largest.",
+    "Stable rank": "‖W‖F² / ‖W‖₂²: between 1 and the rank, small when few directions dominate.",
+    "Effective rank": "Exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007).",
+    "‖W‖∗ / ‖W‖₂": "Sum of the singular values over the largest: between 1 and the rank.",
+    "(‖W‖∗ / ‖W‖F)²": "Squared ratio of the nuclear and the Frobenius norm: between 1 and the rank.",
+    "Effective sparsity": "(Σ|Wᵢⱼ| / ‖W‖F)²: between 1 and the number of non-zero entries.",
+    "Frobenius norm ‖W‖F": "Root of the sum of squared entries; the scale of the matrix.",
+    "Matrix norm": (
+        "‖W‖∞ is the largest row ℓ₁ norm and ‖W‖₂ the largest singular value, both exact. For a convolution they are"
+        " norms of the filter matrix, not of the operator on images."
+    ),
+    "Concentration": (
+        "How many times the matrix norm exceeds that of a flat matrix of the same shape and Frobenius norm: equal"
+        " singular values for ℓ₂, entries of equal magnitude for ℓ∞. 1: nothing is concentrated."
+    ),
+    "Operator norm": (
+        "Largest factor by which the layer can magnify an input in the stated norm, for convolutions on images of the"
+        " size seen. Certified from below (lower) and above (upper); where the two coincide, it is exact."
+    ),
+    "Structure factor": (
+        "The part of the bounds of Theorem 3.1 that depends on compressibility alone and not on the scale:"
+        " lower ≤ exact ≤ sharp ≤ linear ≤ paper. The paper's form is ∞ when an entry kept is zero."
+    ),
+    "Theorem 3.1": "Structure factor × scale: certified bounds on the matrix norm, beside its exact value.",
+    "Sensitivity (Lipschitz constant)": (
+        "Largest change of the logits per change of the input, in the stated norm. The true value lies between the"
+        " largest found on data and the certified bound."
+    ),
+    "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
+    "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
+    "Universal perturbation": (
+        "One perturbation for all inputs, fitted on one part of the data and judged on the other; compared with a"
+        " random one of equal size."
+    ),
+}
