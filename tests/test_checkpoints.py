@@ -268,7 +268,7 @@ def test_wrong_endings(tmp_path):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(InputError, match=r"none\.pt must be a file of weights .*; found nothing there"):
         read_state(tmp_path / "none.pt")
-    with pytest.raises(InputError, match="must be a file of weights .*; found a folder there"):
+    with pytest.raises(InputError, match=r"must be a file of weights .*; found a folder there"):
         read_state(tmp_path)
 
 
@@ -300,6 +300,7 @@ FITTING = fcn(4, 3, 6, 2).state_dict()
         ({"3.weight": None}, r"missing: 3\.weight$"),
         (dict.fromkeys(FITTING), r"missing: 1\.weight, 3\.weight, 5\.weight and 3 more$"),
         ({"x": torch.ones(1)}, r"unexpected: x$"),
+        (dict.fromkeys("xyz", torch.ones(1)), r"unexpected: x, y, z$"),
         ({"1.weight": torch.ones(4, 3)}, r"shapes: 1\.weight expected \(3, 4\), got \(4, 3\)$"),
         ({"1.weight": torch.ones(3, 4, dtype=torch.complex64)}, r"real and complex mixed: 1\.weight"),
         ({"1.weight": torch.full((3, 4), float("nan"))}, r"state: 12 of 12 values of 1\.weight are NaN"),

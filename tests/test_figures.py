@@ -3,7 +3,6 @@
 import functools
 import math
 import re
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -48,7 +47,9 @@ ALL = tuple(
 )
 
 
-def layer(name, m=32, n=48, *, kind="Linear", decay=0.05, exact=True, zero=False, infinite=False, seed=0) -> LayerResult:
+def layer(
+    name, m=32, n=48, *, kind="Linear", decay=0.05, exact=True, zero=False, infinite=False, seed=0
+) -> LayerResult:
     """A layer's result, computed from a random matrix with a decaying spectrum; bounds are merely ordered."""
     rng = np.random.default_rng(seed)
     p = min(m, n)
@@ -95,7 +96,7 @@ def full() -> Audit:
         layer("features.fc", 64, 96, decay=0.03, seed=1),
         layer("head", 10, 64, decay=0.12, seed=2),
     )
-    settings = {"steps": 20, "step_size": 0.25, "targeted": True, "note": None, "sizes": (1, 2)}
+    settings = {"steps": 20, "step_size": 0.25, "targeted": True, "note": None, "sizes": (1.0, 2.0)}
     names = ("apgd-ce", "apgd-dlr", "square")
     linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 495, 3, 8 / 255)
     two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 329, 0, 0.4999999)
@@ -186,5 +187,171 @@ def one_layer() -> Audit:
     )
 
 
+@functools.cache
+def drawn(draw, make) -> str | None:
+    """The figure as SVG, drawn once for all the tests that only read it."""
+    figure = draw(make())
+    return None if figure is None else svg(figure)
+
+
 def texts(figure: Figure) -> str:
     return " ".join(ET.fromstring(svg(figure)).itertext())
+
+
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
+def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
+    figure = draw(full())
+    assert isinstance(figure, Figure)
+    root = ET.fromstring(drawn(draw, full))
+    assert root.tag.endswith("}svg")
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == root[0].text == figure.get_label()
+
+
+@pytest.mark.parametrize(
+    ("draw", "part"),
+    [
+        (figures.security_curve, "curves"),
+        (figures.layer_norms, "layers"),
+        (figures.spectra, "layers"),
+        (figures.compressibility, "layers"),
+        (figures.sensitivity, "lipschitz"),
+        (figures.directions, "responses"),
+        (figures.universal, "universal"),
+    ],
+)
+def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
+    assert draw(replace(full(), **{part: ()})) is None
+    others = {"curves", "lipschitz", "responses", "universal", "not_measured"} - {part}
+    assert draw(replace(full(), **dict.fromkeys(others, ()))) is not None
+
+
+def test_without_data_only_the_weights_are_drawn():
+    names = {draw.__name__ for draw in ALL if drawn(draw, data_free) is not None}
+    assert names == {"layer_norms", "spectra", "compressibility"}
+
+
+def test_ids_are_unique_over_figures_and_every_reference_has_its_target():
+    drawings = [drawn(draw, make) for make in (full, data_free) for draw in ALL if drawn(draw, make)]
+    ids = [name for drawing in drawings for name in re.findall(r'\sid="([^"]*)"', drawing)]
+    assert len(ids) == len(set(ids)) > 100
+    for drawing in drawings:
+        targets = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', drawing)
+        assert targets
+        assert {a or b for a, b in targets} <= set(re.findall(r'\sid="([^"]*)"', drawing))
+
+
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
+def test_svg_takes_the_colour_of_the_page_and_holds_no_date_image_or_global_style(draw):
+    drawing = drawn(draw, full)
+    assert "currentColor" in drawing
+    colours = {to_hex(colour) for colour in re.findall(r"#[0-9a-f]{6}\b", drawing)}
+    assert colours <= set(figures.SERIES)
+    assert not re.search(r"<image|<style|<metadata|<\?xml|<!|DejaVu|matplotlib\.org", drawing)
+
+
+def test_the_series_contrast_with_white_and_with_the_dark_page():
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    for colour in figures.SERIES:
+        assert 1.05 / (luminance(colour) + 0.05) >= 3
+        assert (luminance(colour) + 0.05) / (luminance("#15181c") + 0.05) >= 3
+
+
+def test_the_same_audit_gives_the_same_bytes_whatever_the_callers_style():
+    first = [drawn(draw, full) for draw in ALL]
+    changed = {"font.size": 30.0, "axes.facecolor": "black", "svg.hashsalt": "x", "text.usetex": False}
+    before = {name: rcParams[name] for name in changed}
+    rcParams.update(changed)
+    try:
+        assert [svg(draw(full())) for draw in ALL] == first
+        assert {name: rcParams[name] for name in changed} == changed
+    finally:
+        rcParams.update(before)
+
+
+def test_the_curve_marks_clean_accuracy_and_the_standard_budgets():
+    seen = texts(figures.security_curve(full()))
+    for text in ("clean 91.2 %", "8/255", "ℓ∞ attacks", "ℓ₂ attacks"):
+        assert text in seen
+    values = figures.security_curve(full()).axes[0].lines[0].get_ydata()
+    assert list(values[:3]) == pytest.approx([91.2, 86.8, 81.1])
+
+
+def test_the_curve_needs_no_evaluation():
+    figure = figures.security_curve(replace(full(), evaluations=()))
+    assert list(figure.axes[0].lines[0].get_ydata()[:2]) == pytest.approx([86.8, 81.1])
+
+
+def test_layers_are_named_in_the_order_of_the_model_and_a_zero_layer_says_so():
+    figure = figures.layer_norms(data_free())
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [layer.name for layer in data_free().layers]
+    assert texts(figure).count("all weights are zero") == 1
+
+
+def test_a_hundred_layers_stay_readable():
+    many = tuple(layer(f"layer{i}", 6, 8, seed=i) for i in range(200))
+    figure = figures.compressibility(replace(data_free(), layers=many))
+    assert len(figure.axes[0].get_yticklabels()) <= 80
+    assert figure.get_size_inches()[1] < 15
+
+
+def test_spectra_name_all_layers_when_few_and_the_extremes_when_many():
+    assert all(layer.name in texts(figures.spectra(full())) for layer in full().layers)
+    seen = texts(figures.spectra(data_free()))
+    flattest = max(
+        (layer for layer in data_free().layers if not layer.degenerate),
+        key=lambda x: np.mean(x.row_norms) / x.row_norms[0],
+    )
+    assert seen.count("steepest: ") == seen.count("flattest: ") == 4
+    assert f"flattest: {flattest.name}" in seen
+
+
+def test_spectra_need_two_singular_values():
+    assert figures.spectra(one_layer()) is None
+
+
+def test_sensitivity_says_which_side_is_missing_and_rounds_each_bound_to_its_side():
+    seen = texts(figures.sensitivity(full()))
+    assert "certified: not available" in seen
+    assert "1844" in seen  # 1843.2 is an upper bound
+    assert "3.21 × 10¹⁷" in texts(figures.sensitivity(one_layer()))
+    assert "found on data: not available" in texts(figures.sensitivity(one_layer()))
+
+
+def test_names_are_text_and_never_markup_or_mathematics():
+    names = ("_orig_mod.$x$", HOSTILE, "bell\x07 and 中文")
+    audit = replace(full(), layers=tuple(layer(name) for name in names))
+    seen = texts(figures.spectra(audit))
+    assert "_orig_mod.$x$" in seen
+    assert HOSTILE[:8] in seen
+    assert "bell\N{REPLACEMENT CHARACTER} and 中文" in seen
+
+
+@pytest.mark.parametrize(
+    ("value", "side", "printed"),
+    [
+        (0.0, "nearest", "0"),
+        (1.0, "upper", "1.00"),
+        (0.99999, "lower", "0.999"),
+        (0.99999, "upper", "1.00"),
+        (12.34, "upper", "12.4"),
+        (99999.7, "nearest", "1.00 × 10⁵"),
+        (12345.6, "lower", "12345"),
+        (1.234e17, "upper", "1.24 × 10¹⁷"),
+        (0.000123456, "lower", "1.23 × 10⁻⁴"),
+        (-2.5, "nearest", "-2.50"),
+        (INF, "upper", "∞"),
+        (math.nan, "nearest", "–"),
+        (None, "lower", "–"),
+    ],
+)
+def test_numbers_have_three_digits_and_a_bound_keeps_its_side(value, side, printed):
+    assert number(value, side) == printed
+
+
+def test_budgets_are_printed_in_steps_of_255_only_when_they_are_whole():
+    assert [budget(eps) for eps in (4 / 255, 0.03, 0.5, 2.0, 3.0)] == ["4/255", "0.03", "0.5", "2", "3"]

@@ -126,6 +126,11 @@ def test_resnet_counts_and_shapes():
     assert seen == {"layer1": (4, 32, 32), "layer2": (8, 16, 16), "layer3": (16, 8, 8), "layer4": (32, 4, 4)}
 
 
+def test_resnet_starts_from_kaimings_fan_out():
+    weight = build_model("resnet18-cifar", {"width": 16}).state_dict()["layer4.0.conv1.weight"]  # 64 to 128 channels
+    assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+
+
 def test_resnet_can_be_traced():
     model = resnet18_cifar(width=4).eval()
     x = torch.rand(2, 3, 32, 32)
@@ -219,7 +224,7 @@ def test_the_table_names_what_can_be_built():
     [
         (
             "fnc",
-            r"one of fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function; got 'fnc'; did you mean fcn\?",
+            r"one of fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function; got 'fnc'; did you mean fcn",
         ),
         ("resnet18_cifar", r"did you mean resnet18-cifar\?"),
         ("zzzz", "got 'zzzz'$"),
@@ -270,7 +275,7 @@ def test_zoo_models_are_built_from_the_seed(arch):
         ("torchvision:fasterrcnn_resnet50_fpn", "no classification model"),
         ("timm:resnt18", r"timm has no model 'resnt18'; did you mean .*resnet18"),
         ("timm:hf-hub:timm/resnet18.a1_in1k", "timm has no model 'hf-hub:"),
-        ("timm:local-dir:/tmp", "timm has no model 'local-dir:"),
+        ("timm:local-dir:weights", "timm has no model 'local-dir:"),
     ],
 )
 def test_unknown_zoo_models(arch, message):

@@ -83,7 +83,7 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'brittle' has no attribute {name!r}")
 
 
-_SUBMODULES = {*_HOMES, "figures", "frozen", "directions", "measure", "sensitivity", "verdict", "files"}
+_SUBMODULES = {*_HOMES, "figures", "frozen", "directions", "measure", "sensitivity", "verdict", "files", "inputs"}
 
 
 def __dir__() -> list[str]:

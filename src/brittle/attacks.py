@@ -19,6 +19,7 @@ from torch import Tensor
 
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
+from brittle.inputs import check_batch
 from brittle.norms import check_attack_norm, lp_norm, per_sample, project_ball
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -85,8 +86,8 @@ def fgsm(
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
+    check_batch(x, y, bounds=bounds)
     ball = _Ball.of(x, eps, p, bounds)
-    _check_labels(x, y)
     with frozen(model):
         _, _, gradient = _loss_and_gradient(model, _loss(loss), ball.x, y, first=True)
         return ball.tightened(ball.project(ball.x + ball.eps * ball.steepest(gradient)))
@@ -130,9 +131,9 @@ def pgd(
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
-    ball = _Ball.of(x, eps, p, bounds)
+    check_batch(x, y, bounds=bounds)
     _check_steps(steps)
-    _check_labels(x, y)
+    ball = _Ball.of(x, eps, p, bounds)
     length = 2.5 * eps / steps if step_size is None else step_size
     with frozen(model):
         x_adv = ball.project(_start(ball, seed, ids)) if random_start else ball.x
@@ -186,9 +187,9 @@ def apgd(
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
-    ball = _Ball.of(x, eps, p, bounds)
+    check_batch(x, y, bounds=bounds)
     _check_steps(steps)
-    _check_labels(x, y)
+    ball = _Ball.of(x, eps, p, bounds)
     with frozen(model):
         return ball.tightened(_apgd_run(model, ball, y, _loss(loss), steps, rho, _start(ball, seed, ids)))
 
@@ -262,8 +263,7 @@ def universal_perturbation(
             for x, y in batches:
                 x, y = x.to(device), y.to(device)
                 if u is None:
-                    _check_inputs(x, bounds)
-                    _check_labels(x, y)
+                    check_batch(x, y, bounds=bounds)
                 u = torch.zeros_like(x[:1]) if u is None else u
                 _, _, gradient = _loss_and_gradient(model, _loss(loss), (x + u).clamp(*bounds), y, first=True)
                 direction = _steepest(gradient.sum(0, keepdim=True), p)
@@ -287,7 +287,6 @@ class _Ball:
     @staticmethod
     def of(x: Tensor, eps: float, p: float, bounds: tuple[float, float]) -> _Ball:
         _check_budget(eps, p, bounds)
-        _check_inputs(x, bounds)
         x = x.detach().clamp(*bounds)
         if p == 2:
             return _Ball(x, eps, p, bounds, x, x)
@@ -450,24 +449,6 @@ def _check_budget(eps: float, p: float, bounds: tuple[float, float]) -> None:
         raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
-
-
-def _check_inputs(x: Tensor, bounds: tuple[float, float]) -> None:
-    if x.ndim < 2 or 0 in x.shape or not x.is_floating_point():
-        raise InputError(f"x: expected floating inputs (N, ...), not empty; got {tuple(x.shape)} of {x.dtype}")
-    if not torch.isfinite(x).all():
-        raise InputError(f"x: expected finite inputs; got {int((~torch.isfinite(x)).sum())} NaN or infinite values")
-    low, high, slack = float(x.min()), float(x.max()), 1e-6 * (bounds[1] - bounds[0])
-    if low < bounds[0] - slack or high > bounds[1] + slack:
-        raise InputError(
-            f"x: expected values within bounds {bounds}; got {low:.6g} to {high:.6g}"
-            " (put the normalisation into the model, or declare other bounds)"
-        )
-
-
-def _check_labels(x: Tensor, y: Tensor) -> None:
-    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
-        raise InputError(f"y: expected {len(x)} integer labels; got {tuple(y.shape)} of {y.dtype}")
 
 
 def _check_steps(steps: int, name: str = "steps") -> None:

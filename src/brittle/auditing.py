@@ -22,8 +22,8 @@ from brittle.directions import layer_responses
 from brittle.errors import InputError
 from brittle.evaluation import (
     Attack,
+    Threat,
     WorstCase,
-    attack_name,
     batches_of,
     logits_of,
     margins,
@@ -51,7 +51,7 @@ from brittle.results import (
     UniversalResult,
 )
 from brittle.sensitivity import jacobian_norms
-from brittle.verdict import judge
+from brittle.verdict import judge, norm_name
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
 """Multiples of the standard budget at which the security curve is measured besides the budget itself."""
@@ -125,11 +125,11 @@ def audit(
     if samples is None:
         missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
     else:
-        run = _Run(model, samples, layers, restarts, bounds, batch_size, seed, tell)
-        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], bounds)
+        run = _Run(model, samples, layers, batch_size, tell)
+        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1])
         missing += left_out
         for q in norms:
-            run.at_budget(q, budgets[q], chosen, found)
+            run.at_budget(Threat(tuple(chosen), q, restarts, bounds, seed), budgets[q], found)
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
     settings: dict[str, Setting] = {
         "p": tuple(f"{q:g}" for q in norms),
@@ -182,64 +182,42 @@ class _Run:
     model: nn.Module
     samples: tuple[Tensor, Tensor]
     layers: Sequence[LayerView]
-    restarts: int
-    bounds: tuple[float, float]
     batch_size: int
-    seed: int
     tell: Stage
 
-    def at_budget(self, p: float, eps: float, attacks: Sequence[Attack], found: _Found) -> None:
-        label = f"l_{p:g}"
-        worst = self._attacked(p, eps, attacks, label)
-        per_sample = sample_results(worst, attacks, p)
-        common = {"restarts": self.restarts, "bounds": self.bounds, "seed": self.seed}
-        found.evaluations.append(summarise(per_sample, worst.rejected, attacks, eps=eps, p=p, **common))  # type: ignore[arg-type]
-        curve = security_curve(
-            self.model,
-            worst,
-            at=eps,
-            budgets=[share * eps for share in CURVE],
-            attacks=attacks,
-            p=p,
-            restarts=self.restarts,
-            bounds=self.bounds,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            progress=lambda done, total: self.tell(f"{label} curve", done, total),
+    def at_budget(self, threat: Threat, eps: float, found: _Found) -> None:
+        label = norm_name(threat.p)
+        worst = self._attacked(threat, eps, label)
+        found.evaluations.append(summarise(sample_results(worst, threat), worst.rejected, threat, eps))
+        found.curves.append(
+            security_curve(
+                self.model,
+                worst,
+                threat,
+                at=eps,
+                budgets=[share * eps for share in CURVE],
+                batch_size=self.batch_size,
+                progress=lambda done, total: self.tell(f"{label} curve", done, total),
+            )
         )
-        found.curves.append(curve)
         rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
-        responses, silent = layer_responses(self.model, self.layers, worst.x[rows], worst.x_adv[rows], p=p)
+        responses, silent = layer_responses(self.model, self.layers, worst.x[rows], worst.x_adv[rows], p=threat.p)
         found.responses += responses
         found.silent = silent
         self.tell(f"{label} directions", 1, 1)
-        found.universal += universal_result(self.model, self.samples, p=p, eps=eps, bounds=self.bounds, seed=self.seed)
+        found.universal += universal_result(
+            self.model, self.samples, p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
+        )
         self.tell(f"{label} universal", 1, 1)
 
-    def _attacked(self, p: float, eps: float, attacks: Sequence[Attack], label: str) -> WorstCase:
-        parts, (x, y) = [], self.samples
+    def _attacked(self, threat: Threat, eps: float, label: str) -> WorstCase:
+        parts: list[WorstCase] = []
+        x, y = self.samples
         for start in range(0, len(x), self.batch_size):
-            stop = min(start + self.batch_size, len(x))
-            parts.append(
-                worst_case(
-                    self.model,
-                    x[start:stop],
-                    y[start:stop],
-                    attacks=attacks,
-                    eps=eps,
-                    p=p,
-                    restarts=self.restarts,
-                    bounds=self.bounds,
-                    seed=self.seed,
-                    ids=torch.arange(start, stop),
-                )
-            )
-            self.tell(f"{label} attack", stop, len(x))
-        tensors = [torch.cat([getattr(part, name) for part in parts]) for name in _WORST_CASE_TENSORS]
-        return WorstCase(*tensors, rejected=sum(part.rejected for part in parts))
-
-
-_WORST_CASE_TENSORS = ("x", "x_adv", "y", "clean_logits", "adversarial_logits", "attack", "restart")
+            rows = slice(start, start + self.batch_size)
+            parts.append(worst_case(self.model, x[rows], y[rows], threat, eps, first=start))
+            self.tell(f"{label} attack", min(rows.stop, len(x)), len(x))
+        return WorstCase.joined(parts)
 
 
 def universal_result(
@@ -318,7 +296,7 @@ def _budgets(
 
 
 def _default_attacks(
-    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float]
+    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor
 ) -> tuple[list[Attack], list[NotMeasured]]:
     if attacks is not None:
         if not attacks:
@@ -406,6 +384,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-__all__ = ["audit", "attack_name", "universal_result"]

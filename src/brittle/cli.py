@@ -97,11 +97,15 @@ def _audit(
     data: Annotated[
         str | None, typer.Option(help="digits, mnist, cifar10, folder:PATH or npz:PATH; weights alone without it.")
     ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder that holds the data sets in torchvision's layout.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that holds the data sets in torchvision's layout.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "test",
     limit: Annotated[int, typer.Option(help="Most samples; a random subset, by --seed.")] = 1000,
     image_size: Annotated[str | None, typer.Option(help="HEIGHT,WIDTH to resize the images of folder: to.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Per-channel means the model expects its input to be normalised by.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per-channel means the model expects its input to be normalised by.")
+    ] = None,
     std: Annotated[str | None, typer.Option(help="Per-channel standard deviations, likewise.")] = None,
     p: Annotated[str, typer.Option(help="Norms of the budgets: inf, 2 or inf,2.")] = "inf,2",
     eps: Annotated[
@@ -133,7 +137,9 @@ def _audit(
     network = _network(model, arch, _arguments(arch_arg or []), mean, std, _device(device))
     samples = _samples(data, data_root, split, limit, seed, size)
     with _progress(quiet) as stage:
-        result = _run_audit(network, samples, norms, budgets, steps, restarts, shape, batch_size, seed, model.name, stage)
+        result = _run_audit(
+            network, samples, norms, budgets, steps, restarts, shape, batch_size, seed, model.name, stage
+        )
     save(result, out)
     _announce(result, out, as_json, quiet)
 
@@ -268,7 +274,14 @@ def _announce(audit: Audit, out: Path, as_json: bool, quiet: bool) -> None:
 def _progress(quiet: bool) -> Iterator[Stage]:
     """A bar with the time left for every stage, on standard error; silent when that is not a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -347,7 +360,9 @@ def _device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise InputError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices; got {name!r}")
     return name
 

@@ -133,7 +133,9 @@ def layer_responses(
     unchanged = int((~changed).sum())
     x, x_adv = x[changed], x_adv[changed]
     whole = [view for view in views if view.output is not None]
-    collected = [_Collected(view, _directions(view).to(device_of(model)) if _has_directions(view) else None) for view in whole]
+    collected = [
+        _Collected(view, _directions(view).to(device_of(model)) if _has_directions(view) else None) for view in whole
+    ]
     ran: set[str] = set()
     with frozen(model), torch.no_grad():
         for part in torch.arange(len(x), device=x.device).split(batch_size):

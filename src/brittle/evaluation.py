@@ -6,8 +6,10 @@ once more, and only that counts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from brittle.attacks import apgd, check_logits
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
-from brittle.norms import check_attack_norm, lp_norm, per_sample
+from brittle.inputs import check_batch
+from brittle.norms import check_attack_norm, lp_norm
 from brittle.results import Evaluation, Rate, SampleResult, SecurityCurve, Setting
 
 Attack = Callable[..., Tensor]
@@ -31,12 +34,41 @@ Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
+class Threat:
+    """What the attacker may do, and how it is searched for.
+
+    Attributes:
+        attacks: Run in this order on the samples that are still right.
+        p: Norm of the budgets: 2 or inf.
+        restarts: Runs of every attack; run r draws from seed ``seed + r``.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of the random starts.
+
+    Raises:
+        InputError: An attribute is out of range.
+    """
+
+    attacks: tuple[Attack, ...]
+    p: float = math.inf
+    restarts: int = 1
+    bounds: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_attack_norm(self.p)
+        if not self.attacks or not all(callable(attack) for attack in self.attacks):
+            raise InputError(f"attack: expected an attack or a sequence of attacks; got {self.attacks!r}")
+        if self.restarts < 1:
+            raise InputError(f"restarts: expected at least 1; got {self.restarts}")
+
+
+@dataclass(frozen=True)
 class WorstCase:
     """Samples under the worst of several attacks and restarts.
 
     Attributes:
         x: The inputs ``(N, ...)``, clipped to the bounds.
-        x_adv: For every sample the accepted example of smallest margin, or the input itself.
+        x_adv: For every sample the accepted example of smallest margin; the input itself if none was accepted.
         y: Labels ``(N,)``.
         clean_logits: ``(N, classes)`` at the inputs.
         adversarial_logits: ``(N, classes)`` at ``x_adv``.
@@ -53,6 +85,13 @@ class WorstCase:
     attack: Tensor
     restart: Tensor
     rejected: int
+
+    @staticmethod
+    def joined(parts: Sequence[WorstCase]) -> WorstCase:
+        """Several batches as one."""
+        names = [f.name for f in dataclasses.fields(WorstCase) if f.name != "rejected"]
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return WorstCase(**tensors, rejected=sum(part.rejected for part in parts))
 
     @property
     def clean_correct(self) -> Tensor:
@@ -104,52 +143,34 @@ def evaluate(
         InputError: An argument is out of range, the data hold NaN, values outside the bounds, or labels that the
             model does not have; the message names the argument, what was expected and what came.
     """
-    attacks = _attacks(attack)
-    if restarts < 1:
-        raise InputError(f"restarts: expected at least 1; got {restarts}")
+    threat = Threat((attack,) if callable(attack) else tuple(attack), float(p), restarts, bounds, seed)
     samples: list[SampleResult] = []
     rejected = 0
     with frozen(model):
         for x, y, total in batches_of(data, batch_size):
-            ids = torch.arange(len(samples), len(samples) + len(x))
-            worst = worst_case(
-                model, x, y, attacks=attacks, eps=eps, p=p, restarts=restarts, bounds=bounds, seed=seed, ids=ids
-            )
+            worst = worst_case(model, x, y, threat, eps, first=len(samples))
             rejected += worst.rejected
-            samples += sample_results(worst, attacks, p, first=len(samples))
+            samples += sample_results(worst, threat, first=len(samples))
             if progress is not None:
                 progress(len(samples), total)
     if not samples:
         raise InputError("data: expected at least one sample; got none")
-    return summarise(samples, rejected, attacks, eps=eps, p=p, restarts=restarts, bounds=bounds, seed=seed)
+    return summarise(samples, rejected, threat, eps)
 
 
 def worst_case(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    *,
-    attacks: Sequence[Attack],
-    eps: float,
-    p: float,
-    restarts: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-    ids: Tensor | None = None,
+    model: Model, x: Tensor, y: Tensor, threat: Threat, eps: float, *, first: int = 0, ids: Tensor | None = None
 ) -> WorstCase:
     """Attack one batch and keep, for every sample, the worst accepted example.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
-        x: Inputs ``(N, ...)`` within ``bounds``.
+        x: Inputs ``(N, ...)`` within the threat's bounds.
         y: Labels ``(N,)``.
-        attacks: Run in this order on the samples that are still right.
+        threat: Attacks, norm, restarts, bounds and seed.
         eps: Budget, at least 0, in input units.
-        p: Norm of the budget: 2 or inf.
-        restarts: Runs of every attack; run r draws from seed ``seed + r``.
-        bounds: Smallest and largest admissible input value.
-        seed: Seed of the random starts.
-        ids: Integers ``(N,)`` that name the samples.
+        first: Id of the first sample; the others follow.
+        ids: Integers ``(N,)`` that name the samples, in place of ``first``.
 
     Returns:
         The examples with all verdicts recomputed; tensors on the model's device.
@@ -157,24 +178,25 @@ def worst_case(
     Raises:
         InputError: As :func:`evaluate`.
     """
-    check_attack_norm(p)
-    _check_batch(x, y, bounds)
+    check_batch(x, y, bounds=threat.bounds)
     if not 0 <= eps < math.inf:
         raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
     device = device_of(model)
-    x, y = x.to(device).clamp(*bounds), y.to(device)
-    ids = torch.arange(len(x)) if ids is None else ids
+    x, y = x.to(device).clamp(*threat.bounds), y.to(device).long()
+    ids = torch.arange(first, first + len(x)) if ids is None else ids
     with frozen(model):
         clean = logits_of(model, x, y)
-        state = _State(x.clone(), clean.clone(), torch.full_like(y, -1), torch.full_like(y, -1))
-        for restart in range(restarts):
-            for number, attack in enumerate(attacks):
-                pending = (_correct(clean, y) & _correct(state.logits, y)).nonzero()[:, 0]
-                if len(pending) == 0:
-                    break
-                run = _call(attack, bounds=bounds, seed=seed + restart, ids=ids[pending.cpu()])
-                candidate = run(model, x[pending], y[pending], eps=eps, p=p)
-                state.take(model, candidate, x, y, pending, eps, p, bounds, number, restart)
+        none = torch.full_like(y, -1)
+        state = _State(x.clone(), clean.clone(), none, none.clone(), none.bool() & False)
+        for restart, (number, attack) in itertools.product(range(threat.restarts), enumerate(threat.attacks)):
+            pending = (_correct(clean, y) & _correct(state.logits, y)).nonzero()[:, 0]
+            if len(pending) == 0:
+                break
+            run = _call(attack, bounds=threat.bounds, seed=threat.seed + restart, ids=ids[pending.cpu()])
+            candidate = run(model, x[pending], y[pending], eps=eps, p=threat.p)
+            accepted = state.accepted(candidate, x, pending, eps, threat)
+            broken = state.take(model, candidate[accepted], y, pending[accepted])
+            state.attack[broken], state.restart[broken] = number, restart
     return WorstCase(x, state.x_adv, y, clean, state.logits, state.attack, state.restart, state.rejected)
 
 
@@ -186,39 +208,30 @@ class _State:
     logits: Tensor
     attack: Tensor
     restart: Tensor
+    attempted: Tensor
     rejected: int = 0
 
-    def take(
-        self,
-        model: Model,
-        candidate: Tensor,
-        x: Tensor,
-        y: Tensor,
-        pending: Tensor,
-        eps: float,
-        p: float,
-        bounds: tuple[float, float],
-        number: int,
-        restart: int,
-    ) -> None:
-        """Check one attack's examples for the ``pending`` samples and keep those that lower the margin."""
+    def accepted(self, candidate: Tensor, x: Tensor, pending: Tensor, eps: float, threat: Threat) -> Tensor:
+        """Which of an attack's examples for the ``pending`` samples keep the budget; the others are counted."""
         if candidate.shape != x[pending].shape:
             raise InputError(f"attack: expected examples {tuple(x[pending].shape)}; got {tuple(candidate.shape)}")
-        accepted = admissible(candidate, x[pending], eps, p, bounds)
+        accepted = admissible(candidate, x[pending], eps, threat.p, threat.bounds)
         self.rejected += int((~accepted).sum())
-        pending, candidate = pending[accepted], candidate.detach()[accepted].to(x)
-        if len(pending) == 0:
-            return
+        return accepted
+
+    def take(self, model: Model, candidate: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        """Keep the examples that lower the margin of the samples ``rows``; returns the samples they break."""
+        if len(rows) == 0:
+            return rows
+        candidate = candidate.detach().to(self.x_adv)
         with torch.no_grad():
             logits = model(candidate)
-        labels = y[pending]
-        worse = margins(logits, labels) < margins(self.logits[pending], labels)
-        untouched = self.x_adv[pending].eq(x[pending]).flatten(1).all(1)
-        keep = worse | ~_correct(logits, labels) | untouched
-        rows = pending[keep]
-        self.x_adv[rows], self.logits[rows] = candidate[keep], logits[keep]
-        broken = pending[~_correct(logits, labels)]
-        self.attack[broken], self.restart[broken] = number, restart
+        right = _correct(logits, y[rows])
+        untouched = ~self.attempted[rows]
+        keep = ~right | untouched | (margins(logits, y[rows]) < margins(self.logits[rows], y[rows]))
+        self.x_adv[rows[keep]], self.logits[rows[keep]] = candidate[keep], logits[keep]
+        self.attempted[rows] = True
+        return rows[~right]
 
 
 def admissible(x_adv: Tensor, x: Tensor, eps: float, p: float, bounds: tuple[float, float]) -> Tensor:
@@ -233,51 +246,40 @@ def admissible(x_adv: Tensor, x: Tensor, eps: float, p: float, bounds: tuple[flo
     return finite & inside & (lp_norm(x_adv.double() - x.double(), p) <= eps * (1 + 1e-6) + slack)
 
 
-def sample_results(worst: WorstCase, attacks: Sequence[Attack], p: float, first: int = 0) -> list[SampleResult]:
+def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[SampleResult]:
     """One :class:`~brittle.results.SampleResult` a sample, numbered from ``first``."""
-    names = [attack_name(attack) for attack in attacks]
+    names = [attack_name(attack) for attack in threat.attacks]
     columns = zip(
         worst.y.tolist(),
         worst.clean_logits.argmax(1).tolist(),
         worst.adversarial_logits.argmax(1).tolist(),
         margins(worst.clean_logits, worst.y).tolist(),
         margins(worst.adversarial_logits, worst.y).tolist(),
-        lp_norm(worst.x_adv.double() - worst.x.double(), p).tolist(),
+        lp_norm(worst.x_adv.double() - worst.x.double(), threat.p).tolist(),
         worst.attack.tolist(),
         worst.restart.tolist(),
         strict=True,
     )
     return [
-        SampleResult(first + i, *values, names[a] if a >= 0 else None, r if r >= 0 else None)
-        for i, (*values, a, r) in enumerate(columns)
+        SampleResult(index, *numbers, names[a] if a >= 0 else None, r if r >= 0 else None)
+        for index, (*numbers, a, r) in enumerate(columns, first)
     ]
 
 
-def summarise(
-    samples: Sequence[SampleResult],
-    rejected: int,
-    attacks: Sequence[Attack],
-    *,
-    eps: float,
-    p: float,
-    restarts: int,
-    bounds: tuple[float, float],
-    seed: int,
-) -> Evaluation:
+def summarise(samples: Sequence[SampleResult], rejected: int, threat: Threat, eps: float) -> Evaluation:
     """Count per-sample results into an :class:`~brittle.results.Evaluation`."""
     right = [s.clean_prediction == s.label for s in samples]
     return Evaluation(
-        attacks=tuple(attack_name(attack) for attack in attacks),
-        p=float(p),
+        attacks=tuple(attack_name(attack) for attack in threat.attacks),
+        p=float(threat.p),
         eps=float(eps),
-        bounds=(float(bounds[0]), float(bounds[1])),
-        restarts=restarts,
-        seed=seed,
-        settings={attack_name(attack): _defaults(attack) for attack in attacks},
+        bounds=(float(threat.bounds[0]), float(threat.bounds[1])),
+        restarts=threat.restarts,
+        seed=threat.seed,
+        settings={attack_name(attack): _defaults(attack) for attack in threat.attacks},
         n=len(samples),
         clean_correct=sum(right),
         robust_correct=sum(ok and s.attack is None for ok, s in zip(right, samples, strict=True)),
-        changed=sum(s.adversarial_prediction != s.clean_prediction for s in samples),
         rejected=rejected,
         largest_perturbation=max(s.distance for s in samples),
         samples=tuple(samples),
@@ -287,14 +289,10 @@ def summarise(
 def security_curve(
     model: Model,
     worst: WorstCase,
+    threat: Threat,
     *,
     at: float,
     budgets: Sequence[float],
-    attacks: Sequence[Attack],
-    p: float,
-    restarts: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> SecurityCurve:
@@ -307,13 +305,9 @@ def security_curve(
     Args:
         model: Network; left bit-equal.
         worst: The worst case at the budget ``at``.
+        threat: The one it was found under.
         at: That budget.
         budgets: Further budgets; the curve holds them and ``at``.
-        attacks: As :func:`worst_case`, and so are ``p``, ``restarts``, ``bounds`` and ``seed``.
-        p: Norm of the budgets.
-        restarts: Runs of every attack.
-        bounds: Smallest and largest admissible input value.
-        seed: Seed of the random starts.
         batch_size: Samples at once.
         progress: Called with the budgets done and their number.
 
@@ -329,25 +323,14 @@ def security_curve(
             rows = (worst.clean_correct & ~current if falling else current).nonzero()[:, 0]
             current = current.clone()
             for part in rows.split(batch_size):
-                attacked = worst_case(
-                    model,
-                    worst.x[part],
-                    worst.y[part],
-                    attacks=attacks,
-                    eps=eps,
-                    p=p,
-                    restarts=restarts,
-                    bounds=bounds,
-                    seed=seed,
-                    ids=part.cpu(),
-                )
+                attacked = worst_case(model, worst.x[part], worst.y[part], threat, eps, ids=part.cpu())
                 current[part] = attacked.robust_correct
             robust[eps] = current
             if progress is not None:
                 progress(len(robust) - 1, len(smaller) + len(larger))
     points = sorted(robust)
     rates = tuple(Rate(int(robust[eps].sum()), len(worst.y)) for eps in points)
-    return SecurityCurve(float(p), tuple(float(eps) for eps in points), rates)
+    return SecurityCurve(float(threat.p), tuple(float(eps) for eps in points), rates)
 
 
 def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -420,26 +403,5 @@ def _call(attack: Attack, **offered: object) -> Attack:
     return functools.partial(attack, **{k: v for k, v in offered.items() if k in names and k not in bound})
 
 
-def _attacks(attack: Attack | Sequence[Attack]) -> list[Attack]:
-    attacks = [attack] if callable(attack) else list(attack)
-    if not attacks or not all(callable(a) for a in attacks):
-        raise InputError(f"attack: expected an attack or a sequence of attacks; got {attack!r}")
-    return attacks
-
-
 def _correct(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)
-
-
-def _check_batch(x: object, y: object, bounds: tuple[float, float]) -> None:
-    from brittle.data import check_batch
-
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise InputError(f"data: expected tensors; got {type(x).__name__} and {type(y).__name__}")
-    check_batch(x, y, bounds=bounds)
-
-
-__all__ = [
-    "Attack", "Data", "Progress", "WorstCase", "admissible", "attack_name", "batches_of", "evaluate", "logits_of",
-    "margins", "per_sample", "sample_results", "security_curve", "summarise", "worst_case",
-]  # fmt: skip

@@ -21,43 +21,38 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-from brittle.results import FRACTIONS, Audit, LayerResult, LipschitzResult, NormBounds, Rate, SecurityCurve
+from brittle.results import (
+    FRACTIONS,
+    Audit,
+    LayerResponse,
+    LipschitzResult,
+    NormBounds,
+    Rate,
+    SecurityCurve,
+)
 
 INK = "#010203"
 """Colour of text and axes; :func:`svg` turns it into the colour of the surrounding page."""
 SERIES = ("#1f7fc4", "#d55e00", "#009e73", "#c2659a")
 """Colours of the data (after Okabe and Ito): told apart by the colour-blind, 3 : 1 or better on white and on black."""
 
+_PLACE = {2: 0, math.inf: 1, 1: 2}  # of a norm in SERIES
+_LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}  # of its marks from the middle of a layer's row
 _WIDTH = 8.6  # inches, and 72 points an inch: 826 CSS pixels
 _MANY = 8  # layers that can be told apart by colour and dash
 _MOST_LABELS = 80  # names down the side of a figure
 _SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[str, Any] = {
-    "axes.edgecolor": INK,
-    "axes.facecolor": "none",
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titlepad": 9,
-    "font.size": 9,
-    "grid.alpha": 0.14,
-    "grid.color": INK,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "brittle",
-    "text.color": INK,
-    "xtick.color": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.color": INK,
-    "ytick.labelsize": 8.5,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.5),
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "font.size"), 9),
+    **{"axes.facecolor": "none", "axes.titlelocation": "left", "axes.titlepad": 9},
+    **{"grid.alpha": 0.14, "grid.color": INK, "svg.fonttype": "none", "svg.hashsalt": "brittle"},
+    **{"figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.06},
 }
 _styled = style.context(("default", _STYLE))
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -81,7 +76,7 @@ def number(value: float | None, side: str = "nearest") -> str:
     digits = 5 if 1e4 <= abs(value) < 1e5 else 4 if 1e3 <= abs(value) < 1e4 else 3
     rounded = Context(prec=digits, rounding=_ROUNDING[side]).create_decimal_from_float(value)
     if 1e-3 <= abs(rounded) < 1e5:
-        return f"{rounded:f}"
+        return f"{rounded:.{max(0, digits - 1 - rounded.adjusted())}f}"
     mantissa, _, exponent = f"{rounded:.2e}".partition("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
@@ -117,23 +112,23 @@ def security_curve(audit: Audit) -> Figure | None:
 @_styled
 def layer_norms(audit: Audit) -> Figure | None:
     """Concentration factors and the operator norms' ranges, layer by layer; None without layers."""
-    if not audit.layers:
-        return None
     names = [layer.name for layer in audit.layers]
+    if not names:
+        return None
     figure, (left, right) = _layer_panels("Concentration and operator norm of each layer", names, 2)
-    _mark_zeros(left, audit.layers)
-    for lift, p in ((-0.16, 2.0), (0.16, math.inf)):
-        _dots(left, [layer.concentration(p) for layer in audit.layers], p, lift)
-        for y, layer in enumerate(audit.layers):
-            _draw_range(right, _norm(layer, p), y + lift)
+    _remark(left, [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
     left.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    factors = [layer.concentration(p) for layer in audit.layers for p in (2, math.inf)]
-    _log_scale(left, [*factors, 1.0])
-    norms = [norm for layer in audit.layers for norm in layer.operator_norms if norm.p != 1]
-    _log_scale(right, [value for norm in norms for value in (norm.lower, norm.upper)])
+    for p in (2.0, math.inf):
+        rows = [y + _LIFT[p] for y in range(len(names))]
+        left.plot([layer.concentration(p) for layer in audit.layers], rows, **_marker(p))
+    norms = [(y, norm) for y, layer in enumerate(audit.layers) for norm in layer.operator_norms if norm.p != 1]
+    for y, norm in norms:
+        _draw_range(right, norm, y + _LIFT[norm.p])
+    _log_scale(left, [1, *(layer.concentration(p) for layer in audit.layers for p in (2, math.inf))])
+    _log_scale(right, [side for _, norm in norms for side in (norm.lower, norm.upper)])
     left.set_title("Concentration factor (1: flat matrix)")
     right.set_title("Operator norm: bar from lower to upper bound")
-    _legend(figure, [_mark(p) for p in (2.0, math.inf)], ["ℓ₂ (spectral)", "ℓ∞ (largest row)"], 2)
+    _legend(figure, [_key(2.0), _key(math.inf)], ["ℓ₂ (spectral)", "ℓ∞ (largest row)"])
     return figure
 
 
@@ -147,15 +142,12 @@ def spectra(audit: Audit) -> Figure | None:
     if not layers:
         return None
     figure, axes = _panels("Profiles of singular values and row norms", 2, 4.0)
-    for axis, title, part in zip(
-        axes, ("Singular values", "Row ℓ₁ norms"), ("singular_values", "row_norms"), strict=True
-    ):
+    parts = {"singular_values": "Singular values", "row_norms": "Row ℓ₁ norms"}
+    for axis, (part, title) in zip(axes, parts.items(), strict=True):
         profiles = {layer.name: np.asarray(getattr(layer, part)) for layer in layers}
         _draw_profiles(axis, {name: values / values[0] for name, values in profiles.items()})
         axis.set_title(f"{title}, relative to the largest")
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel="Position in the sorted list, %")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f}"))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.set(xlim=(-2, 102), ylim=(-0.02, 1.04), xlabel="Position in the sorted list, %")
         axis.grid(visible=True)
     return figure
 
@@ -163,26 +155,24 @@ def spectra(audit: Audit) -> Figure | None:
 @_styled
 def compressibility(audit: Audit) -> Figure | None:
     """Row and spectral k-term errors at each of the fractions kept, layer by layer; None without layers."""
-    if not audit.layers:
-        return None
     names = [layer.name for layer in audit.layers]
+    if not names:
+        return None
     figure, axes = _layer_panels("Compressibility of each layer", names, 2)
-    _mark_zeros(axes[0], audit.layers)
-    for axis, title, part in zip(
-        axes, ("Rows kept", "Singular values kept"), ("row_error", "spectral_error"), strict=True
-    ):
-        missing = (math.nan,) * len(FRACTIONS)
+    _remark(axes[0], [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
+    missing = (math.nan,) * len(FRACTIONS)
+    parts = {"row_error": "Rows kept", "spectral_error": "Singular values kept"}
+    for axis, (part, title) in zip(axes, parts.items(), strict=True):
         errors = np.array([missing if layer.degenerate else getattr(layer, part) for layer in audit.layers])
         axis.hlines(range(len(names)), errors.min(axis=1), errors.max(axis=1), color=INK, alpha=0.3, linewidth=0.8)
         for column, fraction in enumerate(FRACTIONS):
             axis.axvline(1 - fraction, color=SERIES[column], linewidth=0.8, linestyle=(0, (1, 2)))
-            axis.plot(errors[:, column], range(len(names)), **_marker(column))
+            axis.plot(errors[:, column], range(len(names)), **_look(column))
         axis.set(xlim=(-0.03, 1.03), title=f"{title}: k-term error")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    marks = [Line2D([], [], **_marker(column)) for column in range(len(FRACTIONS))]
+    marks = [Line2D([], [], **_look(column)) for column in range(len(FRACTIONS))]
     flat = Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
     labels = [f"{100 * fraction:g} % kept" for fraction in FRACTIONS]
-    _legend(figure, [*marks, flat], [*labels, "if all were equal"], 5)
+    _legend(figure, [*marks, flat], [*labels, "if all were equal"])
     return figure
 
 
@@ -199,8 +189,8 @@ def sensitivity(audit: Audit) -> Figure | None:
     _label_rows(axis, [norm_name(result.p) for result in results])
     _log_scale(axis, [value for value in values if value is not None], room=3.0)
     axis.set_xlabel("Change of the logits per change of the input, log scale")
-    kinds = ("median over the samples", "largest found on data (lower bound)", "certified (upper bound)")
-    _legend(figure, [Line2D([], [], **_SIDES[side]) for side in ("median", "lower", "upper")], list(kinds), 3)
+    names = ["median over the samples", "largest found on data (lower bound)", "certified (upper bound)"]
+    _legend(figure, [Line2D([], [], **look) for look in _SIDES.values()], names)
     return figure
 
 
@@ -211,44 +201,38 @@ def directions(audit: Audit) -> Figure | None:
     if not responses:
         return None
     names = list(dict.fromkeys(response.layer for response in responses))
-    norms = sorted({response.p for response in responses})
     columns = sorted({0, min(len(response.k) for response in responses) - 1})
     figure, axes = _layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1)
+    rows = [(names.index(response.layer) + _LIFT[response.p], response) for response in responses]
     for axis, column in zip(axes, columns, strict=False):
-        ks = sorted({response.k[column] for response in responses})
-        axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
-        for response in responses:
-            y = names.index(response.layer) + _lift(response.p, norms)
-            share, chance = response.energy[column], response.isotropic[column]
-            axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
-            axis.plot([chance], [y], **_hollow(response.p))
-            axis.plot([share], [y], **_dot(response.p))
-        shares = [share for r in responses for share in (r.energy[column], r.isotropic[column])]
-        _log_scale(axis, shares)
-    growth = [(r, r.amplification) for r in responses if r.amplification is not None]
-    for response, value in growth:
-        axes[-1].plot([value], [names.index(response.layer) + _lift(response.p, norms)], **_dot(response.p))
-    _log_scale(axes[-1], [value for _, value in growth])
+        _draw_energy(axis, rows, column)
+    growth = [(y, r.p, r.amplification) for y, r in rows if r.amplification is not None]
+    for y, p, value in growth:
+        axes[-1].plot([value], [y], **_marker(p))
+    _log_scale(axes[-1], [value for _, _, value in growth])
     axes[-1].set_title("Relative change of the output")
-    hollow = Line2D([], [], **{**_hollow(2.0), "markeredgecolor": INK})
-    _legend(figure, [*map(_mark, norms), hollow], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"], 4)
+    norms = sorted({response.p for response in responses})
+    isotropic = Line2D([], [], **{**_hollow(2.0), "markeredgecolor": INK})
+    _legend(figure, [*map(_key, norms), isotropic], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"])
     return figure
 
 
 @_styled
 def universal(audit: Audit) -> Figure | None:
     """Predictions changed by one universal and by a random perturbation; None when none was fitted."""
-    results = [result for result in audit.universal if result.fooled.n]
+    results = [result for result in audit.universal if result.fooled.n and result.random_fooled.n]
     if not results:
         return None
     figure, (axis,) = _panels("Universal against random perturbation", 1, 1.2 + 0.55 * len(results))
     for y, result in enumerate(results):
         for series, lift, rate in ((1, -0.14, result.fooled), (0, 0.14, result.random_fooled)):
-            _draw_rate(axis, rate, y + lift, series)
+            value, low, high = _percent(rate)
+            sides = [[value - low], [high - value]]
+            axis.errorbar([value], [y + lift], xerr=sides, elinewidth=1.4, capsize=2.5, **_look(series))
+            axis.annotate(rate.percent, (high, y + lift), (6, 0), textcoords="offset points", va="center", fontsize=8)
     _label_rows(axis, [f"{norm_name(result.p)}, eps {budget(result.eps)}" for result in results])
     axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %, with 95 % interval")
-    marks = [Line2D([], [], **_marker(series), linestyle="none") for series in (1, 0)]
-    _legend(figure, marks, ["universal", "random, of equal size"], 2)
+    _legend(figure, [Line2D([], [], **_look(series)) for series in (1, 0)], ["universal", "random, of equal size"])
     return figure
 
 
@@ -256,43 +240,35 @@ def universal(audit: Audit) -> Figure | None:
 def svg(figure: Figure) -> str:
     """The figure as one ``<svg>`` element to place in a page: no prolog, no date, no fixed text colour.
 
-    Text and axes take the colour of the page. All ids begin with a hash of the content, so that several figures can
-    share a page. The same figure gives the same text under one version of matplotlib.
+    Text and axes take the colour of the page; all ids begin with a hash of the content, so that figures can share one.
     """
     title = html.escape(str(figure.get_label()))
     stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the page's own font will have it
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
     content = stream.getvalue().partition("<svg")[2].partition(">")[2]
     content = re.sub(r"<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)
     prefix = f"f{hashlib.sha256((title + content).encode()).hexdigest()[:8]}-"
     content = re.sub(r"<[^>]*>", lambda tag: _inline(tag[0], prefix), content)
-    width, height = (72 * float(side) for side in figure.get_size_inches())
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{title}" viewBox="0 0 {width:g} {height:g}"'
-        f' width="{width * 4 / 3:.0f}" height="{height * 4 / 3:.0f}"'
-        f' style="font-family: {_SANS}; stroke-linejoin: round; stroke-linecap: butt">'
-        f"<title>{title}</title>{content.strip()}\n"
-    )
+    box = "0 0 " + " ".join(f"{72 * side:g}" for side in figure.get_size_inches())
+    look = f"font-family: {_SANS}; stroke-linejoin: round; stroke-linecap: butt"
+    root = f'xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{title}" viewBox="{box}" style="{look}"'
+    return f"<svg {root}><title>{title}</title>{content.strip()}\n"
 
 
 def _inline(tag: str, prefix: str) -> str:
     tag = re.sub(r"(?<=\s)id=\"", f'id="{prefix}', tag)
     tag = tag.replace('xlink:href="#', f'href="#{prefix}').replace("url(#", f"url(#{prefix}")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag).replace(INK, "currentColor")
-    return re.sub(r'(?<=\sd=")[^"]*', lambda path: _compact(path[0]), tag)
-
-
-def _compact(path: str) -> str:
-    return " ".join(re.sub(r"(\.\d\d)\d+", r"\1", path).split())
+    hundredths = r"(\.\d\d)\d+"
+    return re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(re.sub(hundredths, r"\1", path[0]).split()), tag)
 
 
 def _panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     figure.set_label(title)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # type: ignore[union-attr]
     return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
 
 
@@ -352,110 +328,81 @@ def _tick(value: float) -> str:
     return power if mantissa == "1" else f"{mantissa} × {power}"
 
 
-def _legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str], columns: int) -> None:
-    """A legend above a figure or below a panel; names are set afterwards, so ``_x`` and ``$x$`` are kept as they are."""
-    if isinstance(parent, Figure):
-        legend = parent.legend(handles, ["x"] * len(names), loc="outside upper left", ncols=columns)
-    else:
-        legend = parent.legend(
-            handles, ["x"] * len(names), loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=columns
-        )
+def _legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """A legend above a figure or below a panel; names are set last, so ``_x`` and ``$x$`` stay as they are."""
+    above: dict[str, Any] = {"loc": "outside upper left", "ncols": len(names)}
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.19)}
+    legend = parent.legend(handles, ["x"] * len(names), **(above if isinstance(parent, Figure) else below))
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)
 
 
-def _remark(axis: Axes, y: float, text: str) -> None:
-    where = axis.get_yaxis_transform()
-    axis.text(0.99, y, text, transform=where, ha="right", va="center", fontsize=8, fontstyle="italic", alpha=0.8)
+def _remark(axis: Axes, rows: Iterable[float], text: str, *, left: bool = False) -> None:
+    for y in rows:
+        place: dict[str, Any] = {"ha": "left" if left else "right", "va": "center", "fontstyle": "italic", "alpha": 0.8}
+        axis.text(0.01 if left else 0.99, y, text, transform=axis.get_yaxis_transform(), fontsize=8, **place)
 
 
-def _mark_zeros(axis: Axes, layers: Sequence[LayerResult]) -> None:
-    for y, layer in enumerate(layers):
-        if layer.degenerate:
-            _remark(axis, y, "all weights are zero")
+def _look(series: int) -> dict[str, Any]:
+    colour, shape = SERIES[series], "os^D"[series]
+    return {"marker": shape, "markersize": 4.3, "markeredgewidth": 0, "linestyle": "none", "color": colour}
 
 
-def _colour(p: float) -> str:
-    return SERIES[1 if math.isinf(p) else 0 if p == 2 else 2]
-
-
-def _dot(p: float) -> dict[str, Any]:
-    shape = "s" if math.isinf(p) else "o"
-    return {"marker": shape, "markersize": 4.2, "color": _colour(p), "linestyle": "none", "markeredgewidth": 0}
+def _marker(p: float) -> dict[str, Any]:
+    return _look(_PLACE[p])
 
 
 def _hollow(p: float) -> dict[str, Any]:
-    return {**_dot(p), "markerfacecolor": "none", "markeredgecolor": _colour(p), "markeredgewidth": 0.9}
+    return {**_marker(p), "markerfacecolor": "none", "markeredgecolor": SERIES[_PLACE[p]], "markeredgewidth": 0.9}
 
 
-def _mark(p: float) -> Line2D:
-    return Line2D([], [], **_dot(p))
+def _key(p: float) -> Line2D:
+    return Line2D([], [], **_marker(p))
 
 
-def _marker(series: int) -> dict[str, Any]:
-    return {"marker": "os^D"[series], "markersize": 4.4, "color": SERIES[series], "linewidth": 0, "markeredgewidth": 0}
-
-
-def _lift(p: float, norms: Sequence[float]) -> float:
-    return 0.32 * ((norms.index(p) + 0.5) / len(norms) - 0.5) * 2 if len(norms) > 1 else 0.0
-
-
-def _dots(axis: Axes, values: Sequence[float], p: float, lift: float) -> None:
-    rows = [(value, y + lift) for y, value in enumerate(values) if _drawable(value)]
-    axis.plot([value for value, _ in rows], [y for _, y in rows], **_dot(p))
-
-
-def _norm(layer: LayerResult, p: float) -> NormBounds | None:
-    return next((norm for norm in layer.operator_norms if norm.p == p), None)
-
-
-def _draw_range(axis: Axes, norm: NormBounds | None, y: float) -> None:
-    if norm is None or not _drawable(norm.upper):
-        return
-    colour = _colour(norm.p)
+def _draw_range(axis: Axes, norm: NormBounds, y: float) -> None:
     if norm.exact:
-        axis.plot([norm.upper], [y], **_dot(norm.p))
+        axis.plot([norm.upper], [y], **_marker(norm.p))
     else:
-        low = max(norm.lower, 1e-290)
-        axis.plot([low, norm.upper], [y, y], color=colour, linewidth=2.6, solid_capstyle="butt")
+        sides = np.clip([norm.lower, norm.upper], 1e-290, 1e290)
+        axis.plot(sides, [y, y], color=SERIES[_PLACE[norm.p]], linewidth=2.6, marker="|", ms=5, solid_capstyle="butt")
+
+
+def _draw_energy(axis: Axes, rows: Sequence[tuple[float, LayerResponse]], column: int) -> None:
+    ks = sorted({response.k[column] for _, response in rows})
+    axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
+    for y, response in rows:
+        share, chance = response.energy[column], response.isotropic[column]
+        axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
+        axis.plot([chance], [y], **_hollow(response.p))
+        axis.plot([share], [y], **_marker(response.p))
+    _log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
 
 
 def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
-    colour = _colour(curve.p)
-    points = [(eps, rate) for eps, rate in zip(curve.eps, curve.robust, strict=True) if rate.n]
+    colour = SERIES[_PLACE[curve.p]]
+    points = {eps: rate for eps, rate in zip(curve.eps, curve.robust, strict=True) if rate.n}
     clean = audit.clean_accuracy
-    if clean is not None and clean.n and points[0][0] > 0:
-        points.insert(0, (0.0, clean))
-    eps, value = [point for point, _ in points], [_percent(rate) for _, rate in points]
-    axis.fill_between(eps, [v[1] for v in value], [v[2] for v in value], color=colour, alpha=0.2, linewidth=0)
-    axis.plot(eps, [v[0] for v in value], color=colour, marker="o", markersize=3.6, linewidth=1.5)
+    if clean is not None and clean.n:
+        points = {0.0: clean} | points
+    eps, (value, lower, upper) = list(points), zip(*map(_percent, points.values()), strict=True)
+    axis.fill_between(eps, lower, upper, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(eps, value, color=colour, marker="o", markersize=3.6, linewidth=1.5)
     if clean is not None and clean.n:
         axis.plot([0], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
         axis.annotate(f"clean {clean.percent}", (0, _percent(clean)[0]), (8, 4), textcoords="offset points")
     for evaluation in audit.evaluations:
-        if evaluation.p == curve.p:
-            axis.axvline(evaluation.eps, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.7)
-            axis.annotate(budget(evaluation.eps), (evaluation.eps, 1), (0, 3), **_ABOVE)
-            _draw_standard(axis, evaluation.eps, evaluation.robust_accuracy)
+        if evaluation.p == curve.p and evaluation.n:
+            at, (found, low, high) = evaluation.eps, _percent(evaluation.robust_accuracy)
+            axis.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.7)
+            axis.errorbar([at], [found], yerr=[[found - low], [high - found]], fmt="s", color=INK, ms=4, capsize=2.5)
+            axis.text(at, 1.03, budget(at), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
     axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
     axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
     axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
-    axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.grid(visible=True, axis="y")
-
-
-_ABOVE: dict[str, Any] = {
-    "xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center", "fontsize": 8
-}  # fmt: skip
-
-
-def _draw_standard(axis: Axes, eps: float, rate: Rate) -> None:
-    if rate.n:
-        value, low, high = _percent(rate)
-        bar = [[value - low], [high - value]]
-        axis.errorbar([eps], [value], yerr=bar, fmt="s", color=INK, markersize=4, linewidth=1, capsize=2.5)
 
 
 def _percent(rate: Rate) -> tuple[float, float, float]:
@@ -463,18 +410,10 @@ def _percent(rate: Rate) -> tuple[float, float, float]:
     return 100 * (rate.value or 0.0), 100 * low, 100 * high
 
 
-def _draw_rate(axis: Axes, rate: Rate, y: float, series: int) -> None:
-    if rate.n:
-        value, low, high = _percent(rate)
-        look = {**_marker(series), "markersize": 5.5}
-        axis.errorbar([value], [y], xerr=[[value - low], [high - value]], elinewidth=1.4, capsize=2.5, **look)
-        axis.annotate(rate.percent, (high, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
-
-
 _SIDES: dict[str, dict[str, Any]] = {
     "median": {**_hollow(2.0), "markersize": 5},
-    "lower": {**_dot(2.0), "markersize": 6.5},
-    "upper": {**_marker(1), "markersize": 6.5, "marker": "v"},
+    "lower": {**_marker(2.0), "markersize": 6.5},
+    "upper": {**_look(1), "markersize": 6.5, "marker": "v"},
 }
 
 
@@ -486,29 +425,25 @@ def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
     for side, value in found.items():
         axis.plot([value], [y], **_SIDES[side])
         if side != "median":
-            text = number(value, side)
-            axis.annotate(text, (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-    missing = [side for side, value in (("found on data", result.lower), ("certified", result.upper)) if value is None]
-    if missing:
-        _remark(axis, y, f"{' and '.join(missing)}: not available")
-    elif len(found) < sum(value is not None for value in sides.values()):
-        _remark(axis, y, "a value off the scale is not drawn")
+            axis.annotate(number(value, side), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    missing = {"found on data": "lower" not in found, "certified": "upper" not in found}
+    if any(missing.values()):
+        names = " and ".join(name for name, gone in missing.items() if gone)
+        _remark(axis, [y], f"{names}: not available", left=not missing["certified"])
 
 
 def _draw_profiles(axis: Axes, profiles: dict[str, np.ndarray[Any, Any]]) -> None:
     """One line a profile; when there are many, only the extremes are coloured and named."""
-    names = sorted(profiles, key=lambda name: float(profiles[name].mean()))
-    chosen = list(profiles) if len(names) <= _MANY else [*names[:2], *names[-2:]]
-    for name in profiles:
-        if name not in chosen:
-            _draw_profile(axis, profiles[name], color=INK, alpha=0.2, linewidth=0.7)
-    lines = [
-        _draw_profile(axis, profiles[name], color=SERIES[i % 4], linewidth=1.6, linestyle="-" if i < 4 else (0, (3, 1)))
-        for i, name in enumerate(chosen)
-    ]
-    notes = [""] * len(chosen) if len(names) <= _MANY else ["steepest: "] * 2 + ["flattest: "] * 2
-    _legend(axis, lines, [note + _short(name) for note, name in zip(notes, chosen, strict=True)], 1)
 
+    def line(name: str, **look: Any) -> Line2D:
+        return axis.plot(np.linspace(0, 100, len(profiles[name])), profiles[name], **look)[0]
 
-def _draw_profile(axis: Axes, profile: np.ndarray[Any, Any], **look: Any) -> Line2D:
-    return axis.plot(np.linspace(0, 1, len(profile)), profile, **look)[0]
+    notes = dict.fromkeys(profiles, "")
+    if len(profiles) > _MANY:
+        names = sorted(profiles, key=lambda name: float(profiles[name].mean()))
+        notes = dict.fromkeys(names[:2], "steepest: ") | dict.fromkeys(names[-2:], "flattest: ")
+    for name in [name for name in profiles if name not in notes]:
+        line(name, color=INK, alpha=0.2, linewidth=0.7)
+    looks = [(colour, dash) for dash in ("-", (0, (3, 1))) for colour in SERIES]
+    lines = [line(n, color=c, linestyle=dash, linewidth=1.6) for n, (c, dash) in zip(notes, looks, strict=False)]
+    _legend(axis, lines, [note + _short(name) for name, note in notes.items()])

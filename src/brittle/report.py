@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Column:
         key: Its name in the CSV, as in :meth:`brittle.results.Audit.to_frame` where that has it.
         term: The glossary's entry that explains it.
         value: What a layer has in it; None for nothing.
-        show: The value as it is printed.
+        text: The same as it is printed.
     """
 
     group: str
@@ -43,7 +43,7 @@ class Column:
     key: str
     term: str
     value: Callable[[LayerResult], Cell]
-    show: Callable[[Any], str]
+    text: Callable[[LayerResult], str]
 
 
 def report_html(audit: Audit) -> str:
@@ -81,7 +81,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "budget": budget, "count": _count, "duration": _duration, "norm": norm_name, "number": number,
-        "raw": _raw, "setting": _setting, "sha256": _sha256,
+        "raw": _raw, "setting": _setting, "sha256": _sha256, "tie": _tie,
     }  # fmt: skip
     return environment
 
@@ -93,7 +93,12 @@ def _json_in_html(text: str) -> str:
 
 def _sha256(script: Markup) -> str:
     """What the page's content security policy calls its own script."""
-    return base64.b64encode(hashlib.sha256(html.unescape(str(script)).encode()).digest()).decode()
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _tie(text: str) -> str:
+    """Keep a percent sign on the line of its number."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _count(value: int) -> str:
@@ -142,84 +147,84 @@ def _upper(value: float | None) -> str:
     return number(value, "upper")
 
 
+def _column(
+    group: str, head: str, key: str, term: str, value: Callable[[LayerResult], Cell], show: Callable[[Any], str]
+) -> Column:
+    return Column(group, head, key, term, value, lambda layer: show(value(layer)))
+
+
 def _columns(audit: Audit) -> Iterator[Column]:
-    yield Column("Layer", "Layer", "name", "Layer", lambda layer: layer.name, str)
     places = {layer.name: place for place, layer in enumerate(audit.layers, 1)}
-    yield Column("Layer", "No.", "number", "No.", lambda layer: places[layer.name], str)
-    yield Column("Layer", "Type", "kind", "Type", lambda layer: layer.kind, str)
-    yield Column("Layer", "Rows", "rows", "Shape", lambda layer: layer.shape[0], _count)
-    yield Column("Layer", "Columns", "columns", "Shape", lambda layer: layer.shape[1], _count)
-    yield Column("Layer", "Parameters", "parameters", "Parameters", lambda layer: layer.parameters, _count)
+    yield _column("Layer", "Layer", "name", "Layer", lambda layer: layer.name, str)
+    yield _column("Layer", "No.", "number", "No.", lambda layer: places[layer.name], str)
+    yield _column("Layer", "Type", "kind", "Type", lambda layer: layer.kind, str)
+    yield _column("Layer", "Rows", "rows", "Shape", lambda layer: layer.shape[0], _count)
+    yield _column("Layer", "Columns", "columns", "Shape", lambda layer: layer.shape[1], _count)
+    yield _column("Layer", "Parameters", "parameters", "Parameters", lambda layer: layer.parameters, _count)
     for group, field, term in PROFILES:
-        yield from _fraction_columns(group, field, term)
+        for place, fraction in enumerate(FRACTIONS):
+            percent = f"{100 * fraction:.0f}"
+            head, key = f"{percent}\N{NO-BREAK SPACE}%", f"{field}_{percent}pct"
+            yield _column(group, head, key, term, _entry(field, place), _share)
     for head, field in RANKS.items():
-        yield Column("Ranks", head, field, head, lambda layer, field=field: getattr(layer, field), _rank)  # type: ignore[misc]
+        yield _column("Ranks", head, field, head, attrgetter(field), _rank)
     yield from _norm_columns(audit)
-    for p in sorted({bound.p for layer in audit.layers for bound in layer.bounds}):
+    for p in sorted({bound.p for layer in audit.layers for bound in layer.bounds}, reverse=True):
         yield from _theorem_columns(p)
+
+
+def _entry(field: str, place: int) -> Callable[[LayerResult], Cell]:
+    return lambda layer: getattr(layer, field)[place]
 
 
 def _rank(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.1f}" if value < 1e4 else f"{value:.0f}"
 
 
-def _fraction_columns(group: str, field: str, term: str) -> Iterator[Column]:
-    for place, fraction in enumerate(FRACTIONS):
-        percent = round(100 * fraction)
-
-        def value(layer: LayerResult, place: int = place) -> Cell:
-            return getattr(layer, field)[place]  # type: ignore[no-any-return]
-
-        yield Column(group, f"{percent} %", f"{field}_{percent}pct", term, value, _share)
-
-
 def _norm_columns(audit: Audit) -> Iterator[Column]:
     group = "Norms"
-    yield Column(group, "‖W‖F", "frobenius", "Frobenius norm ‖W‖F", lambda layer: layer.frobenius, number)
-    yield Column(group, "‖W‖∞", "filter_norm_inf", "Matrix norm", lambda layer: layer.filter_norm_inf, number)
-    yield Column(group, "‖W‖₂", "filter_norm_2", "Matrix norm", lambda layer: layer.filter_norm_2, number)
+    yield _column(group, "‖W‖F", "frobenius", "Frobenius norm ‖W‖F", lambda layer: layer.frobenius, number)
+    yield _column(group, "‖W‖∞", "filter_norm_inf", "Matrix norm", lambda layer: layer.filter_norm_inf, number)
+    yield _column(group, "‖W‖₂", "filter_norm_2", "Matrix norm", lambda layer: layer.filter_norm_2, number)
     for p in (math.inf, 2.0):
-        key = f"concentration_{p:g}"
-        head = f"{norm_name(p)} conc."
-        yield Column(group, head, key, "Concentration", lambda layer, p=p: layer.concentration(p), number)  # type: ignore[misc]
+        head, key = f"{norm_name(p)} concen\N{SOFT HYPHEN}tration", f"concentration_{p:g}"
+        yield _column(group, head, key, "Concentration", methodcaller("concentration", p), number)
     for p in sorted({norm.p for layer in audit.layers for norm in layer.operator_norms}, reverse=True):
-        for side, show in (("lower", _lower), ("upper", _upper), ("method", str)):
+        for side in ("lower", "upper", "method"):
             key, head = f"operator_norm_{p:g}_{side}", f"{norm_name(p)} operator, {side}"
-            yield Column(group, head, key, "Operator norm", _norm_value(p, side), _side_of_norm(show))
+            yield Column(group, head, key, "Operator norm", *_operator_norm(p, side))
 
 
-def _norm_value(p: float, side: str) -> Callable[[LayerResult], Cell]:
+def _operator_norm(p: float, side: str) -> tuple[Callable[[LayerResult], Cell], Callable[[LayerResult], str]]:
+    def find(layer: LayerResult) -> NormBounds | None:
+        return next((norm for norm in layer.operator_norms if norm.p == p), None)
+
     def value(layer: LayerResult) -> Cell:
-        norm = next((norm for norm in layer.operator_norms if norm.p == p), None)
-        if norm is None:
-            return None
-        return _method(norm) if side == "method" else float(getattr(norm, side))
+        norm = find(layer)
+        return None if norm is None else _method(norm) if side == "method" else float(getattr(norm, side))
 
-    return value
+    def text(layer: LayerResult) -> str:
+        norm, found = find(layer), value(layer)
+        return found if isinstance(found, str) else number(found, side if norm and not norm.exact else "nearest")
+
+    return value, text
 
 
 def _method(norm: NormBounds) -> str:
-    if norm.exact:
-        return "exact" if norm.method == "exact" else f"exact ({norm.method})"
-    return norm.method
-
-
-def _side_of_norm(show: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda value: "–" if value is None else show(value)
+    return norm.method if not norm.exact else "exact" if norm.method == "exact" else f"exact ({norm.method})"
 
 
 def _theorem_columns(p: float) -> Iterator[Column]:
     group = f"Theorem 3.1, {norm_name(p)}, {100 * BOUND_FRACTION:g} % kept"
-    yield Column(group, "scale ‖W‖F", f"scale_{p:g}", "Frobenius norm ‖W‖F", _bound_value(p, lambda b: b.scale), number)
-    for head, part, value, show in FACTORS:
-        key = f"structure_{p:g}_{part}_10pct"
-        yield Column(group, head, key, "Structure factor", _bound_value(p, value), show)
-    for head, part, value, show in BOUNDS:
-        key = f"bound_{p:g}_{part}_10pct"
-        yield Column(group, head, key, "Theorem 3.1", _bound_value(p, value), show)
+    for head, key, term, value, show in THEOREM:
+        yield _column(group, head, key.format(p=f"{p:g}"), term, _of_bound(p, value), show)
 
 
-def _bound_value(p: float, value: Callable[[LayerBound], Cell]) -> Callable[[LayerResult], Cell]:
+def _exact_factor(bound: LayerBound) -> Cell:
+    return bound.norm / bound.scale if bound.scale else None
+
+
+def _of_bound(p: float, value: Callable[[LayerBound], Cell]) -> Callable[[LayerResult], Cell]:
     def of_layer(layer: LayerResult) -> Cell:
         return value(layer.bound(p, BOUND_FRACTION)) if any(bound.p == p for bound in layer.bounds) else None
 
@@ -261,18 +266,16 @@ RANKS = {
     "(‖W‖∗ / ‖W‖F)²": "nuclear_frobenius_ratio",
     "Effective sparsity": "effective_sparsity",
 }
-Part = tuple[str, str, Callable[[LayerBound], Cell], Callable[[Any], str]]
-FACTORS: tuple[Part, ...] = (
-    ("factor, lower", "lower", lambda bound: bound.lower, _lower),
-    ("factor, exact", "exact", lambda bound: bound.norm / bound.scale if bound.scale else None, number),
-    ("factor, upper (sharp)", "sharp", lambda bound: bound.sharp, _upper),
-    ("factor, upper (linear)", "linear", lambda bound: bound.linear, _upper),
-    ("factor, upper (paper)", "paper", lambda bound: bound.paper, _upper),
-)
-BOUNDS: tuple[Part, ...] = (
-    ("norm, lower bound", "lower", lambda bound: bound.lower * bound.scale, _lower),
-    ("norm, exact", "exact", lambda bound: bound.norm, number),
-    ("norm, upper bound (sharp)", "sharp", lambda bound: bound.sharp * bound.scale, _upper),
+THEOREM: tuple[tuple[str, str, str, Callable[[LayerBound], Cell], Callable[[Any], str]], ...] = (
+    ("scale ‖W‖F", "scale_{p}", "Frobenius norm ‖W‖F", attrgetter("scale"), number),
+    ("factor, lower", "structure_{p}_lower_10pct", "Structure factor", attrgetter("lower"), _lower),
+    ("factor, exact", "structure_{p}_exact", "Structure factor", _exact_factor, number),
+    ("factor, upper (sharp)", "structure_{p}_sharp_10pct", "Structure factor", attrgetter("sharp"), _upper),
+    ("factor, upper (linear)", "structure_{p}_linear_10pct", "Structure factor", attrgetter("linear"), _upper),
+    ("factor, upper (paper)", "structure_{p}_paper_10pct", "Structure factor", attrgetter("paper"), _upper),
+    ("norm, lower bound", "bound_{p}_lower_10pct", "Theorem 3.1", lambda b: b.lower * b.scale, _lower),
+    ("norm, exact", "bound_{p}_exact", "Theorem 3.1", attrgetter("norm"), number),
+    ("norm, upper bound (sharp)", "bound_{p}_sharp_10pct", "Theorem 3.1", lambda b: b.sharp * b.scale, _upper),
 )
 ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Predictions changed")
 GLOSSARY = {
@@ -283,7 +286,7 @@ GLOSSARY = {
     ),
     "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
     "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
-    "Predictions changed": "Share of all samples whose predicted class differs under attack, also known as fooling rate.",
+    "Predictions changed": "Share of all samples whose predicted class differs under attack (fooling rate).",
     "Layer": "Qualified name of the module in the model.",
     "No.": "Position of the layer in the order in which the model lists its modules.",
     "Type": "Type of the module, with what makes its matrix special.",

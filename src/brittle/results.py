@@ -259,7 +259,6 @@ class Evaluation:
         n: Samples.
         clean_correct: Samples right without attack.
         robust_correct: Samples right without attack and under every attack.
-        changed: Samples whose predicted class changes under attack (the fooling count, over all n).
         rejected: Examples that an attack returned outside the budget, the bounds or the finite numbers; not counted.
         largest_perturbation: Largest ``||x_adv - x||_p`` among the accepted examples.
         samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
@@ -275,7 +274,6 @@ class Evaluation:
     n: int
     clean_correct: int
     robust_correct: int
-    changed: int
     rejected: int
     largest_perturbation: float
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
@@ -292,11 +290,6 @@ class Evaluation:
 
     @property
     def fooling_rate(self) -> Rate:
-        """Predictions changed by the attack, over all samples."""
-        return Rate(self.changed, self.n)
-
-    @property
-    def fooling_rate_of_correct(self) -> Rate:
         """Predictions changed by the attack, over the samples that were right without it."""
         return Rate(self.clean_correct - self.robust_correct, self.clean_correct)
 

@@ -63,7 +63,11 @@ def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[La
 
 def _attacked(e: Evaluation) -> str:
     lost = e.fooling_rate
-    ball = f"change every input value by at most {e.eps:.3g}" if math.isinf(e.p) else f"move an input by {e.eps:.3g} in l_2"
+    ball = (
+        f"change every input value by at most {e.eps:.3g}"
+        if math.isinf(e.p)
+        else f"move an input by {e.eps:.3g} in l_2"
+    )
     return f"An attacker who may {ball} turns {lost.percent} of the right answers wrong ({lost.hits} of {lost.n})."
 
 

@@ -1,0 +1,50 @@
+"""Labelled inputs checked at the door, once for every public function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from brittle.errors import InputError
+
+
+def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0), classes: int | None = None) -> None:
+    """Raise unless ``x`` and ``y`` are labelled inputs within the bounds.
+
+    Args:
+        x: Inputs ``(N, ...)``, floating, finite, within ``bounds`` up to 1e-6.
+        y: Labels ``(N,)``, integer, from 0 and, where ``classes`` is given, below it.
+        bounds: Lowest and highest value an input may have.
+        classes: Number of classes, or None to leave the labels open above.
+
+    Raises:
+        InputError: One of these does not hold; the message says which.
+    """
+    _check_kinds(x, y)
+    if (bad := int((~torch.isfinite(x)).sum())) > 0:
+        raise InputError(f"x must be finite; {bad} of {x.numel()} values are NaN or infinite")
+    low, high = (float(v) for v in x.aminmax())
+    if low < bounds[0] - 1e-6 or high > bounds[1] + 1e-6:
+        raise InputError(
+            f"x must lie in [{bounds[0]:g}, {bounds[1]:g}], with any normalisation inside the model; "
+            f"got values from {low:g} to {high:g}"
+        )
+    least, most = (int(v) for v in y.to(torch.int64).aminmax())
+    if least < 0 or (classes is not None and most >= classes):
+        upper = "" if classes is None else f" and below the number of classes, {classes}"
+        raise InputError(f"y must be at least 0{upper}; got labels from {least} to {most}")
+
+
+def _check_kinds(x: Tensor, y: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(f"x must be a floating tensor (N, ...); got {_kind(x)}")
+    if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
+        raise InputError(f"y must be an integer tensor (N,); got {_kind(y)}")
+    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
+        raise InputError(f"x must be (N, ...) and y (N,) with one N; got x {tuple(x.shape)} and y {tuple(y.shape)}")
+    if x.numel() == 0:
+        raise InputError(f"x must hold at least one example; got shape {tuple(x.shape)}")
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
