@@ -13,7 +13,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from brittle import figures
-from brittle.figures import budget, number, svg
+from brittle.drawing import svg
+from brittle.wording import budget, number
 from brittle.results import (
     FRACTIONS,
     Audit,

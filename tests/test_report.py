@@ -226,7 +226,7 @@ def test_an_audit_of_nothing_still_renders():
 
 
 def test_an_evaluation_of_no_samples_is_not_a_percentage():
-    nothing = replace(full().evaluations[0], n=0, clean_correct=0, robust_correct=0, changed=0)
+    nothing = replace(full().evaluations[0], n=0, clean_correct=0, robust_correct=0)
     curve = replace(full().curves[0], eps=(0.1,), robust=(Rate(0, 0),))
     text = Page(report_html(replace(full(), evaluations=(nothing,), curves=(curve,)))).text
     assert "not measured" in text

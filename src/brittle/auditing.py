@@ -51,7 +51,8 @@ from brittle.results import (
     UniversalResult,
 )
 from brittle.sensitivity import jacobian_norms
-from brittle.verdict import judge, norm_name
+from brittle.verdict import judge
+from brittle.wording import norm_name
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
 """Multiples of the standard budget at which the security curve is measured besides the budget itself."""
@@ -119,7 +120,7 @@ def audit(
     results = _measured(layers, sizes, norms, tell)
     missing = [*unread, *_unmeasured_norms(results, layers)]
     lipschitz = [_lipschitz(model, q, samples, shape, bounds) for q in norms]
-    missing += [NotMeasured(f"certified l_{q.p:g} bound", q.unavailable) for q in lipschitz if q.unavailable]
+    missing += [NotMeasured(f"certified {norm_name(q.p)} bound", q.unavailable) for q in lipschitz if q.unavailable]
     tell("bounds", 1, 1)
     found = _Found()
     if samples is None:
@@ -137,7 +138,7 @@ def audit(
         "attacks": tuple(e for e in (found.evaluations[0].attacks if found.evaluations else ())),
         "restarts": restarts,
         "bounds": tuple(float(b) for b in bounds),
-        "input_shape": tuple(float(n) for n in shape) if shape else None,
+        "input_shape": shape,
     }
     result = Audit(
         model=name or type(model).__name__,

@@ -262,7 +262,7 @@ def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[
     )
     return [
         SampleResult(index, *numbers, names[a] if a >= 0 else None, r if r >= 0 else None)
-        for index, (*numbers, a, r) in enumerate(columns, first)
+        for index, (*numbers, a, r) in enumerate(columns, first)  # type: ignore[call-arg]
     ]
 
 
@@ -322,7 +322,7 @@ def security_curve(
         for eps in chain:
             rows = (worst.clean_correct & ~current if falling else current).nonzero()[:, 0]
             current = current.clone()
-            for part in rows.split(batch_size):
+            for part in rows.split(batch_size) if len(rows) else ():
                 attacked = worst_case(model, worst.x[part], worst.y[part], threat, eps, ids=part.cpu())
                 current[part] = attacked.robust_correct
             robust[eps] = current

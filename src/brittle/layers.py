@@ -123,7 +123,7 @@ def _unreadable(module: nn.Module) -> str | None:
     weight = module.weight
     if not isinstance(weight, Tensor):
         return f"weight is a {type(weight).__name__}, not a tensor"
-    if weight.is_meta or isinstance(weight, nn.parameter.UninitializedTensorMixin):
+    if weight.is_meta or isinstance(weight, nn.UninitializedParameter):
         return "weight is not initialised"
     if weight.is_complex() or not weight.is_floating_point() or weight.numel() == 0:
         return f"weight of type {weight.dtype} and shape {tuple(weight.shape)}: expected real numbers"

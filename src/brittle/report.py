@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from brittle import figures
-from brittle.figures import budget, norm_name, number
+from brittle.drawing import svg
 from brittle.files import write_text
 from brittle.results import FRACTIONS, Audit, LayerBound, LayerResult, NormBounds, Setting
+from brittle.wording import budget, norm_name, number
 
 BOUND_FRACTION = 0.10
 """Fraction kept at which the layer table states Theorem 3.1; the embedded data hold all of them."""
@@ -58,7 +59,7 @@ def report_html(audit: Audit) -> str:
         .get_template("report.html.j2")
         .render(
             audit=audit,
-            figure={name: Markup(figures.svg(figure)) for name, figure in drawn.items() if figure is not None},
+            figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
             columns=columns,
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=SHOWN,
@@ -277,7 +278,7 @@ THEOREM: tuple[tuple[str, str, str, Callable[[LayerBound], Cell], Callable[[Any]
     ("norm, exact", "bound_{p}_exact", "Theorem 3.1", attrgetter("norm"), number),
     ("norm, upper bound (sharp)", "bound_{p}_sharp_10pct", "Theorem 3.1", lambda b: b.sharp * b.scale, _upper),
 )
-ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Predictions changed")
+ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate")
 GLOSSARY = {
     "Clean accuracy": "Share of the samples that the model classifies correctly without attack.",
     "Robust accuracy": (
@@ -286,7 +287,7 @@ GLOSSARY = {
     ),
     "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
     "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
-    "Predictions changed": "Share of all samples whose predicted class differs under attack (fooling rate).",
+    "Fooling rate": "Share of the samples right without attack whose predicted class changes under attack.",
     "Layer": "Qualified name of the module in the model.",
     "No.": "Position of the layer in the order in which the model lists its modules.",
     "Type": "Type of the module, with what makes its matrix special.",

@@ -25,7 +25,7 @@ SCHEMA_VERSION = 1
 FRACTIONS = (0.05, 0.10, 0.25, 0.50)
 """Fractions of the rows or singular values kept, at which every layer is described."""
 
-Setting = str | int | float | bool | None | tuple[str, ...] | tuple[float, ...]
+Setting = str | int | float | bool | None | tuple[str | int | float, ...]
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,9 @@ class LayerResult:
             return self.filter_norm_2 * math.sqrt(min(m, n)) / self.frobenius
         return self.filter_norm_inf * math.sqrt(m / n) / self.frobenius
 
-    def operator_norm(self, p: float) -> NormBounds:
-        """The bounds for the norm ``p``."""
-        return next(norm for norm in self.operator_norms if norm.p == p)
+    def operator_norm(self, p: float) -> NormBounds | None:
+        """The bounds for the norm ``p``; None when it was not measured."""
+        return next((norm for norm in self.operator_norms if norm.p == p), None)
 
     def bound(self, p: float, fraction: float) -> LayerBound:
         """Theorem 3.1 for the norm ``p`` with the ``fraction`` (one of :data:`FRACTIONS`) kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from brittle.results import (
     FRACTIONS,
@@ -14,6 +14,7 @@ from brittle.results import (
     UniversalResult,
     Verdict,
 )
+from brittle.wording import budget, norm_name, number
 
 LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
@@ -28,17 +29,16 @@ def judge(
 ) -> Verdict:
     """The verdict: a level, a headline, and what was found and why, most important first."""
     level = _level(evaluations)
-    findings = [*map(_attacked, evaluations)]
-    findings += _concentration(layers)
-    findings += _directions(responses)
-    findings += [sentence for q in lipschitz if (sentence := _sensitivity(q))]
-    findings += [_universal(u) for u in universal]
-    return Verdict(level, _headline(level, evaluations, layers), tuple(findings))
-
-
-def norm_name(p: float) -> str:
-    """``l_inf`` or ``l_2``."""
-    return f"l_{p:g}"
+    sentences = [
+        _attacked(evaluations),
+        *_concentration(layers),
+        _directions(responses),
+        _amplification(responses),
+        *_sensitivity(lipschitz),
+        _universal(universal),
+    ]
+    findings = tuple(sentence for sentence in sentences if sentence)
+    return Verdict(level, _headline(level, evaluations, layers), findings)
 
 
 def _level(evaluations: Sequence[Evaluation]) -> str:
@@ -51,7 +51,7 @@ def _level(evaluations: Sequence[Evaluation]) -> str:
 def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[LayerResult]) -> str:
     if not evaluations:
         return f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
-    robust = " and ".join(f"{e.robust_accuracy.percent} within {norm_name(e.p)} {e.eps:.3g}" for e in evaluations)
+    robust = " and ".join(f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in evaluations)
     words = {
         "robust": "The network holds up",
         "weakened": "The network is weakened by attacks",
@@ -61,71 +61,84 @@ def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[La
     return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
 
 
-def _attacked(e: Evaluation) -> str:
-    lost = e.fooling_rate
-    ball = (
-        f"change every input value by at most {e.eps:.3g}"
-        if math.isinf(e.p)
-        else f"move an input by {e.eps:.3g} in l_2"
-    )
-    return f"An attacker who may {ball} turns {lost.percent} of the right answers wrong ({lost.hits} of {lost.n})."
+def _attacked(evaluations: Sequence[Evaluation]) -> str:
+    parts = []
+    for e in evaluations:
+        ball = (
+            f"change every input value by {budget(e.eps)}"
+            if math.isinf(e.p)
+            else f"move an input by {budget(e.eps)} in ℓ₂"
+        )
+        lost = e.fooling_rate
+        parts.append(f"who may {ball} turns {lost.percent} of the right answers wrong ({lost.hits} of {lost.n})")
+    return f"An attacker {', one '.join(parts)}." if parts else ""
 
 
-def _concentration(layers: Sequence[LayerResult]) -> list[str]:
-    sentences = []
+def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
     tenth = FRACTIONS.index(0.10)
-    for p, what in ((2.0, "singular values"), (math.inf, "rows")):
-        live = [layer for layer in layers if not layer.degenerate and min(layer.shape) > 1]
-        if not live:
-            return []
+    live = [layer for layer in layers if not layer.degenerate and min(layer.shape) > 1]
+    for p, what in ((2.0, "singular values"), (math.inf, "rows")) if live else ():
         layer = max(live, key=lambda candidate: candidate.concentration(p))
         error = (layer.spectral_error if p == 2 else layer.row_error)[tenth]
-        norm = "spectral norm" if p == 2 else "l_inf norm"
-        sentences.append(
+        yield (
             f"The most concentrated layer in {norm_name(p)} is {layer.name}: a tenth of its {what} holds"
-            f" {100 * (1 - error):.0f} % of their sum, and the {norm} of its matrix is {layer.concentration(p):.1f} times"
-            " that of a flat matrix of the same Frobenius norm."
+            f" {100 * (1 - error):.0f} % of their sum, and the {norm_name(p)} norm of its matrix is"
+            f" {layer.concentration(p):.1f} times that of a flat matrix of the same Frobenius norm."
         )
-    return sentences
 
 
-def _directions(responses: Sequence[LayerResponse]) -> list[str]:
-    sentences = []
+def _directions(responses: Sequence[LayerResponse]) -> str:
+    firsts = {r.p: r for r in reversed(responses) if r.energy}
+    if not firsts:
+        return ""
+    first = next(iter(reversed(firsts.values())))
+    i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
+    shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(p)} attack's energy" for p, r in reversed(firsts.items())]
+    where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
+    return (
+        f"At the layer {first.layer}, where the attack comes in, {' and '.join(shares)} lies in {where} of largest gain;"
+        f" an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
+    )
+
+
+def _amplification(responses: Sequence[LayerResponse]) -> str:
+    parts, names = [], ("", "")
     for p in dict.fromkeys(r.p for r in responses):
-        own = [r for r in responses if r.p == p]
-        if first := next((r for r in own if r.energy), None):
-            i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
-            sentences.append(
-                f"At the first layer, {first.layer}, {100 * first.energy[i]:.0f} % of the {norm_name(p)} attack's energy"
-                f" lies in the {first.k[i]} directions of largest gain, where an aimless perturbation would put"
-                f" {100 * first.isotropic[i]:.0f} %."
-            )
-        grown = [r for r in own if r.amplification is not None]
-        if len(grown) > 1 and (start := grown[0].amplification) and (end := grown[-1].amplification):
-            sentences.append(
-                f"The {norm_name(p)} perturbation changes the output of {grown[0].layer} by {100 * start:.0f} % of its"
-                f" length and that of {grown[-1].layer} by {100 * end:.0f} % (medians)."
-            )
-    return sentences
+        grown = [r for r in responses if r.p == p and r.amplification is not None]
+        if len(grown) > 1:
+            names = grown[0].layer, grown[-1].layer
+            start, end = (100 * (r.amplification or 0) for r in (grown[0], grown[-1]))
+            parts.append(f"from {start:.0f} % to {end:.0f} % under the {norm_name(p)} attack")
+    if not parts:
+        return ""
+    return f"From {names[0]} to {names[1]} the relative change of the output goes {' and '.join(parts)} (medians)."
 
 
-def _sensitivity(q: LipschitzResult) -> str | None:
-    name = norm_name(q.p)
-    if q.unavailable is not None:
-        return f"No certified {name} bound: {q.unavailable}."
-    if q.upper is None:
-        return None
-    certified = f"Certified: the logits move by at most {q.upper:.3g} per unit of input in {name}"
-    if q.lower is None:
-        return f"{certified}; how much of that is reached is not known without data."
-    return (
-        f"{certified}; the largest local gradient norm found on {q.n} samples is {q.lower:.3g}, so the truth lies within"
-        f" a factor {q.tightness or math.inf:.3g}. A large upper bound alone does not prove fragility."
+def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
+    reasons = dict.fromkeys(q.unavailable for q in lipschitz if q.unavailable is not None)
+    for reason in reasons:
+        yield f"There is no certified bound on the network's sensitivity: {reason}."
+    certified = [q for q in lipschitz if q.upper is not None]
+    if not certified:
+        return
+    uppers = " and ".join(f"{number(q.upper, 'upper')} in {norm_name(q.p)}" for q in certified)
+    found = [q for q in certified if q.lower is not None]
+    if not found:
+        yield f"Certified: per unit of input the logits move by at most {uppers}; how much of it is reached needs data."
+        return
+    lowers = " and ".join(number(q.lower, "lower") for q in found)
+    factors = " and ".join(number(q.tightness) for q in found)
+    yield (
+        f"Certified: per unit of input the logits move by at most {uppers}. The largest local gradient norms found on"
+        f" {found[0].n} samples are {lowers}, smaller by factors of {factors}; a large upper bound alone proves nothing."
     )
 
 
-def _universal(u: UniversalResult) -> str:
-    return (
-        f"One and the same {norm_name(u.p)} perturbation of size {u.eps:.3g} fools {u.fooled.percent} of the held-out"
-        f" samples that were right; a random one of equal size fools {u.random_fooled.percent}."
-    )
+def _universal(universal: Sequence[UniversalResult]) -> str:
+    parts = [
+        f"{u.fooled.percent} in {norm_name(u.p)} (a random one of equal size {u.random_fooled.percent})"
+        for u in universal
+    ]
+    if not parts:
+        return ""
+    return f"One and the same perturbation fools, of the held-out samples that were right, {' and '.join(parts)}."

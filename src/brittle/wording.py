@@ -1,0 +1,46 @@
+"""How numbers, norms and budgets are written wherever a person reads them."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_ROUNDING = {"lower": ROUND_FLOOR, "upper": ROUND_CEILING, "nearest": ROUND_HALF_EVEN}
+
+
+def number(value: float | None, side: str = "nearest") -> str:
+    """Three significant digits, or all digits of the integer part when it has up to five.
+
+    A bound is rounded to its own ``side`` (``lower`` down, ``upper`` up), so that the printed number is still one.
+
+    >>> number(0.12345), number(0.12345, "upper"), number(43210.9), number(-1.5e17), number(math.inf), number(None)
+    ('0.123', '0.124', '43211', '-1.50 × 10¹⁷', '∞', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if not value:
+        return "0"
+    digits = 5 if 1e4 <= abs(value) < 1e5 else 4 if 1e3 <= abs(value) < 1e4 else 3
+    rounded = Context(prec=digits, rounding=_ROUNDING[side]).create_decimal_from_float(value)
+    if 1e-3 <= abs(rounded) < 1e5:
+        return f"{rounded:.{max(0, digits - 1 - rounded.adjusted())}f}"
+    mantissa, _, exponent = f"{rounded:.2e}".partition("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+def norm_name(p: float) -> str:
+    """The norm as it is written: ``ℓ₁``, ``ℓ₂`` or ``ℓ∞``."""
+    return {1: "ℓ₁", 2: "ℓ₂", math.inf: "ℓ∞"}.get(p, f"ℓ{p:g}")
+
+
+def budget(eps: float) -> str:
+    """A perturbation's size, as a fraction of 255 when it is a whole number of those steps below one.
+
+    >>> budget(8 / 255), budget(0.5), budget(1.0)
+    ('8/255', '0.5', '1')
+    """
+    steps = round(255 * eps)
+    return f"{steps}/255" if 0 < steps < 255 and abs(255 * eps - steps) < 1e-4 else f"{eps:.3g}"
