@@ -409,9 +409,8 @@ def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
         bad = int((~torch.isfinite(logits).all(1)).sum())
         raise InputError(f"model: expected finite logits; got NaN or infinite ones for {bad} of {len(x)} samples")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= logits.shape[1]):
-        raise InputError(
-            f"y: expected labels from 0 to {logits.shape[1] - 1}, the model's classes; got {int(y.min())} to {int(y.max())}"
-        )
+        found = f"{int(y.min())} to {int(y.max())}"
+        raise InputError(f"y: expected labels from 0 to {logits.shape[1] - 1}, the model's classes; got {found}")
 
 
 def _steepest(gradient: Tensor, p: float) -> Tensor:

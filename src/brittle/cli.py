@@ -154,8 +154,11 @@ def _demo(
 
     Takes about a minute on two cores. Example: brittle demo -o brittle-demo
     """
+    import torch
+
     from brittle.demo import run_demo
 
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much beside other load
     _check_output(out, True)
     with _progress(quiet) as stage:
         story = run_demo(out, seed=seed, progress=stage)

@@ -8,8 +8,9 @@ compressible network that is not more fragile is shown as such.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,11 @@ from brittle.attacks import apgd
 from brittle.auditing import Stage, audit
 from brittle.data import Data, load_data
 from brittle.regularizers import group_lasso, nuclear_norm
+from brittle.report import write_report
 from brittle.results import FRACTIONS, Audit
+from brittle.story import Chapter, Story, write_story
 
 WIDTH, EPOCHS, BATCH = 256, 60, 64
-SIGNIFICANT = 0.05
-"""Level of the paired (McNemar) test between a network's robust verdicts and the dense network's."""
 
 
 @dataclass(frozen=True)
@@ -55,45 +56,6 @@ RECIPES = (
 )
 
 
-@dataclass(frozen=True)
-class Chapter:
-    """One network of the story.
-
-    Attributes:
-        recipe: Its name.
-        audit: Its audit.
-        spectral_head: Share of the singular values' sum in their largest tenth, mean over the two hidden layers.
-        row_head: Share of the row l1 norms' sum in the largest tenth of the rows, likewise.
-        p_values: For each norm, the two-sided exact McNemar p-value against the dense network's robust verdicts.
-    """
-
-    recipe: str
-    audit: Audit
-    spectral_head: float
-    row_head: float
-    p_values: dict[float, float]
-
-    def robust(self, p: float) -> float:
-        """Robust accuracy at the standard budget of the norm p."""
-        return next(e.robust_accuracy.value or 0.0 for e in self.audit.evaluations if e.p == p)
-
-    def norm(self, p: float) -> float:
-        """Product of the layers' operator norms: an upper bound of the network's Lipschitz constant."""
-        return next(q.upper or math.inf for q in self.audit.lipschitz if q.p == p)
-
-    def local(self, p: float) -> float:
-        """Largest local gradient norm found on data: a lower bound of the same constant."""
-        return next(q.lower or 0.0 for q in self.audit.lipschitz if q.p == p)
-
-
-@dataclass(frozen=True)
-class Story:
-    """The demo's networks, the dense one first, and what they show in plain words."""
-
-    chapters: tuple[Chapter, ...]
-    lines: tuple[str, ...]
-
-
 def run_demo(
     out: Path,
     *,
@@ -105,7 +67,7 @@ def run_demo(
     """Train, audit and compare the networks, and write the pages.
 
     Args:
-        out: Folder for ``report.html`` (the story), ``story.svg`` and a folder with the audit of every network.
+        out: Folder for ``report.html`` (the story), ``story.png`` and a folder with the audit of every network.
         seed: Seed of weights, batches and attacks.
         recipes: The networks; the first is what the others are compared with.
         epochs: Passes over the training digits.
@@ -114,8 +76,6 @@ def run_demo(
     Returns:
         The story.
     """
-    from brittle.report import write_report, write_story
-
     tell = progress or (lambda stage, done, total: None)
     train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
     attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
@@ -128,11 +88,10 @@ def run_demo(
                 tell(f"attack {recipe.name} {name.split()[0]}", done, total)
 
         audits.append(audit(network, test, attacks=attacks, seed=seed, name=recipe.name, progress=stage))
-        folder = out / recipe.name.replace(" ", "-")
-        audits[-1].save(folder / "audit.json")
-        write_report(audits[-1], folder / "report.html")
-    chapters = tuple(_chapter(recipe, result, audits[0]) for recipe, result in zip(recipes, audits, strict=True))
-    story = Story(chapters, tuple(_lines(chapters)))
+    story = Story(tuple(_chapter(result, audits[0]) for result in audits))
+    for chapter in story.chapters:
+        chapter.audit.save(out / chapter.folder / "audit.json")
+        write_report(chapter.audit, out / chapter.folder / "report.html")
     write_story(story, out)
     return story
 
@@ -154,9 +113,7 @@ def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, prog
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = [data.inputs[0].numel(), WIDTH, WIDTH, data.classes]
-    layers = [
-        _layer(n, m, recipe.rank if m == WIDTH else None, generator) for n, m in zip(sizes, sizes[1:], strict=False)
-    ]
+    layers = [_layer(n, m, recipe.rank if m == WIDTH else None, generator) for n, m in itertools.pairwise(sizes)]
     scales = [math.sqrt(2.0 * m) for m in sizes[1:]]  # expected Frobenius norm of He's initialisation
     network = nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
@@ -168,7 +125,7 @@ def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, prog
             if recipe.penalty is not None:
                 for layer in layers[:-1]:
                     loss = loss + recipe.strength * recipe.penalty(_matrix(layer))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             _rescale(layers, scales)
         if progress is not None:
@@ -205,10 +162,10 @@ def _rescale(layers: Sequence[nn.Module], scales: Sequence[float]) -> None:
             factor.weight.mul_(ratio ** (1 / len(factors)))
 
 
-def _chapter(recipe: Recipe, result: Audit, dense: Audit) -> Chapter:
+def _chapter(result: Audit, dense: Audit) -> Chapter:
     hidden, tenth = result.layers[:-1], FRACTIONS.index(0.10)
     return Chapter(
-        recipe=recipe.name,
+        name=result.model,
         audit=result,
         spectral_head=1 - sum(layer.spectral_error[tenth] for layer in hidden) / len(hidden),
         row_head=1 - sum(layer.row_error[tenth] for layer in hidden) / len(hidden),
@@ -232,39 +189,3 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     only_a = sum(x and not y for x, y in zip(a, b, strict=True))
     only_b = sum(y and not x for x, y in zip(a, b, strict=True))
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-
-
-def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
-    dense = chapters[0]
-    clean = [100 * (c.audit.clean_accuracy.value or 0) for c in chapters if c.audit.clean_accuracy]
-    e = dense.audit.evaluations[0]
-    yield (
-        f"{len(chapters)} networks with equal Frobenius norms, clean accuracy {min(clean):.1f} to {max(clean):.1f} %;"
-        f" robust accuracy of the {dense.recipe} one {100 * dense.robust(e.p):.1f} % within l_{e.p:g} {e.eps:g}."
-    )
-    for chapter in chapters[1:]:
-        yield _comparison(chapter, dense)
-
-
-def _comparison(chapter: Chapter, dense: Chapter) -> str:
-    """One network against the dense one: structure, norm, and whether the difference in robustness is significant."""
-    head = max(
-        ("spectral", chapter.spectral_head / dense.spectral_head),
-        ("row", chapter.row_head / dense.row_head),
-        key=lambda h: h[1],
-    )
-    kind, share, before = {
-        "spectral": ("singular values", chapter.spectral_head, dense.spectral_head),
-        "row": ("rows", chapter.row_head, dense.row_head),
-    }[head[0]]
-    differences = []
-    for e in chapter.audit.evaluations:
-        change = 100 * (chapter.robust(e.p) - dense.robust(e.p))
-        clear = chapter.p_values[e.p] < SIGNIFICANT
-        words = ("more fragile" if change < 0 else "more robust") if clear else "no clear difference"
-        differences.append(f"{words} in l_{e.p:g} ({100 * chapter.robust(e.p):.1f} %, {change:+.1f} points)")
-    return (
-        f"{chapter.recipe}: the largest tenth of its {kind} holds {100 * share:.0f} % instead of {100 * before:.0f} %;"
-        f" {' and '.join(differences)}; the l_2 Lipschitz bound is {chapter.norm(2) / dense.norm(2):.1f} times the dense"
-        f" one's, the largest local gradient norm {chapter.local(2) / dense.local(2):.1f} times."
-    )

@@ -249,21 +249,23 @@ def admissible(x_adv: Tensor, x: Tensor, eps: float, p: float, bounds: tuple[flo
 def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[SampleResult]:
     """One :class:`~brittle.results.SampleResult` a sample, numbered from ``first``."""
     names = [attack_name(attack) for attack in threat.attacks]
-    columns = zip(
-        worst.y.tolist(),
-        worst.clean_logits.argmax(1).tolist(),
-        worst.adversarial_logits.argmax(1).tolist(),
-        margins(worst.clean_logits, worst.y).tolist(),
-        margins(worst.adversarial_logits, worst.y).tolist(),
-        lp_norm(worst.x_adv.double() - worst.x.double(), threat.p).tolist(),
-        worst.attack.tolist(),
-        worst.restart.tolist(),
-        strict=True,
-    )
-    return [
-        SampleResult(index, *numbers, names[a] if a >= 0 else None, r if r >= 0 else None)
-        for index, (*numbers, a, r) in enumerate(columns, first)  # type: ignore[call-arg]
-    ]
+    columns = {
+        "label": worst.y,
+        "clean_prediction": worst.clean_logits.argmax(1),
+        "adversarial_prediction": worst.adversarial_logits.argmax(1),
+        "clean_margin": margins(worst.clean_logits, worst.y),
+        "adversarial_margin": margins(worst.adversarial_logits, worst.y),
+        "distance": lp_norm(worst.x_adv.double() - worst.x.double(), threat.p),
+        "attack": worst.attack,
+        "restart": worst.restart,
+    }
+    results = []
+    for index, values in enumerate(zip(*(column.tolist() for column in columns.values()), strict=True), first):
+        row = dict(zip(columns, values, strict=True))
+        row["attack"] = names[row["attack"]] if row["attack"] >= 0 else None
+        row["restart"] = row["restart"] if row["restart"] >= 0 else None
+        results.append(SampleResult(index, **row))
+    return results
 
 
 def summarise(samples: Sequence[SampleResult], rejected: int, threat: Threat, eps: float) -> Evaluation:

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from brittle.drawing import (
-    PLACE,
     INK,
     LIFT,
+    PLACE,
     SERIES,
     drawable,
     hollow,

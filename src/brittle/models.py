@@ -257,7 +257,7 @@ def _imported(module: str, function: str) -> Builder:
     if not callable(builder):
         hint = _suggestion(function, [name for name, value in vars(found).items() if callable(value)])
         raise InputError(f"arch {module}:{function}: {module} has no function {function!r}{hint}")
-    return builder  # type: ignore[no-any-return]
+    return builder
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:

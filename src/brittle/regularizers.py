@@ -24,13 +24,13 @@ def group_lasso(W: Tensor) -> Tensor:
 def nuclear_norm(W: Tensor) -> Tensor:
     """``sum_i sigma_i`` of a matrix ``(m, n)``; drives singular values to zero.
 
-    The gradient is the polar factor ``U_r V_r^T`` over the numerical rank r, a subgradient also at rank deficiency. It is
-    found from the Gram matrix of the smaller side in float64, several times sooner than by a decomposition of W.
+    The gradient is the polar factor ``U_r V_r^T`` over the numerical rank r, a subgradient also at rank deficiency.
+    It is found from the Gram matrix of the smaller side in float64.
 
     >>> nuclear_norm(torch.diag(torch.tensor([2.0, -1.0])))
     tensor(3.)
     """
-    return _NuclearNorm.apply(W)  # type: ignore[no-untyped-call, no-any-return]
+    return _NuclearNorm.apply(W)
 
 
 class _NuclearNorm(torch.autograd.Function):

@@ -55,7 +55,7 @@ def report_html(audit: Audit) -> str:
     for item in audit.not_measured:
         reasons.setdefault(item.reason, []).append(item.name)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             audit=audit,
@@ -75,7 +75,8 @@ def write_report(audit: Audit, path: Path) -> None:
     write_text(path, report_html(audit))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of the pages, escaping by default, with the filters that write numbers, norms and budgets."""
     loader = PackageLoader("brittle")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -96,8 +96,8 @@ def _directions(responses: Sequence[LayerResponse]) -> str:
     shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(p)} attack's energy" for p, r in reversed(firsts.items())]
     where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
     return (
-        f"At the layer {first.layer}, where the attack comes in, {' and '.join(shares)} lies in {where} of largest gain;"
-        f" an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
+        f"At the layer {first.layer}, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
+        f" gain; an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
     )
 
 
@@ -130,7 +130,7 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
     factors = " and ".join(number(q.tightness) for q in found)
     yield (
         f"Certified: per unit of input the logits move by at most {uppers}. The largest local gradient norms found on"
-        f" {found[0].n} samples are {lowers}, smaller by factors of {factors}; a large upper bound alone proves nothing."
+        f" {found[0].n} samples are {lowers}, smaller by factors of {factors}; a large bound alone proves nothing."
     )
 
 

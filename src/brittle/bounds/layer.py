@@ -41,7 +41,7 @@ def largest_entry_factors(k: int, error: float, beta: float, d: int) -> tuple[fl
 
 
 def row_ratio_upper(k: int, error: float, n: int) -> float:
-    """Lemma Row, upper: ``||w||_1 / ||w||_2 <= sqrt(k (1-error^2)) + sqrt(n-k) error`` (error: q = 2); k = 0: sqrt n."""
+    """Lemma Row, upper: ``||w||_1 / ||w||_2 <= sqrt(k (1-error^2)) + sqrt(n-k) error``; sqrt n for k = 0."""
     return math.sqrt(k * (1 - error**2)) + math.sqrt(n - k) * error if k else math.sqrt(n)
 
 
