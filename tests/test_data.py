@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from brittle.data import Data, check_batch, load_data
-from brittle.errors import InputError, MissingExtra
+from brittle.errors import InputError
 
 
 class Hostile:
@@ -473,12 +473,6 @@ def test_folder_layout_is_checked(tmp_path):
     (tmp_path / "test" / "cat").mkdir()
     with pytest.raises(InputError, match=r"cat must hold images .*it has none$"):
         load_data(f"folder:{tmp_path / 'test'}")
-
-
-def test_folder_without_pillow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(MissingExtra, match=r"needs the package pillow; .*pip install 'brittle\[vision\]'"):
-        load_data(f"folder:{tmp_path}")
 
 
 # --- npz ----------------------------------------------------------------------------------------------------

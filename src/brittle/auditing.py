@@ -111,6 +111,8 @@ def audit(
     norms = tuple(check_attack_norm(q) for q in p)
     if not norms:
         raise InputError("p: expected at least one of inf and 2; got none")
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
     budgets = _budgets(eps, norms, data)
     tell = progress or (lambda stage, done, total: None)
     samples = None if data is None else _gathered(data)

@@ -6,6 +6,7 @@ input (one line, no traceback), 130 interrupted.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -53,11 +54,13 @@ def run(arguments: list[str]) -> int:
     """
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="brittle", standalone_mode=False)
+        if code == 130:  # typer turns Ctrl-C into this exit code
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except InputError as error:
         return _complain(str(error), 2)
     except _UsageError as error:
-        return _complain(f"{error.format_message()} (see: brittle --help)", 2)  # type: ignore[attr-defined]
+        return _complain(_usage(error, arguments), 2)
     except OSError as error:
         return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -67,6 +70,14 @@ def run(arguments: list[str]) -> int:
 def _complain(message: str, code: int) -> int:
     print(f"brittle: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _usage(error: Any, arguments: list[str]) -> str:
+    """What was wrong with an option, and what came."""
+    names = getattr(getattr(error, "param", None), "opts", [])
+    came = [value for name, value in itertools.pairwise(arguments) if name in names]
+    got = f" Got {came[-1]!r}." if came else ""
+    return f"{error.format_message().rstrip('.')}.{got} See: brittle --help"
 
 
 def _version(wanted: bool) -> None:

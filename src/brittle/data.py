@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from brittle.errors import InputError, MissingExtra
+from brittle.errors import InputError
 from brittle.inputs import check_batch
 
 Array = NDArray[Any]
@@ -98,7 +98,6 @@ def load_data(
 
     Raises:
         InputError: A spec of another form, a missing or broken file, or contents that are no labelled inputs.
-        MissingExtra: A folder is to be read and Pillow is not installed.
 
     >>> data = load_data("digits", limit=100)
     >>> data.inputs.shape, data.classes
@@ -303,10 +302,6 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _read_folder(path: Path, image_size: tuple[int, int] | None, choose: Choose) -> Read:
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise MissingExtra("pillow", "vision", f"reading images from {path}") from None
     files, labels, classes = _list_images(path)
     chosen = choose(len(files))
     picked = [files[i] for i in chosen]

@@ -158,7 +158,8 @@ def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
     clear = [c for c in others if any(q < SIGNIFICANT and _change(c, first, p) < 0 for p, q in c.p_values.items())]
     yield (
         f"{len(others)} compressible networks with the {first.name} one's Frobenius norms are as accurate"
-        f" ({min(clean):.1f} to {max(clean):.1f} %); {len(clear)} of them are clearly more fragile."
+        f" ({min(clean):.1f} to {max(clean):.1f} %); {len(clear)} of them {'is' if len(clear) == 1 else 'are'}"
+        " clearly more fragile."
     )
     robust = " and ".join(
         f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in first.audit.evaluations
