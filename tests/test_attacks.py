@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 import math
 
-import networks
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import quick
-from networks import Logistic, convnet, few, mlp, uniform, untidy, untouched
 from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
+import networks
 from brittle.attacks import ATTACKS, _Ball, _start, apgd, cross_entropy, dlr, fgsm, pgd, universal_perturbation
 from brittle.errors import InputError
 from brittle.norms import lp_norm
+from matrices import quick
+from networks import Logistic, convnet, few, mlp, uniform, untidy, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -157,7 +157,7 @@ def test_any_budget_is_kept(eps, p, seed):
     for attack in (fgsm, functools.partial(pgd, steps=2, seed=seed), functools.partial(apgd, steps=2, seed=seed)):
         x_adv = attack(mlp(), x, y, eps=eps, p=p)
         assert distance(x_adv, x, p).max() <= eps * (1 + 1e-6)
-        assert 0 <= float(x_adv.min())
+        assert float(x_adv.min()) >= 0
         assert float(x_adv.max()) <= 1
 
 
@@ -230,10 +230,8 @@ def test_noise_is_uniform_before_it_is_scaled():
     assert abs(float(noise.mean())) < 4 / math.sqrt(3 * len(noise))
     assert abs(float((noise < -0.5).double().mean()) - 0.25) < 0.02
     gauss = _start(_Ball.of(x, 1.0, 2, (-9.0, 9.0)), 0, None) - x
-    standard = math.sqrt(2 / 30**2 / 12000)
     assert abs(float(gauss.square().mean()) - 1 / 30) < 1e-9
     assert abs(float(gauss.mean())) < 4 / math.sqrt(30 * 12000)
-    assert standard < 1e-3
 
 
 UNLIKE = [
@@ -639,14 +637,14 @@ def test_bad_options_are_named(attack, options, message):
 
 
 def test_later_batches_of_the_universal_perturbation_are_checked_too():
-    with pytest.raises(InputError, match="^x must be finite"):
+    with pytest.raises(InputError, match=r"^x must be finite"):
         universal_perturbation(mlp(), [(X, Y), (nan_in(X), Y)], eps=0.1)
     with pytest.raises(InputError, match=r"^x must lie in \[0, 1\]"):
         universal_perturbation(mlp(), [(X, Y), (255 * X, Y)], eps=0.1)
 
 
 def test_no_batches():
-    with pytest.raises(InputError, match="^batches: expected at least one"):
+    with pytest.raises(InputError, match=r"^batches: expected at least one"):
         universal_perturbation(mlp(), [], eps=0.1)
 
 

@@ -11,7 +11,6 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import matrices, quick, vectors
 
 from brittle.compressibility import (
     RANK_TOLERANCE,
@@ -31,6 +30,7 @@ from brittle.compressibility import (
     truncate_spectrum,
 )
 from brittle.errors import InputError
+from matrices import matrices, quick, vectors
 
 EXPONENTS = [1.0, 1.5, 2.0, math.inf]
 exponents = st.sampled_from(EXPONENTS)

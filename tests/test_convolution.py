@@ -294,7 +294,7 @@ def test_the_polyphase_torus_is_exact_for_circular_padding_with_stride_2(size):
 
 
 def supremum(K, points=96):
-    """sup over frequencies of sigma_1 of the symbol, on a fine grid (numpy; from below), per group of one."""
+    """Largest value over frequencies of sigma_1 of the symbol, on a fine grid (numpy; from below), per group of one."""
     symbol = np.fft.fftn(K.numpy(), s=[points] * (K.ndim - 2), axes=range(2, K.ndim))
     return np.linalg.svd(np.moveaxis(symbol, (0, 1), (-2, -1)), compute_uv=False).max()
 

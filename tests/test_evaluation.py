@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import json
 import math
 
-import networks
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import quick
-from networks import few, linear, mlp, uniform, untidy, untouched
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import brittle
+import networks
 from brittle.attacks import apgd, fgsm, pgd
 from brittle.errors import InputError
 from brittle.evaluation import Threat, WorstCase, admissible, evaluate, margins, security_curve, worst_case
 from brittle.results import Audit, Rate
+from matrices import quick
+from networks import few, linear, mlp, uniform, untidy, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -266,8 +269,8 @@ def test_more_restarts_never_leave_more(p):
     assert [e.robust_correct for e in left] == sorted((e.robust_correct for e in left), reverse=True)
     assert left[0].robust_correct > left[-1].robust_correct
     survivors = [{s.index for s in e.samples if s.attack is None} for e in left]
-    assert all(after <= before for before, after in zip(survivors, survivors[1:], strict=False))
-    for before, after in zip(left, left[1:], strict=False):
+    assert all(after <= before for before, after in itertools.pairwise(survivors))
+    for before, after in itertools.pairwise(left):
         for a, b in zip(before.samples, after.samples, strict=True):
             assert a.restart is None or a.restart == b.restart
 
@@ -277,10 +280,9 @@ def on_ids(which, model, x, y, *, eps, p, ids):
 
 
 def test_several_attacks_count_by_their_worst_case():
-    def first(*args, **kw):
-        return on_ids([0, 1, 2], *args, **kw)
+    def first(model, x, y, *, eps, p, ids):
+        return on_ids([0, 1, 2], model, x, y, eps=eps, p=p, ids=ids)
 
-    first.__signature__ = __import__("inspect").signature(functools.partial(on_ids, []))
     attacks = [functools.partial(on_ids, w) for w in ([0, 1, 2], [2, 3], [5])]
     e = evaluate(anything_moves, GREY, attack=[first, *attacks[1:]], eps=0.1, batch_size=3)
     assert [s.attack for s in e.samples] == ["first"] * 3 + ["on_ids()", None, "on_ids()", None, None]
@@ -665,20 +667,18 @@ def test_frames_hold_one_row_a_sample():
     assert frame["index"].tolist() == list(range(30))
     assert frame["label"].tolist() == y.tolist()
     assert int((frame["label"] == frame["clean_prediction"]).sum()) == e.clean_correct
-    assert int(frame["attack"].notna().sum()) == e.clean_correct - e.robust_correct == int(frame["restart"].notna().sum())
+    assert (
+        int(frame["attack"].notna().sum()) == e.clean_correct - e.robust_correct == int(frame["restart"].notna().sum())
+    )
     assert set(frame["eps"]) == {0.06}
     assert set(frame["p"]) == {math.inf}
 
 
 def test_per_sample_results_stay_out_of_json_and_of_comparisons():
-    import dataclasses
-
     e = evaluate(mlp(), few(10), attack=fgsm, eps=0.06)
     assert dataclasses.replace(e, samples=()) == e
     net = linear(classes=3, n=64)
     x, y = few(10)
-    import brittle
-
     a = brittle.audit(net, (x, y % 3), attacks=[fgsm], p=[2])
     document = json.loads(a.to_json())
     assert "samples" not in document["evaluations"][0]

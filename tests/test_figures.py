@@ -79,7 +79,7 @@ def layer(
     return LayerResult(
         name=name, kind=kind, shape=(m, n), parameters=m * n, row_error=errors(rows), spectral_error=errors(sigma),
         row_spread=spreads(rows), spectral_spread=spreads(sigma), row_norms=tuple(map(float, rows[:128])),
-        singular_values=tuple(map(float, sigma[:128])), rank=0 if zero else p,
+        singular_values=tuple(map(float, sigma[:128])), spectrum=p, rank=0 if zero else p,
         stable_rank=(frobenius / largest) ** 2, nuclear_spectral_ratio=nuclear / largest,
         nuclear_frobenius_ratio=(nuclear / (frobenius or 1.0)) ** 2, effective_rank=0.8 * p,
         effective_sparsity=0.6 * m * n, frobenius=frobenius, filter_norm_inf=float(rows[0]),

@@ -51,7 +51,8 @@ def jacobian(model, x):
 
 def points(shape, count=6):
     generator = torch.Generator().manual_seed(7)
-    return [scale * torch.randn(shape, dtype=torch.float64, generator=generator) for scale in torch.logspace(-2, 1, count)]
+    scales = torch.logspace(-2, 1, count)
+    return [scale * torch.randn(shape, dtype=torch.float64, generator=generator) for scale in scales]
 
 
 def largest_local_norm(model, shape, p, count=6):
@@ -83,6 +84,20 @@ def residual():
     return Apply(lambda s, x: F.relu(x + s.b(torch.relu(s.bn(s.a(x))))), **parts)
 
 
+def two(function, first=3, second=3):
+    """A module of two dense layers a and b."""
+    return Apply(function, a=nn.Linear(4, first), b=nn.Linear(4, second))
+
+
+def with_constant(function, rows, entries):
+    return Apply(function, a=nn.Linear(4, rows), b=nn.Parameter(torch.ones(entries)))
+
+
+def changed_in_place(s, x):
+    y = s.b(x)
+    return y.add_(s.a(x)) + y
+
+
 def in_place(s, x):
     out = s.a(x)
     out += s.b(x)
@@ -108,7 +123,7 @@ NETWORKS = {
     "strides": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 4, 3, 2, 1)), IMAGE),
     "groups": (lambda: nn.Sequential(nn.Conv2d(3, 6, 3, groups=3), nn.Hardswish(), nn.Conv2d(6, 4, 1)), IMAGE),
     "dilation": (lambda: nn.Sequential(nn.Conv2d(3, 2, 3, dilation=2, padding="same"), nn.Tanh()), IMAGE),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 2, 2)), (2, 9)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.BatchNorm1d(3), nn.Conv1d(3, 2, 2)), (2, 9)),
     "conv3d": (lambda: nn.Sequential(nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2), nn.ReLU(), nn.MaxPool3d(2)), (1, 3, 3, 3)),
     "max pool": (lambda: pool(nn.MaxPool2d, 2), IMAGE),
     "overlapping max pool": (lambda: pool(nn.MaxPool2d, 3, 2, 1), IMAGE),
@@ -123,10 +138,10 @@ NETWORKS = {
     "adaptive pool of one axis": (lambda: nn.AdaptiveAvgPool1d(4), (2, 9)),
     "residual": (residual, IMAGE),
     "sum with itself": (lambda: Apply(lambda s, x: s.a(x) + s.a(x), a=nn.Linear(4, 3)), (4,)),
-    "in-place sum": (lambda: Apply(in_place, a=nn.Linear(4, 3), b=nn.Linear(4, 3)), (4,)),
-    "difference": (lambda: Apply(lambda s, x: s.a(x) - s.b(x), a=nn.Linear(4, 3), b=nn.Linear(4, 3)), (4,)),
-    "sum with a constant": (lambda: Apply(lambda s, x: 1 + (s.a(x) + s.b), a=nn.Linear(4, 3), b=nn.Parameter(torch.ones(3))), (4,)),
-    "concatenation": (lambda: Apply(lambda s, x: torch.cat([s.a(x), s.b(x)], 1), a=nn.Linear(4, 3), b=nn.Linear(4, 2)), (4,)),
+    "in-place sum": (lambda: two(in_place), (4,)),
+    "difference": (lambda: two(lambda s, x: s.a(x) - s.b(x)), (4,)),
+    "sum with a constant": (lambda: with_constant(lambda s, x: 1 + (s.a(x) + s.b), 3, 3), (4,)),
+    "concatenation": (lambda: two(lambda s, x: torch.cat([s.a(x), s.b(x)], 1), 3, 2), (4,)),
     "concatenation with itself": (lambda: Apply(lambda s, x: torch.cat([x, x], 1)), (4,)),
     "thrice the same": (lambda: Apply(lambda s, x: torch.cat([s.a(x), x, x], dim=1), a=nn.Linear(4, 4)), (4,)),
     "scaled": (lambda: Apply(lambda s, x: -3 * s.a(x) / 2, a=nn.Linear(4, 3)), (4,)),
@@ -135,11 +150,11 @@ NETWORKS = {
     "permute": (lambda: Apply(lambda s, x: s.a(x.permute(0, 2, 3, 1)), a=nn.Linear(3, 5)), (3, 2, 2)),
     "shared": (lambda: Apply(lambda s, x: s.a(torch.relu(s.a(x))), a=nn.Linear(4, 4)), (4,)),
     "broadcast sum of images": (lambda: Apply(lambda s, x: x + s.a(x), a=nn.AdaptiveAvgPool2d(1)), (1, 4, 4)),
-    "broadcast sum of vectors": (lambda: Apply(lambda s, x: s.a(x) + s.b(x), a=nn.Linear(4, 9), b=nn.Linear(4, 1)), (4,)),
-    "broadcast constant": (lambda: Apply(lambda s, x: s.a(x) + s.b, a=nn.Linear(4, 1), b=nn.Parameter(torch.ones(9))), (4,)),
+    "broadcast sum of vectors": (lambda: two(lambda s, x: s.a(x) + s.b(x), 9, 1), (4,)),
+    "broadcast constant": (lambda: with_constant(lambda s, x: s.a(x) + s.b, 1, 9), (4,)),
     "tokens with batch norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(3)), (3, 4)),
     "square tokens with batch norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4)),
-    "sum changed in place": (lambda: Apply(lambda s, x: (lambda y: y.add_(s.a(x)) + y)(s.b(x)), a=nn.Linear(4, 3), b=nn.Linear(4, 3)), (4,)),
+    "sum changed in place": (lambda: two(changed_in_place), (4,)),
 }  # fmt: skip
 ACTIVATIONS = {
     "ReLU": nn.ReLU(), "ReLU6": nn.ReLU6(), "LeakyReLU": nn.LeakyReLU(0.2), "steep LeakyReLU": nn.LeakyReLU(-3.0),
@@ -183,19 +198,19 @@ def test_activations_are_no_steeper_than_their_factor(name, p):
     for value in torch.linspace(-6, 6, 241, dtype=torch.float64):
         x = torch.tensor([float(value), 0.3, -0.2], dtype=torch.float64)
         steepest = max(steepest, float(np.linalg.norm(jacobian(activation, x), p)))
-    assert steepest <= bound * SLACK
+    assert steepest <= bound * (1 + 1e-6)  # torch's own slopes are rounded
     assert bound <= 1.2 * steepest
 
 
-@both
-@pytest.mark.parametrize("known", [True, False])
-def test_the_cifar_resnet_has_a_bound(known, p):
+@pytest.mark.parametrize(("p", "known"), [(2, True), (math.inf, True), (math.inf, False)])
+def test_the_cifar_resnet_has_a_bound(p, known):
+    """In l_inf even for unknown sizes: there a term that is broadcast counts once."""
     model = prepared(resnet18_cifar(width=4))
     bound = upper(model, p, input_shape=(3, 16, 16) if known else None)
     assert largest_local_norm(model, (3, 16, 16), p, count=2) <= bound
 
 
-@both
+@pytest.mark.parametrize("p", [pytest.param(2, marks=pytest.mark.slow), math.inf])
 def test_torchvisions_resnet_has_a_bound(p):
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet18(num_classes=3).eval()
@@ -225,8 +240,9 @@ def test_sums_add_and_concatenations_combine(p):
     a, b = prepared(nn.Linear(4, 3), 1), prepared(nn.Linear(4, 3), 2)
     one, two = (np.linalg.norm(layer.weight.detach().numpy(), p) for layer in (a, b))
     both_ways = max(one, two) if p == math.inf else math.hypot(one, two)
-    assert upper(Apply(lambda s, x: s.a(x) + s.b(x), a=a, b=b), p) == pytest.approx(one + two)
-    assert upper(Apply(lambda s, x: torch.cat([s.a(x), s.b(x)], 1), a=a, b=b), p) == pytest.approx(both_ways)
+    added, joined = lambda s, x: s.a(x) + s.b(x), lambda s, x: torch.cat([s.a(x), s.b(x)], 1)
+    assert upper(Apply(added, a=a, b=b), p, input_shape=(4,)) == pytest.approx(one + two)
+    assert upper(Apply(joined, a=a, b=b), p) == pytest.approx(both_ways)
 
 
 @both
@@ -262,7 +278,7 @@ def test_a_batch_norm_is_not_folded_into_a_layer_that_is_used_twice():
     conv, norm = prepared(nn.Conv2d(3, 3, 1)), prepared(nn.BatchNorm2d(3), 1)
     model = Apply(lambda s, x: s.norm(y := s.conv(x)) + y, conv=conv, norm=norm)
     expected = upper(conv, 2) * (1 + upper(norm, 2))
-    assert upper(model, 2) == pytest.approx(expected, rel=1e-9)
+    assert upper(model, 2, input_shape=(3, 4, 4)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +351,7 @@ REFUSED = {
     "group norm": (sequence(nn.GroupNorm(2, 4)), "1"),
     "instance norm": (nn.Sequential(nn.Conv1d(1, 2, 3), nn.InstanceNorm1d(2)).eval(), "1"),
     "normalised embedding": (sequence(nn.CosineSimilarity()), "1"),
-    "attention": (Apply(lambda s, x: s.attention(x, x, x)[0], attention=nn.MultiheadAttention(4, 2)).eval(), "attention"),
+    "attention": (Apply(lambda s, x: s.heads(x, x, x)[0], heads=nn.MultiheadAttention(4, 2)).eval(), "heads"),
     "recurrent": (Apply(lambda s, x: s.memory(x)[0], memory=nn.LSTM(4, 4)).eval(), "memory"),
     "bilinear": (Apply(lambda s, x: s.pairs(x, x), pairs=nn.Bilinear(4, 4, 4)).eval(), "pairs"),
     "transposed convolution": (nn.Sequential(nn.ConvTranspose2d(1, 1, 2)).eval(), "0"),
@@ -353,11 +369,11 @@ REFUSED = {
     "repetition": (Apply(lambda s, x: x.repeat(1, 9)).eval(), "repeat"),
     "expansion": (Apply(lambda s, x: x[:, None].expand(-1, 9, -1)).eval(), ""),
     "unknown function": (Apply(lambda s, x: torch.exp(x)).eval(), "exp"),
-    "unknown module": (Apply(lambda s, x: s.odd(x), odd=Unknown()).eval(), "odd"),
+    "unknown module": (Apply(lambda s, x: s.odd(x), odd=Unknown()).eval(), "sort"),
     "branching": (Apply(branching, a=nn.Linear(4, 4)).eval(), "Apply"),
     "several outputs": (Apply(lambda s, x: (x, x)).eval(), "forward"),
     "reflect without size": (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")).eval(), "0"),
-    "a size as a number": (Apply(lambda s, x: x + x.size(1)).eval(), "size"),
+    "a size as a number": (Apply(lambda s, x: x + x.size(1)).eval(), ""),
 }  # fmt: skip
 
 
@@ -475,7 +491,9 @@ def test_the_shape_is_checked(shape):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(2, 2), nn.Conv2d(1, 1, 2), nn.BatchNorm1d(2), nn.PReLU()], ids=lambda layer: type(layer).__name__
+    "layer",
+    [nn.Linear(2, 2), nn.Conv2d(1, 1, 2), nn.BatchNorm1d(2), nn.PReLU()],
+    ids=["Linear", "Conv2d", "BatchNorm1d", "PReLU"],
 )
 def test_weights_that_are_not_finite_are_refused(layer):
     broken = copy.deepcopy(layer).eval()

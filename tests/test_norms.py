@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import matrices, quick
 
 from brittle.errors import InputError
 from brittle.norms import (
@@ -23,6 +22,7 @@ from brittle.norms import (
     spectral_norm_lower,
     spectral_norm_upper,
 )
+from matrices import matrices, quick
 
 NORMS = [1.0, 2.0, math.inf]
 
@@ -88,7 +88,9 @@ def test_gram_iteration_falls_towards_the_norm_and_never_below(W):
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_gram_iteration_neither_overflows_nor_underflows(scale):
     W = samples(1, 5, 7)
-    assert float(spectral_norm_upper(scale * W)) == pytest.approx(scale * float(spectral_norm_upper(W)), rel=1e-9, abs=0)
+    assert float(spectral_norm_upper(scale * W)) == pytest.approx(
+        scale * float(spectral_norm_upper(W)), rel=1e-9, abs=0
+    )
 
 
 def test_gram_iteration_takes_batches_and_complex_numbers():

@@ -69,6 +69,7 @@ def audit(
     p: Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
     attacks: Sequence[Attack] | None = None,
+    steps: int = 100,
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     input_shape: Sequence[int] | None = None,
@@ -92,7 +93,8 @@ def audit(
         p: Norms of the budgets and bounds: inf, 2 or both.
         eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
         attacks: Attacks whose worst case counts; by default APGD with cross-entropy, then with the DLR loss
-            (where there are at least 3 classes), 100 steps each.
+            (where the model has at least 3 classes).
+        steps: Steps of each of the default attacks.
         restarts: Runs of every attack.
         bounds: Smallest and largest admissible input value.
         input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
@@ -120,7 +122,7 @@ def audit(
     layers, unread = read_layers(model)
     sizes = input_sizes(model, layers, shape) if shape else {}
     results = _measured(layers, sizes, norms, tell)
-    missing = [*unread, *_unmeasured_norms(results, layers)]
+    missing = [*unread, *_unmeasured_norms(results, layers, norms)]
     lipschitz = [_lipschitz(model, q, samples, shape, bounds) for q in norms]
     missing += [NotMeasured(f"certified {norm_name(q.p)} bound", q.unavailable) for q in lipschitz if q.unavailable]
     tell("bounds", 1, 1)
@@ -129,10 +131,12 @@ def audit(
         missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
     else:
         run = _Run(model, samples, layers, batch_size, tell)
-        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1])
+        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], steps)
         missing += left_out
         for q in norms:
             run.at_budget(Threat(tuple(chosen), q, restarts, bounds, seed), budgets[q], found)
+        if not found.universal:
+            missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
     settings: dict[str, Setting] = {
         "p": tuple(f"{q:g}" for q in norms),
@@ -299,17 +303,18 @@ def _budgets(
 
 
 def _default_attacks(
-    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor
+    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, steps: int
 ) -> tuple[list[Attack], list[NotMeasured]]:
     if attacks is not None:
         if not attacks:
             raise InputError("attacks: expected at least one; got none")
         return list(attacks), []
+    ce, dlr = (functools.partial(apgd, loss=loss, steps=steps) for loss in ("ce", "dlr"))
     with frozen(model):
         classes = logits_of(model, x[:1].to(device_of(model)), y[:1].to(device_of(model))).shape[1]
     if classes < 3:
-        return [apgd], [NotMeasured("APGD with the DLR loss", f"needs at least 3 classes; the model has {classes}")]
-    return [functools.partial(apgd, loss="ce"), functools.partial(apgd, loss="dlr")], []
+        return [ce], [NotMeasured("APGD with the DLR loss", f"needs at least 3 classes; the model has {classes}")]
+    return [ce, dlr], []
 
 
 def _measured(
@@ -322,12 +327,17 @@ def _measured(
     return results
 
 
-def _unmeasured_norms(results: Sequence[LayerResult], layers: Sequence[LayerView]) -> list[NotMeasured]:
+def _unmeasured_norms(
+    results: Sequence[LayerResult], layers: Sequence[LayerView], norms: Sequence[float]
+) -> list[NotMeasured]:
     missing = []
     for view, result in zip(layers, results, strict=True):
-        if not result.operator_norms:
+        if view.convolution and view.geometry is None:
             reason = f"{type(view.module).__name__} has a forward of its own that is not understood"
-            missing.append(NotMeasured(f"operator norm of {view.name}", reason))
+        else:
+            reason = "padding that repeats pixels is bounded only for a known input size"
+        absent = [q for q in norms if result.operator_norm(q) is None]
+        missing += [NotMeasured(f"{norm_name(q)} operator norm of {view.name}", reason) for q in absent]
     return missing
 
 

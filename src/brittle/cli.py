@@ -147,9 +147,21 @@ def _audit(
     _threads(threads)
     network = _network(model, arch, _arguments(arch_arg or []), mean, std, _device(device))
     samples = _samples(data, data_root, split, limit, seed, size)
+    from brittle.auditing import audit
+
     with _progress(quiet) as stage:
-        result = _run_audit(
-            network, samples, norms, budgets, steps, restarts, shape, batch_size, seed, model.name, stage
+        result = audit(
+            network,
+            samples,
+            p=norms,
+            eps=budgets or None,
+            steps=steps,
+            restarts=restarts,
+            input_shape=shape,
+            batch_size=batch_size,
+            seed=seed,
+            name=model.name,
+            progress=stage,
         )
     save(result, out)
     _announce(result, out, as_json, quiet)
@@ -202,40 +214,6 @@ def save(audit: Audit, out: Path) -> None:
         with replacing(out / "samples.parquet") as beside:
             audit.samples_frame().to_parquet(beside, index=False)
     write_report(audit, out / "report.html")
-
-
-def _run_audit(
-    network: nn.Module,
-    samples: Data | None,
-    norms: tuple[float, ...],
-    budgets: dict[float, float],
-    steps: int,
-    restarts: int,
-    shape: tuple[int, ...] | None,
-    batch_size: int,
-    seed: int,
-    name: str,
-    stage: Stage,
-) -> Audit:
-    from functools import partial
-
-    from brittle.attacks import apgd
-    from brittle.auditing import audit
-
-    losses = ("ce", "dlr") if samples is None or samples.classes > 2 else ("ce",)
-    return audit(
-        network,
-        samples,
-        p=norms,
-        eps=budgets or None,
-        attacks=[partial(apgd, loss=loss, steps=steps) for loss in losses],
-        restarts=restarts,
-        input_shape=shape,
-        batch_size=batch_size,
-        seed=seed,
-        name=name,
-        progress=stage,
-    )
 
 
 def _network(

@@ -105,7 +105,8 @@ def has_interior(K: Tensor, geometry: ConvGeometry, size: Sequence[int]) -> bool
 def patch_overlap(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None) -> float:
     """mu, the largest number of patches that contain one pixel: ``||A||_2 <= sqrt(mu) sigma_1(R)``.
 
-    Exact for a known ``size``; otherwise the count for zero padding, which no image exceeds.
+    Exact for a known ``size``; otherwise the count for zero padding, which no image exceeds (nor one with plain
+    circular padding at stride 1).
     """
     if size is not None:
         one = torch.ones(1, 1, *K.shape[2:], dtype=torch.float64)
@@ -144,15 +145,20 @@ def norm_1(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
     """The l_1 operator norm: the largest entry of the transposed convolution of ``|K|`` with ones.
 
     Exact for zero padding; otherwise an upper bound beside a lower bound of 0. Without ``size`` the input is
-    taken to be large enough that some pixel is met by every tap of its stride class.
+    taken to be large enough that some pixel is met by every tap of its stride class; padding that repeats pixels has
+    then no upper bound, apart from plain circular padding at stride 1.
     """
     K = K.detach().double().cpu()
+    if size is None and not _size_free(K, geometry):
+        return NormBounds(1.0, 0.0, math.inf, "not bounded")
     if size is None:
         norm = max(float(taps.abs().sum((0, *range(2, K.ndim))).max()) for taps in _stride_classes(K, geometry))
         return NormBounds(1.0, norm, norm, "interior filter")
     x = torch.ones(1, K.shape[1] * geometry.groups, *size, dtype=torch.float64)
     upper = float(_adjoint(K.abs(), geometry, x).max())
-    return NormBounds(1.0, upper if geometry.mode == "zeros" else 0.0, upper, "exact")
+    if geometry.mode == "zeros":
+        return NormBounds(1.0, upper, upper, "exact")
+    return NormBounds(1.0, 0.0, upper, "absolute kernel")
 
 
 def _stride_classes(K: Tensor, geometry: ConvGeometry) -> list[Tensor]:
@@ -240,7 +246,7 @@ def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 
         InputError: As for :func:`torus_bound`.
     """
     K = K.detach().double().cpu()
-    if not _embeds(K, geometry) or (geometry.mode == "circular" and max(geometry.stride) > 1):
+    if not _size_free(K, geometry):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
     spans = geometry.spans(K.shape[2:])
     degrees = [span // s for span, s in zip(spans, geometry.stride, strict=True)]
@@ -261,6 +267,11 @@ def _embeds(K: Tensor, geometry: ConvGeometry) -> bool:
     return geometry.mode == "circular" and all(
         pad <= span for pad, span in zip(pads, geometry.spans(K.shape[2:]), strict=True)
     )
+
+
+def _size_free(K: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether counts per pixel and symbols bound the operator on images of every size."""
+    return _embeds(K, geometry) and (geometry.mode == "zeros" or max(geometry.stride) == 1)
 
 
 def norm_2_lower(
@@ -310,17 +321,16 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
 
 
 def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None, sigma: float) -> dict[str, float]:
-    plain = geometry.mode in ("zeros", "circular")
     uppers: dict[str, float] = {}
-    if size is not None or _embeds(K, geometry):
+    if size is not None or _size_free(K, geometry):
         mu = patch_overlap(K, geometry, size)
         uppers["filter matrix"] = math.sqrt(mu) * sigma * _safety(K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
         uppers["schur"] = math.sqrt(schur) * _safety(K)
-    if not plain or not _embeds(K, geometry):
+    if not _embeds(K, geometry):
         return uppers or {"not bounded": math.inf}
     strided = max(geometry.stride) > 1
-    if geometry.mode == "zeros" or not strided:
+    if _size_free(K, geometry):
         fine = min(K.shape[0], K.shape[1] * geometry.groups) <= _FINE_GRID_CHANNELS
         uppers["coarse grid"] = coarse_grid_bound(K, geometry, oversampling=8 if fine else 4)
     if size is not None:

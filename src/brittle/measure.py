@@ -51,6 +51,7 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
         spectral_spread=tuple(float(spread(sigma, k)) for k in k_spectrum),
         row_norms=_profile(nu),
         singular_values=_profile(sigma),
+        spectrum=len(sigma),
         rank=int(ranks.rank),
         stable_rank=float(ranks.stable_rank),
         nuclear_spectral_ratio=float(ranks.nuclear_spectral_ratio),

@@ -70,9 +70,9 @@ def report_html(audit: Audit) -> str:
     )
 
 
-def write_report(audit: Audit, path: Path) -> None:
+def write_report(audit: Audit, path: str | Path) -> None:
     """Write :func:`report_html` to ``path`` as UTF-8, whole or not at all."""
-    write_text(path, report_html(audit))
+    write_text(Path(path), report_html(audit))
 
 
 def environment() -> Environment:
@@ -312,7 +312,8 @@ GLOSSARY = {
     ),
     "Concentration": (
         "How many times the matrix norm exceeds that of a flat matrix of the same shape and Frobenius norm: equal"
-        " singular values for ℓ₂, entries of equal magnitude for ℓ∞. 1: nothing is concentrated."
+        " singular values for ℓ₂ (at least 1), entries of equal magnitude for ℓ∞ (below 1 where rows are sparse and"
+        " equally large)."
     ),
     "Operator norm": (
         "Largest factor by which the layer can magnify an input in the stated norm, for convolutions on images of the"

@@ -148,6 +148,7 @@ class LayerResult:
         spectral_spread: The same of the singular values.
         row_norms: The row l1 norms, largest first (at most :data:`PROFILE_POINTS`, evenly thinned).
         singular_values: The singular values, largest first (thinned alike).
+        spectrum: Number of singular values: min(m, n), or the sum of it over the groups of a convolution.
         rank: Singular values above 1e-10 of the largest.
         stable_rank: ``||W||_F^2 / ||W||_2^2``.
         nuclear_spectral_ratio: ``||W||_* / ||W||_2``.
@@ -173,6 +174,7 @@ class LayerResult:
     spectral_spread: tuple[float, ...]
     row_norms: tuple[float, ...]
     singular_values: tuple[float, ...]
+    spectrum: int
     rank: int
     stable_rank: float
     nuclear_spectral_ratio: float
@@ -190,15 +192,15 @@ class LayerResult:
     def concentration(self, p: float) -> float:
         """How many times the norm exceeds that of a flat matrix of the same shape and Frobenius norm.
 
-        A flat matrix has equal singular values (p = 2: norm ``||W||_F / sqrt(min(m, n))``) or entries of one
-        magnitude (p = inf: norm ``||W||_F sqrt(n / m)``). Exact for the matrix; 1 means nothing is concentrated,
-        and 0 stands for the zero matrix.
+        A flat matrix has equal singular values (p = 2: norm ``||W||_F / sqrt(spectrum)``, so the factor is at least
+        1) or entries of one magnitude (p = inf: norm ``||W||_F sqrt(n / m)``; the factor is below 1 where rows are
+        sparse and equally large). Exact for the matrix; 0 stands for the zero matrix.
         """
         m, n = self.shape
         if self.degenerate:
             return 0.0
         if p == 2:
-            return self.filter_norm_2 * math.sqrt(min(m, n)) / self.frobenius
+            return self.filter_norm_2 * math.sqrt(self.spectrum) / self.frobenius
         return self.filter_norm_inf * math.sqrt(m / n) / self.frobenius
 
     def operator_norm(self, p: float) -> NormBounds | None:

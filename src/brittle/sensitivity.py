@@ -18,7 +18,8 @@ def jacobian_norms(model: Model, x: Tensor, p: float) -> Tensor:
     """Local operator norm ``||J(x)||_{p->p}`` of the logits' Jacobian at every input.
 
     With at most ten classes the local norm is exact; with more only the rows of the ten largest logits are taken,
-    which can but lower it. Either way the value is a lower bound of the global Lipschitz constant.
+    which can but lower it. Either way the value is a lower bound of the global Lipschitz constant, up to the
+    rounding of the model's own precision (and the measure-zero inputs that lie exactly on a kink).
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.

@@ -108,12 +108,12 @@ def story_figure(story: Story) -> Figure:
     _draw_accuracies(left, chapters, norms)
     _draw_pairs(middle, [[100 * c.spectral_head, 100 * c.row_head] for c in chapters], (2, 3))
     middle.set(xlim=(0, 104), xlabel="Share of their sum in the largest tenth, %")
-    middle.set_title("more compressible,")
+    middle.set_title("Compressibility")
     ratios = [[c.upper(2) / chapters[0].upper(2), c.lower(2) / chapters[0].lower(2)] for c in chapters]
     _draw_pairs(right, ratios, (0, 1))
     right.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     right.set(xlim=(0, 1.1 * max(map(max, ratios))), xlabel=f"ℓ₂ sensitivity over that of {chapters[0].name}")
-    right.set_title("and the norm that moved")
+    right.set_title("Sensitivity")
     _keys(figure, left, middle, right, norms)
     return figure
 
@@ -130,7 +130,7 @@ def _draw_accuracies(axis: Axes, chapters: Sequence[Chapter], norms: Sequence[fl
             axis.plot([value], [y + lift], **_dot(place))
     least = min(100 * rate.interval[0] for c in chapters for p in norms if (rate := c.robust(p)).interval)
     axis.set(xlim=(10 * math.floor(least / 10), 102), xlabel="Accuracy, %, with 95 % interval")
-    axis.set_title("Nearly equal accuracy, less of it robust,")
+    axis.set_title("Clean and robust accuracy")
 
 
 def _draw_pairs(axis: Axes, rows: Sequence[Sequence[float]], places: Sequence[int]) -> None:
@@ -157,8 +157,8 @@ def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
     others = chapters[1:]
     clear = [c for c in others if any(q < SIGNIFICANT and _change(c, first, p) < 0 for p, q in c.p_values.items())]
     yield (
-        f"{len(others)} compressible networks with the {first.name} one's Frobenius norms are as accurate"
-        f" ({min(clean):.1f} to {max(clean):.1f} %); {len(clear)} of them {'is' if len(clear) == 1 else 'are'}"
+        f"{len(others)} compressible networks with the {first.name} one's Frobenius norms have clean accuracies of"
+        f" {min(clean):.1f} to {max(clean):.1f} %; {len(clear)} of them {'is' if len(clear) == 1 else 'are'}"
         " clearly more fragile."
     )
     robust = " and ".join(

@@ -195,17 +195,31 @@ class _Walk:
         if target in (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_"):
             if node.kwargs or len(node.args) != 2:
                 raise _NoRule(f"{node.name}: a sum with extra arguments")
-            return sum(self.value(values, arg) for arg in node.args if isinstance(arg, fx.Node))
+            terms = [arg for arg in node.args if isinstance(arg, fx.Node)]
+            if len(terms) > 1:
+                self.refuse_broadcasting(node, [term for term in terms if values[term] != 0.0])
+            return sum(self.value(values, term) for term in terms)
         if target in (torch.cat, torch.concat):
-            parts = [self.value(values, part) for part in node.all_input_nodes]
+            listed = node.args[0]
+            if not isinstance(listed, tuple | list):
+                raise _NoRule(f"{node.name}: a concatenation of an unknown number of tensors")
+            parts = [self.value(values, part) for part in listed]
             return max(parts) if math.isinf(self.p) else math.hypot(*parts)
         if target in (operator.mul, operator.truediv, torch.mul, "mul", "div"):
             scale = [arg for arg in node.args if isinstance(arg, int | float)]
-            if len(scale) != 1 or (target in (operator.truediv, "div") and node.args[1] is not scale[0]):
+            divides = target in (operator.truediv, "div")
+            if len(scale) != 1 or (divides and (node.args[1] is not scale[0] or not scale[0])):
                 raise _NoRule(f"{node.name}: a product of tensors")
-            factor = abs(scale[0]) if target not in (operator.truediv, "div") else 1 / (abs(scale[0]) or math.nan)
-            return factor * self.value(values, node.all_input_nodes[0])
+            return (1 / abs(scale[0]) if divides else abs(scale[0])) * self.value(values, node.all_input_nodes[0])
         return None
+
+    def refuse_broadcasting(self, node: fx.Node, live: list[fx.Node]) -> None:
+        """A term that is spread over a larger result counts more than once; terms of the result's shape add up."""
+        shapes = [term.meta.get("shape") for term in (node, *live)]
+        if None in shapes:
+            raise _NoRule(f"{node.name}: a sum is bounded only for a known input_shape")
+        if len(set(shapes)) > 1:
+            raise _NoRule(f"{node.name}: a sum of tensors of different shapes")
 
     def function_factor(self, node: fx.Node) -> float:
         target = node.target
@@ -247,7 +261,7 @@ class _Walk:
             following = self.graph.get_submodule(str(follower.target))
             if is_stock(following, nn.Linear):
                 W = _weight(following) @ W
-            elif is_stock(following, nn.BatchNorm1d) and len(node.meta.get("shape", (0, 0))) == 2:
+            elif is_stock(following, nn.BatchNorm1d) and len(node.meta.get("shape", ())) == 2:
                 W = _batch_norm_scale(str(follower.target), following)[:, None] * W
             else:
                 break
@@ -352,6 +366,10 @@ def _reads_a_size(node: fx.Node) -> bool:
     )
 
 
+def _no_rule(reason: str) -> float:
+    raise _NoRule(reason)
+
+
 def _leaky(slope: float) -> float:
     return max(1.0, abs(slope))
 
@@ -368,7 +386,7 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], float]] = {
 _POOLING: frozenset[Any] = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d})
 _MODULES: list[tuple[type[nn.Module], Callable[[Any], float]]] = [
     (nn.ReLU, lambda m: 1.0), (nn.ReLU6, lambda m: 1.0), (nn.Tanh, lambda m: 1.0), (nn.Hardtanh, lambda m: 1.0),
-    (nn.Softplus, lambda m: 1.0), (nn.Sigmoid, lambda m: 0.25), (nn.Hardsigmoid, lambda m: 1 / 6),
+    (nn.Softplus, lambda m: 1.0 if m.threshold >= 20 else _no_rule("softplus with a low threshold jumps")), (nn.Sigmoid, lambda m: 0.25), (nn.Hardsigmoid, lambda m: 1 / 6),
     (nn.LeakyReLU, lambda m: _leaky(m.negative_slope)), (nn.ELU, lambda m: _leaky(m.alpha)),
     (nn.PReLU, lambda m: _leaky(float(m.weight.detach().abs().max()))),
     (nn.GELU, lambda m: 1.13), (nn.SiLU, lambda m: 1.0999), (nn.Mish, lambda m: 1.0887),
