@@ -578,6 +578,7 @@ BAD = {
     "p text": ({"p": "inf"}, "^p: expected 2 or inf"),
     "x nan": ({"x": nan_in(X)}, "^x must be finite; 1 of 384"),
     "x outside": ({"x": 255 * X}, r"^x must lie in \[0, 1\].*127.5"),
+    "x below": ({"x": X - 1}, r"^x must lie in \[0, 1\].*-0.5"),
     "x integer": ({"x": X.long()}, "^x must be a floating tensor.*int64"),
     "x array": ({"x": X.numpy()}, "^x must be a floating tensor.*ndarray"),
     "x empty": ({"x": X[:0], "y": Y[:0]}, "^x must hold at least one example"),

@@ -295,6 +295,14 @@ def test_what_follows_in_place_does_not_change_what_a_layer_saw():
     assert response.energy[0] == pytest.approx(float(shares[:, 0].double().mean()), rel=1e-4)
 
 
+def test_activations_in_place_do_not_change_what_a_layer_returned():
+    x, y = few(20)
+    x_adv = pgd(mlp(), x, y, eps=0.1, steps=3)
+    net = nn.Sequential(*(nn.ReLU(inplace=True) if isinstance(m, nn.ReLU) else m for m in mlp()))
+    plain, rewritten = (layer_responses(n, read_layers(n).views, x, x_adv, p=2)[0] for n in (mlp(), net))
+    assert rewritten == plain
+
+
 def test_nothing_changed_anywhere():
     x, _ = few(6)
     responses, silent = layer_responses(mlp(), read_layers(mlp()).views, x, x.clone(), p=2)

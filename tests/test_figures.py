@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from brittle import figures
 from brittle.drawing import svg
-from brittle.wording import budget, number
 from brittle.results import (
     FRACTIONS,
     Audit,
@@ -31,6 +30,7 @@ from brittle.results import (
     UniversalResult,
     Verdict,
 )
+from brittle.wording import budget, number
 
 INF = math.inf
 HOSTILE = "</script><img onerror=alert(1) src=x>"

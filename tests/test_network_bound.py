@@ -300,6 +300,16 @@ def test_pooling_factors_in_closed_form(pool, expected):
     assert upper(nn.Sequential(pool), math.inf, input_shape=(2, 8, 8)) == pytest.approx(1, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(2, 2, 1), (3, 2, 1), (3, 1, 1), (2, 2, 2), (3, 2, 3), (2, 4, 2)]
+)
+def test_a_pixel_that_wins_all_its_windows_attains_the_max_pool_factor(kernel, stride, dilation):
+    pool = nn.MaxPool1d(kernel, stride, dilation=dilation)
+    peaks = torch.eye(20, dtype=torch.float64)
+    attained = max(float(np.linalg.norm(jacobian(pool, x[None]), 2)) for x in peaks)
+    assert upper(nn.Sequential(pool), 2) == pytest.approx(attained)
+
+
 def test_normalisation_counts_in_input_units():
     model = nn.Sequential(Normalize([0.5, 0.5], [0.25, 0.1]), nn.Flatten(), nn.Identity())
     for p in (2, math.inf):

@@ -87,6 +87,7 @@ def fgsm(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
+    y = y.long()
     ball = _Ball.of(x, eps, p, bounds)
     with frozen(model):
         _, _, gradient = _loss_and_gradient(model, _loss(loss), ball.x, y, first=True)
@@ -126,15 +127,16 @@ def pgd(
             ``seed`` and its id alone.
 
     Returns:
-        ``x_adv``, like ``x``: the last misclassified point met, or else the point of largest loss.
+        ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
 
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
     _check_steps(steps)
+    y = y.long()
     ball = _Ball.of(x, eps, p, bounds)
-    length = 2.5 * eps / steps if step_size is None else step_size
+    length = 2.5 * eps / steps if step_size is None else _check_length(step_size)
     with frozen(model):
         x_adv = ball.project(_start(ball, seed, ids)) if random_start else ball.x
         track = _Track.begin(x_adv)
@@ -182,13 +184,16 @@ def apgd(
         ids: Integers ``(N,)`` that name the samples (their positions by default).
 
     Returns:
-        ``x_adv``, like ``x``: the last misclassified point met, or else the point of largest loss.
+        ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
 
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
     _check_steps(steps)
+    if not 0 <= rho <= 1:
+        raise InputError(f"rho: expected a share from 0 to 1; got {rho}")
+    y = y.long()
     ball = _Ball.of(x, eps, p, bounds)
     with frozen(model):
         return ball.tightened(_apgd_run(model, ball, y, _loss(loss), steps, rho, _start(ball, seed, ids)))
@@ -254,16 +259,15 @@ def universal_perturbation(
     Raises:
         InputError: An argument is out of range, or there is no batch.
     """
-    _check_budget(eps, p, bounds)
+    _check_budget(eps, p)
     _check_steps(epochs, "epochs")
-    length, device = eps / 4 if step_size is None else step_size, device_of(model)
+    length, device = eps / 4 if step_size is None else _check_length(step_size), device_of(model)
     u: Tensor | None = None
     with frozen(model):
         for _ in range(epochs):
             for x, y in batches:
-                x, y = x.to(device), y.to(device)
-                if u is None:
-                    check_batch(x, y, bounds=bounds)
+                check_batch(x, y, bounds=bounds)
+                x, y = x.to(device), y.to(device).long()
                 u = torch.zeros_like(x[:1]) if u is None else u
                 _, _, gradient = _loss_and_gradient(model, _loss(loss), (x + u).clamp(*bounds), y, first=True)
                 direction = _steepest(gradient.sum(0, keepdim=True), p)
@@ -286,7 +290,7 @@ class _Ball:
 
     @staticmethod
     def of(x: Tensor, eps: float, p: float, bounds: tuple[float, float]) -> _Ball:
-        _check_budget(eps, p, bounds)
+        _check_budget(eps, p)
         x = x.detach().clamp(*bounds)
         if p == 2:
             return _Ball(x, eps, p, bounds, x, x)
@@ -316,13 +320,16 @@ class _Ball:
         over = length > self.eps * (1 + 5e-7)
         if not bool(over.any()):
             return x_adv
-        scale = torch.where(over, self.eps * (1 - 1e-6) / length.clamp_min(1e-300), 1.0)
-        return (self.x.double() + delta * per_sample(scale, delta)).to(x_adv.dtype)
+        delta = delta * per_sample(self.eps / length.clamp_min(1e-300), delta)
+        shrunk = (self.x.double() + delta).to(x_adv.dtype)
+        beyond = (shrunk.double() - self.x.double()).abs() > delta.abs()  # rounded away from x
+        shrunk = torch.where(beyond, torch.nextafter(shrunk, self.x), shrunk)
+        return torch.where(per_sample(over, x_adv), shrunk, x_adv)
 
 
 @dataclass
 class _Track:
-    """Per sample: the point of largest loss and the last misclassified point."""
+    """Per sample: the point of largest loss and the first misclassified point, whatever its neighbours do."""
 
     best: Tensor
     adversarial: Tensor
@@ -339,7 +346,7 @@ class _Track:
         improved = losses > self.best_loss
         self.best = torch.where(per_sample(improved, x), x, self.best)
         self.best_loss = torch.where(improved, losses, self.best_loss)
-        self.adversarial = torch.where(per_sample(wrong, x), x, self.adversarial)
+        self.adversarial = torch.where(per_sample(wrong & ~self.broken, x), x, self.adversarial)
         self.broken = self.broken | wrong
         return improved
 
@@ -442,12 +449,16 @@ def _loss(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def _check_budget(eps: float, p: float, bounds: tuple[float, float]) -> None:
+def _check_budget(eps: float, p: float) -> None:
     check_attack_norm(p)
     if not 0 <= eps < math.inf:
         raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
-    if not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
+
+
+def _check_length(step_size: float) -> float:
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size: expected a finite number above 0; got {step_size}")
+    return step_size
 
 
 def _check_steps(steps: int, name: str = "steps") -> None:

@@ -34,6 +34,7 @@ from brittle.evaluation import (
 )
 from brittle.evaluation import Data as Samples
 from brittle.frozen import device_of, frozen
+from brittle.inputs import check_batch
 from brittle.layers import LayerView, read_layers
 from brittle.measure import input_sizes, measure_layer
 from brittle.norms import check_attack_norm, lp_norm
@@ -64,9 +65,9 @@ Stage = Callable[[str, int, int | None], None]
 
 def audit(
     model: nn.Module,
-    data: Data | Samples | None = None,
+    data: Samples | None = None,
     *,
-    p: Sequence[float] = (math.inf, 2.0),
+    p: float | Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
     attacks: Sequence[Attack] | None = None,
     steps: int = 100,
@@ -110,14 +111,14 @@ def audit(
         InputError: An argument, the model's weights or the data cannot be used; the message says what was expected.
     """
     started = time.perf_counter()
-    norms = tuple(check_attack_norm(q) for q in p)
+    norms = tuple(check_attack_norm(q) for q in (p if isinstance(p, Sequence) else (p,)))
     if not norms:
         raise InputError("p: expected at least one of inf and 2; got none")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
     budgets = _budgets(eps, norms, data)
     tell = progress or (lambda stage, done, total: None)
-    samples = None if data is None else _gathered(data)
+    samples = None if data is None else _gathered(data, bounds)
     shape = tuple(samples[0].shape[1:]) if samples else (None if input_shape is None else tuple(input_shape))
     layers, unread = read_layers(model)
     sizes = input_sizes(model, layers, shape) if shape else {}
@@ -281,20 +282,22 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return margins(logits_of(model, x, y), y) > 0
 
 
-def _gathered(data: Data | Samples) -> tuple[Tensor, Tensor]:
-    if isinstance(data, Data):
-        return data.inputs, data.labels
+def _gathered(data: Samples, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     parts = [(x, y) for x, y, _ in batches_of(data, 1024)]
     if not parts:
         raise InputError("data: expected at least one sample; got none")
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    x, y = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    check_batch(x, y, bounds=bounds)
+    return x, y
 
 
 def _budgets(
-    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Data | Samples | None
+    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Samples | None
 ) -> dict[float, float]:
     standard = data.budgets if isinstance(data, Data) else OTHER_BUDGETS
     given = dict(eps) if isinstance(eps, Mapping) else {} if eps is None else dict.fromkeys(norms, eps)
+    if unknown := [q for q in given if q not in norms]:
+        raise InputError(f"eps: expected budgets for p in {norms}; got one for {unknown[0]!r}")
     budgets = {q: float(given.get(q, standard.get(q, OTHER_BUDGETS[q]))) for q in norms}
     for q, budget in budgets.items():
         if not 0 < budget < math.inf:

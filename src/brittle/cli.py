@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ Stage = Callable[[str, int, "int | None"], None]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin cost much beside other load
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -154,7 +156,7 @@ def _audit(
             network,
             samples,
             p=norms,
-            eps=budgets or None,
+            eps={q: budgets[q] for q in norms if q in budgets} or None,
             steps=steps,
             restarts=restarts,
             input_shape=shape,

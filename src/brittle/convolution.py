@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,59 +18,13 @@ from torch import Tensor, nn
 
 from brittle.compressibility import singular_values
 from brittle.errors import InputError
+from brittle.geometry import ConvGeometry, conv_geometry
 from brittle.norms import ROUNDING
 from brittle.results import NormBounds
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _FINE_GRID_CHANNELS = 256  # up to here a finer grid costs at most a few seconds
 _CHUNK = 2**22  # entries of the symbols that are decomposed at once: 64 MiB of complex numbers
-
-
-@dataclass(frozen=True)
-class ConvGeometry:
-    """How a convolution walks over its input; one entry per spatial axis.
-
-    Attributes:
-        stride: Steps.
-        padding: Entries added (before, after).
-        dilation: Distances between taps.
-        groups: Groups of channels.
-        mode: ``zeros``, ``circular``, ``reflect`` or ``replicate``.
-    """
-
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int
-    mode: str = "zeros"
-
-    @staticmethod
-    def of(module: nn.Module) -> ConvGeometry:
-        """The geometry of a stock ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``."""
-        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            raise InputError(f"module: expected a Conv1d, Conv2d or Conv3d; got {type(module).__name__}")
-        return ConvGeometry(
-            stride=tuple(module.stride),
-            padding=_paddings(module.padding, module.kernel_size, module.dilation),
-            dilation=tuple(module.dilation),
-            groups=module.groups,
-            mode=module.padding_mode,
-        )
-
-    def spans(self, kernel: Sequence[int]) -> list[int]:
-        """Distance between a kernel's first and last tap, per axis."""
-        return [d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True)]
-
-
-def _paddings(
-    padding: str | tuple[int, ...], kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    if padding == "valid":
-        return tuple((0, 0) for _ in kernel)
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((int(width), int(width)) for width in padding)
 
 
 def filter_matrix(K: Tensor) -> Tensor:
@@ -138,22 +91,23 @@ def norm_inf(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = Non
     if geometry.mode == "zeros":
         return NormBounds(math.inf, upper, upper, "exact")
     row = torch.zeros_like(sums).view(-1).index_fill(0, sums.argmax(), 1).view_as(sums)
-    return NormBounds(math.inf, float(_adjoint(K, geometry, x, row).abs().sum()), upper, "absolute kernel")
+    lower = float(_adjoint(K, geometry, x, row).abs().sum())
+    return NormBounds(math.inf, min(lower, upper), upper, "absolute kernel")
 
 
 def norm_1(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None) -> NormBounds:
     """The l_1 operator norm: the largest entry of the transposed convolution of ``|K|`` with ones.
 
-    Exact for zero padding; otherwise an upper bound beside a lower bound of 0. Without ``size`` the input is
-    taken to be large enough that some pixel is met by every tap of its stride class; padding that repeats pixels has
-    then no upper bound, apart from plain circular padding at stride 1.
+    Exact for zero padding; otherwise an upper bound beside a lower bound of 0. Without ``size`` some pixel may be met
+    by every tap of its stride class (upper), and every pixel of an inner patch is met by one tap (lower); padding
+    that repeats pixels has then no upper bound, apart from plain circular padding at stride 1.
     """
     K = K.detach().double().cpu()
-    if size is None and not _size_free(K, geometry):
-        return NormBounds(1.0, 0.0, math.inf, "not bounded")
     if size is None:
-        norm = max(float(taps.abs().sum((0, *range(2, K.ndim))).max()) for taps in _stride_classes(K, geometry))
-        return NormBounds(1.0, norm, norm, "interior filter")
+        lower = max(float(part.abs().sum(0).max()) for part in K.chunk(geometry.groups))
+        upper = max(float(taps.abs().sum((0, *range(2, K.ndim))).max()) for taps in _stride_classes(K, geometry))
+        bounded = _size_free(K, geometry)
+        return NormBounds(1.0, lower, upper if bounded else math.inf, "stride classes" if bounded else "not bounded")
     x = torch.ones(1, K.shape[1] * geometry.groups, *size, dtype=torch.float64)
     upper = float(_adjoint(K.abs(), geometry, x).max())
     if geometry.mode == "zeros":
@@ -246,6 +200,8 @@ def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 
         InputError: As for :func:`torus_bound`.
     """
     K = K.detach().double().cpu()
+    if oversampling < 3:
+        raise InputError(f"oversampling: expected at least 3; got {oversampling}")
     if not _size_free(K, geometry):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
     spans = geometry.spans(K.shape[2:])
@@ -309,9 +265,9 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
     K = K.detach().double().cpu()
     sigma = float(singular_values(filter_matrix(K), geometry.groups)[0])
     pads = any(width for pair in geometry.padding for width in pair)
-    if math.prod(K.shape[2:]) == 1 and (geometry.mode == "zeros" or not pads):
-        return NormBounds(2.0, sigma, sigma, "exact")
     interior = size is None or has_interior(K, geometry, size)
+    if math.prod(K.shape[2:]) == 1 and interior and (geometry.mode == "zeros" or not pads):
+        return NormBounds(2.0, sigma, sigma, "exact")
     lower = sigma * (1 - ROUNDING * max(filter_matrix(K).shape)) if interior else 0.0
     if size is not None:
         lower = max(lower, norm_2_lower(K, geometry, size))
@@ -327,7 +283,7 @@ def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None
         uppers["filter matrix"] = math.sqrt(mu) * sigma * _safety(K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
         uppers["schur"] = math.sqrt(schur) * _safety(K)
-    if not _embeds(K, geometry):
+    if not _embeds(K, geometry) or (size is None and not _size_free(K, geometry)):
         return uppers or {"not bounded": math.inf}
     strided = max(geometry.stride) > 1
     if _size_free(K, geometry):
@@ -354,7 +310,11 @@ def operator_norm_bounds(module: nn.Module, p: float, size: Sequence[int] | None
     Raises:
         InputError: Another module or p, or an input smaller than the kernel.
     """
-    geometry = ConvGeometry.of(module)
+    geometry = conv_geometry(module)
+    if geometry is None:
+        raise InputError(
+            f"module: expected a convolution; got {type(module).__name__}, whose forward is not understood"
+        )
     K = module.weight
     assert isinstance(K, Tensor)
     return bounds_of(K, geometry, p, size)
@@ -364,7 +324,12 @@ def bounds_of(K: Tensor, geometry: ConvGeometry, p: float, size: Sequence[int] |
     """:func:`operator_norm_bounds` from a kernel and its geometry."""
     if p not in (1, 2, math.inf):
         raise InputError(f"p: expected 1, 2 or inf; got {p}")
+    if size is not None and len(size) != K.ndim - 2:
+        raise InputError(f"size: expected {K.ndim - 2} numbers, one an axis; got {tuple(size)}")
     if size is not None:
+        most = [n - (geometry.mode == "reflect") for n in size]
+        if geometry.mode != "zeros" and any(max(pair) > n for pair, n in zip(geometry.padding, most, strict=True)):
+            raise InputError(f"size: expected an input that {geometry.mode} padding fits; got {tuple(size)}")
         padded = [n + sum(pair) for n, pair in zip(size, geometry.padding, strict=True)]
         if any(n <= span for n, span in zip(padded, geometry.spans(K.shape[2:]), strict=True)):
             raise InputError(f"size: expected an input at least as large as the kernel; got {tuple(size)}")

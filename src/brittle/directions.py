@@ -28,12 +28,14 @@ def top_right_singular_vectors(W: Tensor, k: int) -> Tensor:
         ``(n, min(k, rank))`` in float64, the direction of largest gain first.
     """
     W = W.double()
-    wide = W.shape[0] < W.shape[1]
-    squares, vectors = torch.linalg.eigh(W @ W.mT if wide else W.mT @ W)
-    squares, vectors = squares.flip(0)[:k], vectors.flip(1)[:, :k]
-    kept = squares > max(RANK_TOLERANCE, 1e-14) * squares[0].clamp_min(1e-300)
-    vectors = vectors[:, kept]
-    return torch.linalg.qr(W.mT @ vectors).Q if wide else vectors
+    if W.shape[0] < W.shape[1]:  # W = R^T Q^T; the small factor has the same singular values
+        Q, R = torch.linalg.qr(W.mT)
+        _, sigma, Vh = torch.linalg.svd(R.mT)
+        V = Q @ Vh.mT
+    else:
+        _, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
+        V = Vh.mT
+    return V[:, :k][:, sigma[:k] > RANK_TOLERANCE * sigma[0]]
 
 
 def energy_shares(V: Tensor, view: LayerView, perturbation: Tensor) -> Tensor:
@@ -177,9 +179,9 @@ def _hooks(
 ) -> Iterator[None]:
     def note(module: nn.Module, args: tuple[object, ...], output: object) -> None:
         if args and isinstance(args[0], Tensor):
-            inputs.setdefault(module, args[0])
+            inputs.setdefault(module, args[0].clone())  # what follows may work in place
         if isinstance(output, Tensor):
-            outputs.setdefault(module, output.clone())  # an in-place activation may follow
+            outputs.setdefault(module, output.clone())
 
     with ExitStack() as stack:
         for module in {module for view in views for module in (view.module, view.output) if module is not None}:

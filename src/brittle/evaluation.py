@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from brittle.attacks import apgd, check_logits
+from brittle.data import Data as Labelled
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
 from brittle.inputs import check_batch
@@ -27,8 +28,8 @@ from brittle.results import Evaluation, Rate, SampleResult, SecurityCurve, Setti
 
 Attack = Callable[..., Tensor]
 """``attack(model, x, y, *, eps, p, ...) -> x_adv``; options are bound with ``functools.partial``."""
-Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""A pair of tensors, or any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset of samples."""
+Data = Labelled | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""A :class:`brittle.data.Data`, a pair of tensors, or any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset of samples."""
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where it is known, their total."""
 
@@ -125,7 +126,7 @@ def evaluate(
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode.
-        data: ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)``, or a Dataset; inputs within ``bounds``.
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)``, or a Dataset; inputs within ``bounds``.
         attack: One attack or several; anything called ``(model, x, y, *, eps, p)``. ``bounds``, ``seed`` and ``ids``
             are passed to attacks that have them. Options are bound with ``functools.partial`` and recorded.
         eps: Budget, at least 0, in input units.
@@ -213,8 +214,9 @@ class _State:
 
     def accepted(self, candidate: Tensor, x: Tensor, pending: Tensor, eps: float, threat: Threat) -> Tensor:
         """Which of an attack's examples for the ``pending`` samples keep the budget; the others are counted."""
-        if candidate.shape != x[pending].shape:
-            raise InputError(f"attack: expected examples {tuple(x[pending].shape)}; got {tuple(candidate.shape)}")
+        if not isinstance(candidate, Tensor) or candidate.shape != x[pending].shape:
+            found = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
+            raise InputError(f"attack: expected a tensor of examples {tuple(x[pending].shape)}; got {found}")
         accepted = admissible(candidate, x[pending], eps, threat.p, threat.bounds)
         self.rejected += int((~accepted).sum())
         return accepted
@@ -224,7 +226,7 @@ class _State:
         if len(rows) == 0:
             return rows
         candidate = candidate.detach().to(self.x_adv)
-        with torch.no_grad():
+        with frozen(model), torch.no_grad():  # whatever mode the attack left it in
             logits = model(candidate)
         right = _correct(logits, y[rows])
         untouched = ~self.attempted[rows]
@@ -364,6 +366,8 @@ def batches_of(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, in
     """Batches ``(x, y, total)`` of whatever form the data come in; the total is None when it is unknown."""
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
+    if isinstance(data, Labelled):
+        data = data.inputs, data.labels
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
         assert isinstance(x, Tensor)

@@ -40,26 +40,34 @@ def _cuda_devices(model: Model) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-Snapshot = tuple[list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]], list[tuple[Tensor, Tensor]]]
+Snapshot = tuple[
+    list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]], list[tuple[nn.Module, str, Tensor, Tensor]]
+]
 
 
 def _snapshot(model: nn.Module) -> Snapshot:
     return (
         [(module, module.training) for module in model.modules()],
         [(parameter, parameter.requires_grad) for parameter in model.parameters()],
-        [(buffer, buffer.detach().clone()) for buffer in model.buffers()],
+        [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ],
     )
 
 
 def _restore(
     modes: list[tuple[nn.Module, bool]],
     grads: list[tuple[nn.Parameter, bool]],
-    buffers: list[tuple[Tensor, Tensor]],
+    buffers: list[tuple[nn.Module, str, Tensor, Tensor]],
 ) -> None:
     for module, training in modes:
         module.training = training
     for parameter, requires_grad in grads:
         parameter.requires_grad_(requires_grad)
     with torch.no_grad():
-        for buffer, before in buffers:
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer  # forward may have put another tensor there
             buffer.copy_(before)

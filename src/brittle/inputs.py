@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
     Raises:
         InputError: One of these does not hold; the message says which.
     """
+    if not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise InputError(f"bounds must be (low, high) with low < high, both finite; got {bounds}")
     _check_kinds(x, y)
     if (bad := int((~torch.isfinite(x)).sum())) > 0:
         raise InputError(f"x must be finite; {bad} of {x.numel()} values are NaN or infinite")

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from brittle.convolution import ConvGeometry
 from brittle.errors import InputError
+from brittle.frozen import frozen
+from brittle.geometry import ConvGeometry, conv_geometry, is_stock
 from brittle.results import NotMeasured
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -98,7 +99,17 @@ def read_layers(model: nn.Module) -> Layers:
     Raises:
         InputError: A weight holds NaN or infinite numbers.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    with frozen(model):  # in training mode, reading a parametrised weight may change its buffers
+        return _read_layers(model)
+
+
+def _read_layers(model: nn.Module) -> Layers:
     layers, seen = Layers([], []), set[nn.Module]()
+    for module in model.modules():
+        if isinstance(module, ParametrizationList):
+            seen |= set(module.modules())
     parents = {child: parent for parent in model.modules() for child in parent.children()}
     pairs = _low_rank_pairs(model)
     for name, module in model.named_modules():
@@ -111,6 +122,8 @@ def read_layers(model: nn.Module) -> Layers:
             layers.views.extend(_module_views(name, module, parents.get(module)))
         elif isinstance(module, nn.MultiheadAttention):
             layers.views.extend(_attention_views(name, module))
+            if module.bias_k is not None:
+                layers.unread.append(NotMeasured(f"{name}.bias_k, bias_v".lstrip("."), "tokens added to the sequence"))
         elif (reason := _reason(module)) is not None:
             layers.unread.append(NotMeasured(name or type(module).__name__, reason))
     for view in layers.views:
@@ -211,75 +224,3 @@ def _pair_view(name: str, first: nn.Module, second: nn.Module) -> LayerView:
     kind = f"{'Linear' if A.ndim == 2 else 'Conv2d'} (low-rank pair, rank {A.shape[0]})"
     geometry = None if A.ndim == 2 else conv_geometry(first)
     return LayerView(name, kind, first, second, product, 1, geometry, A.numel() + B.numel())
-
-
-def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of this kind and computes what the kind's own ``forward`` computes."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
-
-
-def conv_geometry(module: nn.Module) -> ConvGeometry | None:
-    """The geometry of a convolution module; None when its ``forward`` is not understood.
-
-    A subclass with a ``forward`` of its own (static "same" padding, for example) is understood when tracing shows
-    that it pads its input with zeros and convolves it with its own weight.
-    """
-    if any(is_stock(module, kind) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return ConvGeometry.of(module)
-    try:
-        nodes = list(fx.Tracer().trace(module).nodes)
-    except Exception:  # tracing runs the user's forward, which may raise anything; then nothing is known of it
-        return None
-    steps = [node for node in nodes if node.op.startswith("call")]
-    padding = _zero_padding(module, steps[0]) if steps else None
-    convolutions = steps if padding is None else steps[1:]
-    if len(convolutions) != 1 or convolutions[0].target not in _CONVOLUTIONS:
-        return None
-    return _traced_geometry(convolutions[0], padding or (), _CONVOLUTIONS[convolutions[0].target])
-
-
-_CONVOLUTIONS: dict[object, int] = {
-    F.conv1d: 1, F.conv2d: 2, F.conv3d: 3, torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3
-}  # fmt: skip
-
-
-def _zero_padding(module: nn.Module, node: fx.Node) -> tuple[int, ...] | None:
-    """Widths (last axis first) added by a node that only pads with zeros; None for any other node."""
-    if node.op == "call_module":
-        child = module.get_submodule(str(node.target))
-        if isinstance(child, nn.Identity):
-            return ()
-        if isinstance(child, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d):
-            return tuple(child.padding)
-    if node.target is F.pad and not node.kwargs and len(node.args) == 2:
-        widths = node.args[1]
-        if isinstance(widths, tuple | list) and all(isinstance(width, int) for width in widths):
-            return tuple(width for width in widths if isinstance(width, int))
-    return None
-
-
-def _traced_geometry(node: fx.Node, widths: tuple[int, ...], axes: int) -> ConvGeometry | None:
-    """The geometry of a traced functional convolution of the module's own weight; None if anything is variable."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    call = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    weight = call.get("weight")
-    if not isinstance(weight, fx.Node) or (weight.op, weight.target) != ("get_attr", "weight"):
-        return None
-    steps = [
-        _per_axis(call.get(name, default), axes) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    ]
-    groups = call.get("groups", 1)
-    if None in steps or not isinstance(groups, int):
-        return None
-    stride, inner, dilation = (step or () for step in steps)
-    if min(widths, default=0) < 0:
-        return None
-    outer = [*widths, *[0] * (2 * axes - len(widths))]
-    before, after = outer[0::2][::-1], outer[1::2][::-1]
-    padding = tuple((b + i, a + i) for b, a, i in zip(before, after, inner, strict=True))
-    return ConvGeometry(stride, padding, dilation, groups)
-
-
-def _per_axis(value: object, axes: int) -> tuple[int, ...] | None:
-    values = value if isinstance(value, tuple | list) else (value,) * axes
-    return tuple(v for v in values if isinstance(v, int)) if all(isinstance(v, int) for v in values) else None

@@ -107,7 +107,7 @@ def input_sizes(model: nn.Module, views: Sequence[LayerView], shape: Sequence[in
             model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"data: the model cannot run on inputs of shape {tuple(shape)}: {reason}") from error
+        raise InputError(f"input: the model cannot run on shape {tuple(shape)}: {reason}") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -55,9 +55,8 @@ def project_ball(x: Tensor, radius: float, p: float) -> Tensor:
     Returns:
         ``(N, ...)``, with norm at most ``radius`` up to rounding.
     """
-    if math.isinf(p):
+    if math.isinf(check_attack_norm(p)):
         return x.clamp(-radius, radius)
-    check_attack_norm(p)
     length = per_sample(lp_norm(x, 2), x)
     return x * (radius / length.clamp_min(max(radius, torch.finfo(x.dtype).tiny)))
 
@@ -97,6 +96,8 @@ def operator_norm(W: Tensor, p: float) -> Tensor:
     >>> operator_norm(torch.tensor([[3.0, -4.0], [0.0, 1.0]]), math.inf)
     tensor(7.)
     """
+    if W.ndim < 2:
+        raise InputError(f"W: expected a matrix (..., m, n); got shape {tuple(W.shape)}")
     if p == 2:
         return singular_values(W)[..., 0]
     if p not in (1, math.inf):
@@ -116,8 +117,9 @@ def spectral_norm_upper(W: Tensor, iterations: int = 7) -> Tensor:
     Returns:
         ``(...,)``, in units of W: never below the largest singular value, apart from rounding.
     """
-    G = W if W.shape[-1] <= W.shape[-2] else W.mH
-    log_scale = torch.zeros(W.shape[:-2], dtype=torch.float64, device=W.device)
+    largest = W.abs().amax((-2, -1))
+    G = (W if W.shape[-1] <= W.shape[-2] else W.mH) / torch.where(largest > 0, largest, 1)[..., None, None]
+    log_scale = largest.double().log()
     for t in range(iterations + 1):
         norm = torch.linalg.matrix_norm(G)
         log_scale = log_scale + norm.double().log() / 2**t

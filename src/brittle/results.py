@@ -356,7 +356,7 @@ class LayerResponse:
         isotropic: The share ``k / n`` that a perturbation without preferred direction would have.
         amplification: Median of ``||z_adv - z||_2 / ||z||_2`` at the layer's output.
         gain: Median of ``||z_adv - z||_2 / ||x_adv - x||_2`` at the layer's output.
-        n: Samples counted.
+        n: Samples counted in amplification and gain (energy: those whose perturbation arrives at the layer).
         excluded: Samples left out because the perturbation or the clean output was zero.
     """
 

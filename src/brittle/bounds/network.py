@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from brittle.convolution import bounds_of
 from brittle.errors import InputError
-from brittle.layers import conv_geometry, is_stock
+from brittle.frozen import frozen
+from brittle.geometry import conv_geometry, has_hooks, is_stock
 from brittle.models import Normalize
 from brittle.norms import ROUNDING, check_attack_norm
 from brittle.norms import operator_norm as dense_norm
@@ -73,10 +74,14 @@ def lipschitz_upper_bound(model: nn.Module, p: float, *, input_shape: Sequence[i
     2.0
     """
     p = check_attack_norm(p)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    training = frozenset(module for module in model.modules() if module.training)
     factors: list[tuple[str, float]] = []
     try:
-        graph = _trace(model, input_shape)
-        upper = _Walk(graph, p, factors).run()
+        with frozen(model):
+            _check_finite(model)
+            upper = _Walk(_trace(model, input_shape), p, training, factors).run()
     except _NoRule as error:
         return NetworkBound(p, None, str(error), ())
     return NetworkBound(p, upper * (1 + 1e-12), None, tuple(factors))
@@ -117,21 +122,12 @@ def _record_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequen
             return result
 
     like = next((t for t in model.parameters() if t.is_floating_point()), torch.zeros(()))
-    modes = {module: module.training for module in model.modules()}
-    state = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         with torch.no_grad():
-            model.eval()
             Shapes(traced).run(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
     except Exception as error:  # the user's forward may raise anything
-        raise InputError(
-            f"input_shape: the model cannot run on shape {tuple(input_shape)}: {_first_line(error)}"
-        ) from None
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for name, tensor in model.named_buffers():
-            tensor.copy_(state[name])
+        reason = _first_line(error)
+        raise InputError(f"input_shape: the model cannot run on shape {tuple(input_shape)}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -140,6 +136,7 @@ class _Walk:
 
     graph: fx.GraphModule
     p: float
+    training: frozenset[nn.Module]
     factors: list[tuple[str, float]]
 
     def run(self) -> float:
@@ -172,10 +169,12 @@ class _Walk:
         if node.op == "get_attr":
             return 0.0  # a constant
         sources = node.all_input_nodes
-        if all(values[source] == 0.0 for source in sources):
-            return 0.0
-        if _reads_a_size(node) or (sources and all(values[source] is None for source in sources)):
+        known = [values[source] for source in sources if values[source] is not None]
+        if not sources or (known and not any(known)):
+            return 0.0  # made of constants and sizes only
+        if _reads_a_size(node) or not known:
             return None
+        self.refuse_aliasing(node)
         if node in merged:
             return self.value(values, sources[0])
         if node.op == "call_module":
@@ -194,32 +193,44 @@ class _Walk:
         target = node.target
         if target in (operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, "add", "add_"):
             if node.kwargs or len(node.args) != 2:
-                raise _NoRule(f"{node.name}: a sum with extra arguments")
+                raise _NoRule(f"{_where(node)}: a sum with extra arguments")
             terms = [arg for arg in node.args if isinstance(arg, fx.Node)]
-            if len(terms) > 1:
+            if len(terms) > 1 and self.p == 2:
                 self.refuse_broadcasting(node, [term for term in terms if values[term] != 0.0])
             return sum(self.value(values, term) for term in terms)
         if target in (torch.cat, torch.concat):
             listed = node.args[0]
             if not isinstance(listed, tuple | list):
-                raise _NoRule(f"{node.name}: a concatenation of an unknown number of tensors")
+                raise _NoRule(f"{_where(node)}: a concatenation of an unknown number of tensors")
             parts = [self.value(values, part) for part in listed]
             return max(parts) if math.isinf(self.p) else math.hypot(*parts)
         if target in (operator.mul, operator.truediv, torch.mul, "mul", "div"):
             scale = [arg for arg in node.args if isinstance(arg, int | float)]
             divides = target in (operator.truediv, "div")
-            if len(scale) != 1 or (divides and (node.args[1] is not scale[0] or not scale[0])):
-                raise _NoRule(f"{node.name}: a product of tensors")
+            if node.kwargs or len(scale) != 1 or (divides and (node.args[1] is not scale[0] or not scale[0])):
+                raise _NoRule(f"{_where(node)}: a product of tensors")
             return (1 / abs(scale[0]) if divides else abs(scale[0])) * self.value(values, node.all_input_nodes[0])
         return None
+
+    def refuse_aliasing(self, node: fx.Node) -> None:
+        """A sum written over its first term changes that term for everyone else who reads it."""
+        if node.target not in (operator.iadd, operator.isub, "add_", "sub_"):
+            return
+        written = node.all_input_nodes[0]
+        while True:
+            if len(written.users) > 1:
+                raise _NoRule(f"{_where(node)}: a sum in place of a tensor that is used elsewhere")
+            if written.op == "placeholder" or not (written.op == "call_module" or written.target in _REARRANGING):
+                return
+            written = written.all_input_nodes[0]
 
     def refuse_broadcasting(self, node: fx.Node, live: list[fx.Node]) -> None:
         """A term that is spread over a larger result counts more than once; terms of the result's shape add up."""
         shapes = [term.meta.get("shape") for term in (node, *live)]
         if None in shapes:
-            raise _NoRule(f"{node.name}: a sum is bounded only for a known input_shape")
+            raise _NoRule(f"{_where(node)}: a sum is bounded only for a known input_shape")
         if len(set(shapes)) > 1:
-            raise _NoRule(f"{node.name}: a sum of tensors of different shapes")
+            raise _NoRule(f"{_where(node)}: a sum of tensors of different shapes")
 
     def function_factor(self, node: fx.Node) -> float:
         target = node.target
@@ -228,26 +239,28 @@ class _Walk:
         if target in _FUNCTIONS:
             return _FUNCTIONS[target](node)
         if target in _POOLING:
-            raise _NoRule(f"{node.name}: functional pooling has no rule; use the module")
+            raise _NoRule(f"{_where(node)}: functional pooling has no rule; use the module")
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        raise _NoRule(f"{node.name}: no sound rule for {name}")
+        raise _NoRule(f"{_where(node)}: no sound rule for {name}")
 
     def module_factor(self, node: fx.Node, merged: set[fx.Node]) -> float:
         module = self.graph.get_submodule(str(node.target))
         name = str(node.target)
+        if has_hooks(module):
+            raise _NoRule(f"{name}: {type(module).__name__} with forward hooks")
         if is_stock(module, nn.Linear):
             return self.dense_factor(node, module, merged)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return self.conv_factor(node, module, merged)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return float(_batch_norm_scale(name, module).abs().max())
+            return float(self.batch_norm_scale(name, module).abs().max())
         if isinstance(module, Normalize):
             return float((1 / module.std.double()).max())
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d | nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
             return _pool_factor(name, module, self.p, _axes(module))
         if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
             return self.adaptive_factor(node, module)
-        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module.training:
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d) and module in self.training:
             raise _NoRule(f"{name}: dropout in training mode; call model.eval() first")
         for kind, slope in _MODULES:
             if is_stock(module, kind):
@@ -262,7 +275,7 @@ class _Walk:
             if is_stock(following, nn.Linear):
                 W = _weight(following) @ W
             elif is_stock(following, nn.BatchNorm1d) and len(node.meta.get("shape", ())) == 2:
-                W = _batch_norm_scale(str(follower.target), following)[:, None] * W
+                W = self.batch_norm_scale(str(follower.target), following)[:, None] * W
             else:
                 break
             merged.add(follower)
@@ -278,13 +291,21 @@ class _Walk:
         if follower is not None:
             following = self.graph.get_submodule(str(follower.target))
             if isinstance(following, nn.modules.batchnorm._BatchNorm):
-                scale = _batch_norm_scale(str(follower.target), following)
+                scale = self.batch_norm_scale(str(follower.target), following)
                 K = scale.view(-1, *[1] * (K.ndim - 1)) * K
                 merged.add(follower)
         upper = bounds_of(K, geometry, self.p, self.input_size(node)).upper
         if math.isinf(upper):
             raise _NoRule(f"{node.target}: {geometry.mode} padding is bounded only for a known input_shape")
         return upper
+
+    def batch_norm_scale(self, name: str, module: nn.Module) -> Tensor:
+        """``gamma / sqrt(var + eps)`` per channel, in float64."""
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module in self.training or module.running_var is None:
+            raise _NoRule(f"{name}: batch norm that uses the batch's statistics; call model.eval() first")
+        scale = (module.running_var.detach().double().cpu() + module.eps).rsqrt()
+        return scale if module.weight is None else scale * module.weight.detach().double().cpu()
 
     def adaptive_factor(self, node: fx.Node, module: nn.Module) -> float:
         if math.isinf(self.p):
@@ -313,24 +334,26 @@ class _Walk:
 def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    if not torch.isfinite(weight).all():
-        raise InputError("model: expected finite weights; got NaN or infinite ones")
     return weight.detach().double().cpu()
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
+
+
+def _where(node: fx.Node) -> str:
+    """The qualified name of the module that an operation stands in, and the operation's own."""
+    stack = node.meta.get("nn_module_stack")
+    inside = next(reversed(stack.values()))[0] if stack else ""
+    return f"{inside}.{node.name}" if inside else node.name
 
 
 def _averaging_norm(n: int, m: int) -> float:
     """Spectral norm of adaptive average pooling from n to m points along one axis."""
     A = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0]
     return float(dense_norm(A, 2)) * (1 + ROUNDING * n)
-
-
-def _batch_norm_scale(name: str, module: nn.Module) -> Tensor:
-    """``gamma / sqrt(var + eps)`` per channel, in float64."""
-    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    if module.training or module.running_var is None:
-        raise _NoRule(f"{name}: batch norm that uses the batch's statistics; call model.eval() first")
-    scale = (module.running_var.detach().double().cpu() + module.eps).rsqrt()
-    return scale if module.weight is None else scale * module.weight.detach().double().cpu()
 
 
 def _axes(module: nn.Module) -> int:
@@ -386,7 +409,8 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], float]] = {
 _POOLING: frozenset[Any] = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d})
 _MODULES: list[tuple[type[nn.Module], Callable[[Any], float]]] = [
     (nn.ReLU, lambda m: 1.0), (nn.ReLU6, lambda m: 1.0), (nn.Tanh, lambda m: 1.0), (nn.Hardtanh, lambda m: 1.0),
-    (nn.Softplus, lambda m: 1.0 if m.threshold >= 20 else _no_rule("softplus with a low threshold jumps")), (nn.Sigmoid, lambda m: 0.25), (nn.Hardsigmoid, lambda m: 1 / 6),
+    (nn.Softplus, lambda m: 1.0 if m.threshold >= 20 else _no_rule("softplus with a low threshold jumps")),
+    (nn.Sigmoid, lambda m: 0.25), (nn.Hardsigmoid, lambda m: 1 / 6),
     (nn.LeakyReLU, lambda m: _leaky(m.negative_slope)), (nn.ELU, lambda m: _leaky(m.alpha)),
     (nn.PReLU, lambda m: _leaky(float(m.weight.detach().abs().max()))),
     (nn.GELU, lambda m: 1.13), (nn.SiLU, lambda m: 1.0999), (nn.Mish, lambda m: 1.0887),
