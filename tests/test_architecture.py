@@ -11,7 +11,7 @@ PACKAGE = Path(brittle.__file__).parent
 ORDER = [
     {"errors", "wording"},
     {"files", "inputs", "compressibility"},
-    {"norms", "results", "frozen", "regularizers", "drawing"},
+    {"norms", "results", "frozen", "regularizers", "drawing", "geometry"},
     {"convolution", "attacks", "models", "checkpoints", "data", "sensitivity", "verdict", "figures"},
     {"layers", "evaluation", "report"},
     {"bounds", "bounds.layer", "bounds.network", "directions"},

@@ -250,7 +250,7 @@ UNLIKE = [
     (pgd, "ids", torch.arange(100, 130)),
     (apgd, "eps", 0.03),
     (apgd, "p", 2),
-    (apgd, "steps", 31),
+    (apgd, "steps", 10),
     (apgd, "loss", "dlr"),
     (apgd, "rho", 0.1),
     (apgd, "bounds", (-1.0, 2.0)),

@@ -53,7 +53,7 @@ def test_pages_pictures_and_audits_are_written(demo):
     assert (out / "story.png").read_bytes().startswith(b"\x89PNG")
     assert "http://" not in page.replace("http://www.w3.org", "")
     page = html.unescape(page)
-    assert page.index(story.lines[0].split(" (")[0]) < page.index("<svg")
+    assert page.index(story.lines[0].split(";")[0].replace(" %", "\N{NO-BREAK SPACE}%")) < page.index("<svg")
 
 
 def test_bounds_hold_in_every_chapter(demo):

@@ -204,7 +204,7 @@ def test_the_model_comes_back_as_it_was(shape):
     if shape[0] == 3:
         input_sizes(model, views, shape)
     else:
-        with pytest.raises(InputError, match=r"data: the model cannot run on inputs of shape \(1, 9, 9\)"):
+        with pytest.raises(InputError, match=r"input_shape: the model cannot run on inputs of shape \(1, 9, 9\)"):
             input_sizes(model, views, shape)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert [module.training for module in model] == [True, True, False, True]

@@ -379,7 +379,7 @@ REFUSED = {
     "repetition": (Apply(lambda s, x: x.repeat(1, 9)).eval(), "repeat"),
     "expansion": (Apply(lambda s, x: x[:, None].expand(-1, 9, -1)).eval(), ""),
     "unknown function": (Apply(lambda s, x: torch.exp(x)).eval(), "exp"),
-    "unknown module": (Apply(lambda s, x: s.odd(x), odd=Unknown()).eval(), "sort"),
+    "unknown module": (Apply(lambda s, x: s.odd(x), odd=Unknown()).eval(), "odd"),
     "branching": (Apply(branching, a=nn.Linear(4, 4)).eval(), "Apply"),
     "several outputs": (Apply(lambda s, x: (x, x)).eval(), "forward"),
     "reflect without size": (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")).eval(), "0"),

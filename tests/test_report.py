@@ -249,7 +249,7 @@ def test_the_table_has_the_exact_values_of_the_frame_under_its_names(make):
     keys, rows = layer_cells(make)
     frame = make().to_frame()
     assert len(keys) == len(set(keys))
-    assert set(frame.columns) - set(keys) == {"degenerate"}
+    assert set(frame.columns) - set(keys) == {"degenerate", "spectrum"}
     for row, (_, expected) in zip(rows, frame.iterrows(), strict=True):
         assert len(row) == len(keys)
         for key, (text, exact) in zip(keys, row, strict=True):
@@ -314,4 +314,11 @@ def test_a_report_needs_neither_torch_nor_global_plotting_state(module):
     names = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
     assert not any(name.split(".")[0] == "torch" or "pyplot" in name for name in names)
     brittle = {name for name in names if name.startswith("brittle")}
-    assert brittle <= {"brittle", "brittle.figures", "brittle.files", "brittle.results"}
+    assert brittle <= {
+        "brittle",
+        "brittle.drawing",
+        "brittle.figures",
+        "brittle.files",
+        "brittle.results",
+        "brittle.wording",
+    }

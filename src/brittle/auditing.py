@@ -121,7 +121,8 @@ def audit(
     samples = None if data is None else _gathered(data, bounds)
     shape = tuple(samples[0].shape[1:]) if samples else (None if input_shape is None else tuple(input_shape))
     layers, unread = read_layers(model)
-    sizes = input_sizes(model, layers, shape) if shape else {}
+    origin = "input_shape" if samples is None else "data"
+    sizes = input_sizes(model, layers, shape, argument=origin) if shape else {}
     results = _measured(layers, sizes, norms, tell)
     missing = [*unread, *_unmeasured_norms(results, layers, norms)]
     lipschitz = [_lipschitz(model, q, samples, shape, bounds) for q in norms]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from brittle.compressibility import singular_values
 from brittle.errors import InputError
-from brittle.geometry import ConvGeometry, conv_geometry
+from brittle.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
 from brittle.norms import ROUNDING
 from brittle.results import NormBounds
 
@@ -310,11 +310,9 @@ def operator_norm_bounds(module: nn.Module, p: float, size: Sequence[int] | None
     Raises:
         InputError: Another module or p, or an input smaller than the kernel.
     """
-    geometry = conv_geometry(module)
+    geometry = conv_geometry(module) if isinstance(module, CONVOLUTIONS) else ConvGeometry.of(module)
     if geometry is None:
-        raise InputError(
-            f"module: expected a convolution; got {type(module).__name__}, whose forward is not understood"
-        )
+        raise InputError(f"module: expected a forward that is understood; {type(module).__name__} has one of its own")
     K = module.weight
     assert isinstance(K, Tensor)
     return bounds_of(K, geometry, p, size)
@@ -328,7 +326,9 @@ def bounds_of(K: Tensor, geometry: ConvGeometry, p: float, size: Sequence[int] |
         raise InputError(f"size: expected {K.ndim - 2} numbers, one an axis; got {tuple(size)}")
     if size is not None:
         most = [n - (geometry.mode == "reflect") for n in size]
-        if geometry.mode != "zeros" and any(max(pair) > n for pair, n in zip(geometry.padding, most, strict=True)):
+        if geometry.mode in ("reflect", "circular") and any(
+            max(pair) > n for pair, n in zip(geometry.padding, most, strict=True)
+        ):
             raise InputError(f"size: expected an input that {geometry.mode} padding fits; got {tuple(size)}")
         padded = [n + sum(pair) for n, pair in zip(size, geometry.padding, strict=True)]
         if any(n <= span for n, span in zip(padded, geometry.spans(K.shape[2:]), strict=True)):

@@ -29,7 +29,7 @@ from brittle.results import Evaluation, Rate, SampleResult, SecurityCurve, Setti
 Attack = Callable[..., Tensor]
 """``attack(model, x, y, *, eps, p, ...) -> x_adv``; options are bound with ``functools.partial``."""
 Data = Labelled | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""A :class:`brittle.data.Data`, a pair of tensors, or any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset of samples."""
+"""A :class:`brittle.data.Data`, a pair of tensors, any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset."""
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where it is known, their total."""
 
@@ -126,7 +126,8 @@ def evaluate(
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode.
-        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)``, or a Dataset; inputs within ``bounds``.
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)``, or a
+            Dataset; inputs within ``bounds``.
         attack: One attack or several; anything called ``(model, x, y, *, eps, p)``. ``bounds``, ``seed`` and ``ids``
             are passed to attacks that have them. Options are bound with ``functools.partial`` and recorded.
         eps: Budget, at least 0, in input units.
@@ -216,7 +217,7 @@ class _State:
         """Which of an attack's examples for the ``pending`` samples keep the budget; the others are counted."""
         if not isinstance(candidate, Tensor) or candidate.shape != x[pending].shape:
             found = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
-            raise InputError(f"attack: expected a tensor of examples {tuple(x[pending].shape)}; got {found}")
+            raise InputError(f"attack: expected examples {tuple(x[pending].shape)}; got {found}")
         accepted = admissible(candidate, x[pending], eps, threat.p, threat.bounds)
         self.rejected += int((~accepted).sum())
         return accepted

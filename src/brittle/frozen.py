@@ -25,7 +25,8 @@ def frozen(model: Model) -> Iterator[None]:
         if isinstance(model, nn.Module):
             stack.callback(_restore, *_snapshot(model))
             model.eval()
-            model.requires_grad_(False)
+            for parameter in model.parameters():
+                parameter.requires_grad = False
         yield
 
 
@@ -66,7 +67,7 @@ def _restore(
     for module, training in modes:
         module.training = training
     for parameter, requires_grad in grads:
-        parameter.requires_grad_(requires_grad)
+        parameter.requires_grad = requires_grad
     with torch.no_grad():
         for module, name, buffer, before in buffers:
             module._buffers[name] = buffer  # forward may have put another tensor there

@@ -134,7 +134,7 @@ def _traced_geometry(node: fx.Node, widths: tuple[int, ...], axes: int) -> ConvG
     if None in steps or not isinstance(groups, int):
         return None
     stride, inner, dilation = (step or () for step in steps)
-    if min(widths, default=0) < 0:
+    if min(widths, default=0) < 0 or len(widths) > 2 * axes:
         return None
     outer = [*widths, *[0] * (2 * axes - len(widths))]
     before, after = outer[0::2][::-1], outer[1::2][::-1]

@@ -122,8 +122,9 @@ def _read_layers(model: nn.Module) -> Layers:
             layers.views.extend(_module_views(name, module, parents.get(module)))
         elif isinstance(module, nn.MultiheadAttention):
             layers.views.extend(_attention_views(name, module))
+            kind = type(module).__name__
             if module.bias_k is not None:
-                layers.unread.append(NotMeasured(f"{name}.bias_k, bias_v".lstrip("."), "tokens added to the sequence"))
+                layers.unread.append(NotMeasured(name or kind, "bias_k, bias_v: tokens added to the sequence"))
         elif (reason := _reason(module)) is not None:
             layers.unread.append(NotMeasured(name or type(module).__name__, reason))
     for view in layers.views:

@@ -76,13 +76,16 @@ def kept(d: int) -> tuple[int, ...]:
     return tuple(max(1, math.ceil(fraction * d - 1e-9)) for fraction in FRACTIONS)
 
 
-def input_sizes(model: nn.Module, views: Sequence[LayerView], shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def input_sizes(
+    model: nn.Module, views: Sequence[LayerView], shape: Sequence[int], *, argument: str = "input_shape"
+) -> dict[str, tuple[int, ...]]:
     """Spatial size of every convolution's input, from one forward pass on zeros.
 
     Args:
         model: The network; left bit-equal.
         views: Its layers.
         shape: Shape of one input without the batch axis.
+        argument: What the caller calls the origin of that shape, for the error.
 
     Returns:
         Sizes by layer name, for the convolutions that ran.
@@ -107,7 +110,7 @@ def input_sizes(model: nn.Module, views: Sequence[LayerView], shape: Sequence[in
             model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"input: the model cannot run on shape {tuple(shape)}: {reason}") from error
+        raise InputError(f"{argument}: the model cannot run on inputs of shape {tuple(shape)}: {reason}") from error
     finally:
         for hook in hooks:
             hook.remove()

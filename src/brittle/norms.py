@@ -97,7 +97,7 @@ def operator_norm(W: Tensor, p: float) -> Tensor:
     tensor(7.)
     """
     if W.ndim < 2:
-        raise InputError(f"W: expected a matrix (..., m, n); got shape {tuple(W.shape)}")
+        raise InputError(f"W: expected at least 2 axes (..., m, n); got shape {tuple(W.shape)}")
     if p == 2:
         return singular_values(W)[..., 0]
     if p not in (1, math.inf):

@@ -69,8 +69,10 @@ def layer_bound(W: Tensor, p: float, k: int, *, k_row: int | None = None, groups
     Raises:
         InputError: ``p``, ``k`` or ``k_row`` out of range, or ``W`` not a finite matrix.
     """
-    if W.ndim != 2 or W.numel() == 0 or W.is_complex():
-        raise InputError(f"W: expected a real matrix, not empty; got shape {tuple(W.shape)} of {W.dtype}")
+    if W.ndim != 2:
+        raise InputError(f"W: expected a matrix; got shape {tuple(W.shape)}")
+    if W.numel() == 0 or W.is_complex():
+        raise InputError(f"W: expected real entries, none empty; got shape {tuple(W.shape)} of {W.dtype}")
     W = W.detach().double()
     if p == 2:
         return spectral_bound(singular_values(W, groups), k)
