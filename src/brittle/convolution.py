@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,8 @@ from brittle.norms import ROUNDING
 from brittle.results import NormBounds
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_FINE_GRID_CHANNELS = 256  # up to here a finer grid costs at most a few seconds
-_CHUNK = 2**22  # entries of the symbols that are decomposed at once: 64 MiB of complex numbers
+_AFFORDABLE = 2e10  # multiplications up to which a finer grid is worth its time: some ten seconds on two cores
+_CHUNK = 2**20  # entries of the symbols that one thread decomposes at once: 16 MiB of complex numbers
 
 
 def filter_matrix(K: Tensor) -> Tensor:
@@ -148,11 +150,20 @@ def _symbol_maximum(K: Tensor, geometry: ConvGeometry, grid: Sequence[int], stri
     symbol = torch.fft.rfftn(spread, dim=list(range(-len(grid), 0)))
     symbol = symbol.unflatten(0, (geometry.groups, -1)).flatten(2, 2 + len(stride)).flatten(3)
     symbol = symbol.permute(0, 3, 1, 2).flatten(0, 1)  # (groups * frequencies, out / groups, in / groups * phases)
-    return math.sqrt(max(_largest_eigenvalue(part) for part in symbol.split(_chunk_length(symbol))))
+    parts = symbol.split(max(1, _CHUNK // symbol[0].numel()))
+    with _single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
+        return math.sqrt(max(pool.map(_largest_eigenvalue, parts)))
 
 
-def _chunk_length(symbol: Tensor) -> int:
-    return max(1, _CHUNK // symbol[0].numel())
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """One thread an operation inside the block, and how many there were: small decompositions gain from no more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _largest_eigenvalue(symbols: Tensor) -> float:
@@ -176,17 +187,21 @@ def torus_bound(K: Tensor, geometry: ConvGeometry, size: Sequence[int], *, polyp
     K = K.detach().double().cpu()
     if not _embeds(K, geometry):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
-    stride = geometry.stride if polyphase else tuple(1 for _ in geometry.stride)
+    grid, stride = _torus_grid(geometry, size, polyphase=polyphase)
     if geometry.mode == "circular" and any(n % s for n, s in zip(size, stride, strict=True)):
         raise InputError(f"size: expected multiples of the stride {stride} for circular padding; got {tuple(size)}")
-    if geometry.mode == "circular":
-        grid = [n // s for n, s in zip(size, stride, strict=True)]
-    elif polyphase:
-        pads = [sum(pair) for pair in geometry.padding]
-        grid = [-(-(n + pad) // s) + 1 for n, pad, s in zip(size, pads, stride, strict=True)]
-    else:
-        grid = [n + max(pair) for n, pair in zip(size, geometry.padding, strict=True)]
     return _symbol_maximum(K, geometry, grid, stride) * _safety(K)
+
+
+def _torus_grid(geometry: ConvGeometry, size: Sequence[int], *, polyphase: bool) -> tuple[list[int], tuple[int, ...]]:
+    """Points of the torus per axis and the stride that its symbol is taken for."""
+    stride = geometry.stride if polyphase else tuple(1 for _ in geometry.stride)
+    if geometry.mode == "circular":
+        return [n // s for n, s in zip(size, stride, strict=True)], stride
+    if polyphase:
+        pads = [sum(pair) for pair in geometry.padding]
+        return [-(-(n + pad) // s) + 1 for n, pad, s in zip(size, pads, stride, strict=True)], stride
+    return [n + max(pair) for n, pair in zip(size, geometry.padding, strict=True)], stride
 
 
 def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 4) -> float:
@@ -204,11 +219,14 @@ def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 
         raise InputError(f"oversampling: expected at least 3; got {oversampling}")
     if not _size_free(K, geometry):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
-    spans = geometry.spans(K.shape[2:])
-    degrees = [span // s for span, s in zip(spans, geometry.stride, strict=True)]
-    grid = [max(oversampling * degree, 1) for degree in degrees]
-    slack = math.prod(math.cos(math.pi * degree / n) for degree, n in zip(degrees, grid, strict=True))
+    grid = _coarse_grid(K, geometry, oversampling)
+    slack = math.prod(math.cos(math.pi / oversampling) for n in grid if n > 1)
     return _symbol_maximum(K, geometry, grid, geometry.stride) / math.sqrt(slack) * _safety(K)
+
+
+def _coarse_grid(K: Tensor, geometry: ConvGeometry, oversampling: int) -> list[int]:
+    degrees = [span // s for span, s in zip(geometry.spans(K.shape[2:]), geometry.stride, strict=True)]
+    return [max(oversampling * degree, 1) for degree in degrees]
 
 
 def _safety(K: Tensor) -> float:
@@ -249,18 +267,20 @@ def norm_2_lower(
     return float(apply(K.detach().double().cpu(), geometry, v).norm() / v.norm())
 
 
-def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None) -> NormBounds:
-    """Certified bounds on the l_2 operator norm: the least of all upper bounds, the larger of two lower ones.
+def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None, *, search: bool = True) -> NormBounds:
+    """Certified bounds on the l_2 operator norm: the least of the upper bounds, the larger of two lower ones.
 
-    Upper: ``sqrt(mu) sigma_1(R)`` (filter matrix), ``sqrt(||A||_1 ||A||_inf)`` (schur), :func:`torus_bound`, its
-    polyphase form, :func:`coarse_grid_bound`. Lower: power iteration, and ``sigma_1(R)`` when some output position
-    sees no padding. Kernels of one tap without padding modes are exact: ``sigma_1(R)``.
+    Upper: ``sqrt(mu) sigma_1(R)`` (filter matrix), ``sqrt(||A||_1 ||A||_inf)`` (schur), and :func:`torus_bound` (for
+    strides above 1 also its polyphase form) or, without ``size`` and where the torus would take too long,
+    :func:`coarse_grid_bound`, which no torus exceeds. Lower: power iteration, and ``sigma_1(R)`` when some output
+    position sees no padding. Kernels of one tap without padding modes are exact: ``sigma_1(R)``.
 
     Args:
         K: Kernel ``(out, in / groups, *kernel)``.
         geometry: How it walks.
         size: Spatial size of the input; without it, bounds that hold for every size on which some output
             position sees no padding.
+        search: Whether to look for a larger lower bound by power iteration.
     """
     K = K.detach().double().cpu()
     sigma = float(singular_values(filter_matrix(K), geometry.groups)[0])
@@ -269,7 +289,7 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
     if math.prod(K.shape[2:]) == 1 and interior and (geometry.mode == "zeros" or not pads):
         return NormBounds(2.0, sigma, sigma, "exact")
     lower = sigma * (1 - ROUNDING * max(filter_matrix(K).shape)) if interior else 0.0
-    if size is not None:
+    if size is not None and search:
         lower = max(lower, norm_2_lower(K, geometry, size))
     uppers = _norm_2_uppers(K, geometry, size, sigma)
     method = min(uppers, key=uppers.__getitem__)
@@ -283,17 +303,25 @@ def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None
         uppers["filter matrix"] = math.sqrt(mu) * sigma * _safety(K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
         uppers["schur"] = math.sqrt(schur) * _safety(K)
-    if not _embeds(K, geometry) or (size is None and not _size_free(K, geometry)):
-        return uppers or {"not bounded": math.inf}
-    strided = max(geometry.stride) > 1
-    if _size_free(K, geometry):
-        fine = min(K.shape[0], K.shape[1] * geometry.groups) <= _FINE_GRID_CHANNELS
-        uppers["coarse grid"] = coarse_grid_bound(K, geometry, oversampling=8 if fine else 4)
-    if size is not None:
-        uppers["torus"] = torus_bound(K, geometry, size)
-        if strided and geometry.mode == "zeros":
-            uppers["polyphase"] = torus_bound(K, geometry, size, polyphase=True)
-    return uppers
+    for method in _torus_methods(geometry) if size is not None and _embeds(K, geometry) else ():
+        assert size is not None
+        grid, stride = _torus_grid(geometry, size, polyphase=method == "polyphase")
+        if _symbol_cost(K, grid, stride) <= _AFFORDABLE or not _size_free(K, geometry):
+            uppers[method] = torus_bound(K, geometry, size, polyphase=method == "polyphase")
+    if _size_free(K, geometry) and not {"torus", "polyphase"} & uppers.keys():
+        cheap = _symbol_cost(K, _coarse_grid(K, geometry, 8), geometry.stride) <= _AFFORDABLE / 2
+        uppers["coarse grid"] = coarse_grid_bound(K, geometry, oversampling=8 if cheap else 4)
+    return uppers or {"not bounded": math.inf}
+
+
+def _torus_methods(geometry: ConvGeometry) -> tuple[str, ...]:
+    return ("torus", "polyphase") if max(geometry.stride) > 1 and geometry.mode == "zeros" else ("torus",)
+
+
+def _symbol_cost(K: Tensor, grid: Sequence[int], stride: Sequence[int]) -> float:
+    """Multiplications, up to a constant, of the decompositions on a grid."""
+    side = min(K.shape[0], K.shape[1] * math.prod(stride))
+    return math.prod(grid) / 2 * side**3
 
 
 def operator_norm_bounds(module: nn.Module, p: float, size: Sequence[int] | None = None) -> NormBounds:
@@ -318,21 +346,27 @@ def operator_norm_bounds(module: nn.Module, p: float, size: Sequence[int] | None
     return bounds_of(K, geometry, p, size)
 
 
-def bounds_of(K: Tensor, geometry: ConvGeometry, p: float, size: Sequence[int] | None) -> NormBounds:
-    """:func:`operator_norm_bounds` from a kernel and its geometry."""
+def bounds_of(
+    K: Tensor, geometry: ConvGeometry, p: float, size: Sequence[int] | None, *, search: bool = True
+) -> NormBounds:
+    """:func:`operator_norm_bounds` from a kernel and its geometry; ``search`` as in :func:`norm_2`."""
     if p not in (1, 2, math.inf):
         raise InputError(f"p: expected 1, 2 or inf; got {p}")
-    if size is not None and len(size) != K.ndim - 2:
-        raise InputError(f"size: expected {K.ndim - 2} numbers, one an axis; got {tuple(size)}")
-    if size is not None:
-        most = [n - (geometry.mode == "reflect") for n in size]
-        if geometry.mode in ("reflect", "circular") and any(
-            max(pair) > n for pair, n in zip(geometry.padding, most, strict=True)
-        ):
-            raise InputError(f"size: expected an input that {geometry.mode} padding fits; got {tuple(size)}")
-        padded = [n + sum(pair) for n, pair in zip(size, geometry.padding, strict=True)]
-        if any(n <= span for n, span in zip(padded, geometry.spans(K.shape[2:]), strict=True)):
-            raise InputError(f"size: expected an input at least as large as the kernel; got {tuple(size)}")
     if not torch.isfinite(K).all():
         raise InputError("weight: expected finite numbers; got NaN or infinite ones")
-    return {1: norm_1, 2: norm_2}.get(int(p) if p != math.inf else 0, norm_inf)(K, geometry, size)
+    if size is not None:
+        _check_size(K, geometry, size)
+    if p == 2:
+        return norm_2(K, geometry, size, search=search)
+    return norm_1(K, geometry, size) if p == 1 else norm_inf(K, geometry, size)
+
+
+def _check_size(K: Tensor, geometry: ConvGeometry, size: Sequence[int]) -> None:
+    if len(size) != K.ndim - 2:
+        raise InputError(f"size: expected {K.ndim - 2} numbers, one an axis; got {tuple(size)}")
+    widest = [max(pair) + (geometry.mode == "reflect") for pair in geometry.padding]
+    if geometry.mode in ("reflect", "circular") and any(w > n for w, n in zip(widest, size, strict=True)):
+        raise InputError(f"size: expected an input that {geometry.mode} padding fits; got {tuple(size)}")
+    padded = [n + sum(pair) for n, pair in zip(size, geometry.padding, strict=True)]
+    if any(n <= span for n, span in zip(padded, geometry.spans(K.shape[2:]), strict=True)):
+        raise InputError(f"size: expected an input at least as large as the kernel; got {tuple(size)}")

@@ -294,7 +294,7 @@ class _Walk:
                 scale = self.batch_norm_scale(str(follower.target), following)
                 K = scale.view(-1, *[1] * (K.ndim - 1)) * K
                 merged.add(follower)
-        upper = bounds_of(K, geometry, self.p, self.input_size(node)).upper
+        upper = bounds_of(K, geometry, self.p, self.input_size(node), search=False).upper
         if math.isinf(upper):
             raise _NoRule(f"{node.target}: {geometry.mode} padding is bounded only for a known input_shape")
         return upper
