@@ -109,10 +109,8 @@ def story_figure(story: Story) -> Figure:
     _draw_pairs(middle, [[100 * c.spectral_head, 100 * c.row_head] for c in chapters], (2, 3))
     middle.set(xlim=(0, 104), xlabel="Share of their sum in the largest tenth, %")
     middle.set_title("Compressibility")
-    ratios = [[c.upper(2) / chapters[0].upper(2), c.lower(2) / chapters[0].lower(2)] for c in chapters]
-    _draw_pairs(right, ratios, (0, 1))
     right.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    right.set(xlim=(0, 1.1 * max(map(max, ratios))), xlabel=f"ℓ₂ sensitivity over that of {chapters[0].name}")
+    _draw_sensitivities(right, chapters, norms)
     right.set_title("Sensitivity")
     _keys(figure, left, middle, right, norms)
     return figure
@@ -133,6 +131,18 @@ def _draw_accuracies(axis: Axes, chapters: Sequence[Chapter], norms: Sequence[fl
     axis.set_title("Clean and robust accuracy")
 
 
+def _draw_sensitivities(axis: Axes, chapters: Sequence[Chapter], norms: Sequence[float]) -> None:
+    first, largest = chapters[0], 1.0
+    for y, chapter in enumerate(chapters):
+        for p, place, lift in zip(norms, (1, 0), (-0.14, 0.14), strict=False):
+            ends = [chapter.lower(p) / first.lower(p), chapter.upper(p) / first.upper(p)]
+            axis.plot(ends, [y + lift] * 2, color=SERIES[place], alpha=0.45, linewidth=0.8)
+            axis.plot(ends[:1], [y + lift], **_dot(place) | {"markerfacecolor": "none"})
+            axis.plot(ends[1:], [y + lift], **_dot(place))
+            largest = max(largest, *ends)
+    axis.set(xlim=(0, 1.06 * largest), xlabel=f"Times that of the {first.name} network")
+
+
 def _draw_pairs(axis: Axes, rows: Sequence[Sequence[float]], places: Sequence[int]) -> None:
     for y, values in enumerate(rows):
         axis.plot(values, [y, y], color=INK, alpha=0.25, linewidth=0.8)
@@ -146,9 +156,16 @@ def _dot(place: int) -> dict[str, Any]:
 
 def _keys(figure: Figure, left: Axes, middle: Axes, right: Axes, norms: Sequence[float]) -> None:
     robust = [f"under {norm_name(p)} attack" for p in norms]
-    names = ((left, (2, 1, 0), ["without attack", *robust]), (middle, (2, 3), ["singular values", "rows"]))
-    for axis, places, words in (*names, (right, (0, 1), ["certified upper bound", "largest local norm found"])):
+    for axis, places, words in (
+        (left, (2, 1, 0), ["without attack", *robust]),
+        (middle, (2, 3), ["singular values", "rows"]),
+    ):
         legend(axis, [Line2D([], [], **_dot(place)) for place in places], words)
+    filled = [Line2D([], [], **_dot(place)) for place in (1, 0)]
+    hollow = Line2D([], [], **_dot(0) | {"markerfacecolor": "none", "color": INK})
+    legend(
+        right, [*filled, hollow], [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found on data"]
+    )
 
 
 def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
@@ -188,7 +205,8 @@ def _fragility(chapter: Chapter, first: Chapter) -> str:
     for p, p_value in chapter.p_values.items():
         change = _change(chapter, first, p)
         words = ("more fragile" if change < 0 else "more robust") if p_value < SIGNIFICANT else "not clearly different"
-        parts.append(f"{words} in {norm_name(p)} ({chapter.robust(p).percent}, {change:+.1f} points)")
+        points = f"{change:+.1f} points".replace("-", "\N{MINUS SIGN}")
+        parts.append(f"{words} in {norm_name(p)} ({chapter.robust(p).percent}, {points})")
     return " and ".join(parts)
 
 
@@ -198,11 +216,9 @@ def _change(chapter: Chapter, first: Chapter, p: float) -> float:
 
 
 def _sensitivity(chapter: Chapter, first: Chapter) -> str:
-    upper, lower = chapter.upper(2) / first.upper(2), chapter.lower(2) / first.lower(2)
-    return (
-        f"certified ℓ₂ bound {number(upper)} times, largest local gradient norm {number(lower)} times that"
-        f" of the {first.name} one"
-    )
+    uppers = " and ".join(f"{number(chapter.upper(p) / first.upper(p))} ({norm_name(p)})" for p in chapter.p_values)
+    lowers = " and ".join(number(chapter.lower(p) / first.lower(p)) for p in chapter.p_values)
+    return f"certified bounds {uppers} times those of the {first.name} one, largest local gradient norms {lowers} times"
 
 
 def _p_value(value: float) -> str:
