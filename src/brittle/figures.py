@@ -257,7 +257,7 @@ def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
     missing = {"found on data": "lower" not in found, "certified": "upper" not in found}
     if any(missing.values()):
         names = " and ".join(name for name, gone in missing.items() if gone)
-        remark(axis, [y], f"{names}: not available", left=not missing["certified"])
+        remark(axis, [y + 0.3], f"{names}: not available", left=not missing["certified"])
 
 
 def _draw_profiles(axis: Axes, profiles: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -81,7 +81,7 @@ def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
         layer = max(live, key=lambda candidate: candidate.concentration(p))
         error = (layer.spectral_error if p == 2 else layer.row_error)[tenth]
         yield (
-            f"The most concentrated layer in {norm_name(p)} is {layer.name}: a tenth of its {what} holds"
+            f"The most concentrated layer in {norm_name(p)} is “{layer.name}”: a tenth of its {what} holds"
             f" {100 * (1 - error):.0f} % of their sum, and the {norm_name(p)} norm of its matrix is"
             f" {layer.concentration(p):.1f} times that of a flat matrix of the same Frobenius norm."
         )
@@ -96,7 +96,7 @@ def _directions(responses: Sequence[LayerResponse]) -> str:
     shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(p)} attack's energy" for p, r in reversed(firsts.items())]
     where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
     return (
-        f"At the layer {first.layer}, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
+        f"At “{first.layer}”, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
         f" gain; an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
     )
 
@@ -111,7 +111,7 @@ def _amplification(responses: Sequence[LayerResponse]) -> str:
             parts.append(f"from {start:.0f} % to {end:.0f} % under the {norm_name(p)} attack")
     if not parts:
         return ""
-    return f"From {names[0]} to {names[1]} the relative change of the output goes {' and '.join(parts)} (medians)."
+    return f"From “{names[0]}” to “{names[1]}” the relative change of the output goes {' and '.join(parts)} (medians)."
 
 
 def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
