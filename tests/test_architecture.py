@@ -10,7 +10,7 @@ import brittle
 PACKAGE = Path(brittle.__file__).parent
 ORDER = [
     {"errors", "wording"},
-    {"files", "inputs", "compressibility"},
+    {"files", "codec", "inputs", "compressibility"},
     {"norms", "results", "frozen", "regularizers", "drawing", "geometry"},
     {"convolution", "attacks", "models", "checkpoints", "data", "sensitivity", "verdict", "figures"},
     {"layers", "evaluation", "report"},
@@ -21,7 +21,7 @@ ORDER = [
     {"cli"},
 ]
 """A module imports only from rows above its own (packages may import their own parts)."""
-NO_TORCH = {"errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli"}
+NO_TORCH = {"codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli"}
 EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "pyautoattack"}
 
 

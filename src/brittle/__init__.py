@@ -78,13 +78,13 @@ def __getattr__(name: str) -> object:
             value = getattr(importlib.import_module(f"brittle.{module}"), name)
             globals()[name] = value
             return value
-    if name in _SUBMODULES:
+    try:
         return importlib.import_module(f"brittle.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"brittle.{name}":
+            raise
     raise AttributeError(f"module 'brittle' has no attribute {name!r}")
 
 
-_SUBMODULES = {*_HOMES, "figures", "frozen", "directions", "measure", "sensitivity", "verdict", "files", "inputs"}
-
-
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,6 @@ could not be measured soundly is ``None`` and is listed by name under :attr:`Aud
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brittle.errors import InputError
+from brittle import codec
 from brittle.files import write_text
 
 if TYPE_CHECKING:
@@ -484,7 +483,7 @@ class Audit:
 
     def to_json(self) -> str:
         """The audit as JSON (infinities as strings, without the per-sample results)."""
-        return json.dumps(_plain(self), indent=1, allow_nan=False) + "\n"
+        return codec.to_json(self)
 
     @staticmethod
     def from_json(text: str | bytes) -> Audit:
@@ -493,21 +492,7 @@ class Audit:
         Raises:
             InputError: The text is not JSON, or not an audit of this schema version.
         """
-        from pydantic import ValidationError
-
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"audit: expected JSON; got text that does not parse ({error})") from None
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise InputError(f"audit: expected schema_version {SCHEMA_VERSION}; got {version!r}")
-        try:
-            return _adapter().validate_python(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"audit: {where}: {first['msg']}; got {first['input']!r:.80}") from None
+        return codec.from_json(text, Audit, "audit", SCHEMA_VERSION)
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``, whole or not at all."""
@@ -517,25 +502,6 @@ class Audit:
     def load(path: str | Path) -> Audit:
         """Read an audit that :meth:`save` wrote."""
         return Audit.from_json(Path(path).read_bytes())
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses to dicts and tuples to lists; JSON has no infinity, so one is written as the string "inf"."""
-    if dataclasses.is_dataclass(value):
-        kept = [f.name for f in dataclasses.fields(value) if f.metadata.get("json", True)]
-        return {name: _plain(getattr(value, name)) for name in kept}
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-@functools.cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Audit)
 
 
 def _layer_row(layer: LayerResult) -> dict[str, Any]:
