@@ -398,16 +398,20 @@ def attack_name(attack: Attack) -> str:
 def _defaults(attack: Attack) -> Setting:
     """The options that an attack runs with and the caller did not set, as one line."""
     parameters = inspect.signature(attack).parameters.values()
-    passed = ("eps", "p", "bounds", "seed", "ids")
+    passed = {"eps", "p", "bounds", "seed", "ids", *_bound(attack)}
     simple = [q for q in parameters if q.default is not q.empty and q.name not in passed]
     return ", ".join(f"{q.name}={getattr(q.default, '__name__', q.default)!r}" for q in simple)
 
 
 def _call(attack: Attack, **offered: object) -> Attack:
     """The attack with those of the offered arguments bound that it has and that the caller did not bind."""
-    names = inspect.signature(attack).parameters
-    bound = attack.keywords if isinstance(attack, functools.partial) else {}
-    return functools.partial(attack, **{k: v for k, v in offered.items() if k in names and k not in bound})
+    names = inspect.signature(attack).parameters.keys() - _bound(attack)
+    return functools.partial(attack, **{name: value for name, value in offered.items() if name in names})
+
+
+def _bound(attack: Attack) -> set[str]:
+    """Names of the options that the caller bound."""
+    return set(attack.keywords) if isinstance(attack, functools.partial) else set()
 
 
 def _correct(logits: Tensor, y: Tensor) -> Tensor:
