@@ -319,3 +319,22 @@ def test_models_come_back_as_they_were_without_hooks():
         layer_responses(net, views, x, (x + 0.1).clamp(0, 1), p=2)
     with untouched(net), pytest.raises(RuntimeError):
         layer_responses(net, views, x[..., :3], (x + 0.1)[..., :3], p=2)
+
+
+def test_large_matrices_agree_with_the_decomposition(monkeypatch):
+    W = torch.randn(40, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for matrix in (W, W.mT):
+        exact = top_right_singular_vectors(matrix, 7)
+        monkeypatch.setattr("brittle.directions._LARGE", 10)
+        gram = top_right_singular_vectors(matrix, 7)
+        monkeypatch.undo()
+        assert torch.allclose((exact.mT @ gram).abs(), torch.eye(7, dtype=torch.float64), atol=1e-9)
+
+
+def test_without_samples_the_model_is_not_run():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    net.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    (response,), silent = layer_responses(
+        net, read_layers(net).views, torch.rand(0, 1, 2, 2), torch.rand(0, 1, 2, 2), p=2
+    )
+    assert (response.n, response.excluded, silent) == (0, 0, [])

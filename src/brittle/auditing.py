@@ -18,7 +18,7 @@ from brittle import __version__
 from brittle.attacks import apgd, universal_perturbation
 from brittle.bounds.network import lipschitz_upper_bound
 from brittle.data import OTHER_BUDGETS, Data
-from brittle.directions import layer_responses
+from brittle.directions import layer_responses, leading_directions
 from brittle.errors import InputError
 from brittle.evaluation import (
     Attack,
@@ -132,7 +132,7 @@ def audit(
     if samples is None:
         missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
     else:
-        run = _Run(model, samples, layers, batch_size, tell)
+        run = _Run(model, samples, layers, leading_directions(layers), batch_size, tell)
         chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], steps)
         missing += left_out
         for q in norms:
@@ -191,6 +191,7 @@ class _Run:
     model: nn.Module
     samples: tuple[Tensor, Tensor]
     layers: Sequence[LayerView]
+    directions: Mapping[str, Tensor]
     batch_size: int
     tell: Stage
 
@@ -210,7 +211,8 @@ class _Run:
             )
         )
         rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
-        responses, silent = layer_responses(self.model, self.layers, worst.x[rows], worst.x_adv[rows], p=threat.p)
+        x, x_adv = worst.x[rows], worst.x_adv[rows]
+        responses, silent = layer_responses(self.model, self.layers, x, x_adv, p=threat.p, directions=self.directions)
         found.responses += responses
         found.silent = silent
         self.tell(f"{label} directions", 1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,8 @@ from brittle.layers import LayerView
 from brittle.norms import lp_norm
 from brittle.results import FRACTIONS, LayerResponse
 
+_LARGE = 1024  # from here on the Gram matrix is decomposed instead of the matrix
+
 
 def top_right_singular_vectors(W: Tensor, k: int) -> Tensor:
     """Orthonormal right singular vectors of the k largest singular values, fewer if the rank is smaller.
@@ -25,9 +27,12 @@ def top_right_singular_vectors(W: Tensor, k: int) -> Tensor:
         k: At most min(m, n).
 
     Returns:
-        ``(n, min(k, rank))`` in float64, the direction of largest gain first.
+        ``(n, min(k, rank))`` in float64, the direction of largest gain first. Singular values up to 1e-10 of the
+        largest do not count for the rank (1e-7 where both sides exceed 1024).
     """
     W = W.double()
+    if min(W.shape) > _LARGE:
+        return _from_gram_matrix(W, k)
     if W.shape[0] < W.shape[1]:  # W = R^T Q^T; the small factor has the same singular values
         Q, R = torch.linalg.qr(W.mT)
         _, sigma, Vh = torch.linalg.svd(R.mT)
@@ -36,6 +41,15 @@ def top_right_singular_vectors(W: Tensor, k: int) -> Tensor:
         _, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
         V = Vh.mT
     return V[:, :k][:, sigma[:k] > RANK_TOLERANCE * sigma[0]]
+
+
+def _from_gram_matrix(W: Tensor, k: int) -> Tensor:
+    """The same of a large matrix, many times sooner; directions of gain below 1e-7 of the largest are left out."""
+    wide = W.shape[0] < W.shape[1]
+    squares, vectors = torch.linalg.eigh(W @ W.mT if wide else W.mT @ W)
+    squares, vectors = squares.flip(0)[:k], vectors.flip(1)[:, :k]
+    vectors = vectors[:, squares > 1e-14 * squares[0]]
+    return torch.linalg.qr(W.mT @ vectors).Q if wide else vectors
 
 
 def energy_shares(V: Tensor, view: LayerView, perturbation: Tensor) -> Tensor:
@@ -116,6 +130,7 @@ def layer_responses(
     x_adv: Tensor,
     *,
     p: float,
+    directions: Mapping[str, Tensor] | None = None,
     batch_size: int = 64,
 ) -> tuple[list[LayerResponse], list[str]]:
     """What perturbations do at every layer: energy in its leading directions, amplification and gain.
@@ -126,6 +141,7 @@ def layer_responses(
         x: Inputs ``(N, ...)``.
         x_adv: The same inputs under attack.
         p: Norm of the attack's budget, recorded in the result.
+        directions: What :func:`leading_directions` returned for the views; computed when left out.
         batch_size: Samples at once.
 
     Returns:
@@ -133,11 +149,13 @@ def layer_responses(
     """
     changed = (x_adv != x).flatten(1).any(1)
     unchanged = int((~changed).sum())
-    x, x_adv = x[changed], x_adv[changed]
     whole = [view for view in views if view.output is not None]
-    collected = [
-        _Collected(view, _directions(view).to(device_of(model)) if _has_directions(view) else None) for view in whole
-    ]
+    if unchanged == len(x):
+        return [LayerResponse(v.name, float(p), (), (), (), None, None, 0, unchanged) for v in whole], []
+    x, x_adv = x[changed], x_adv[changed]
+    known = leading_directions(whole) if directions is None else directions
+    device = device_of(model)
+    collected = [_Collected(v, known[v.name].to(device) if v.name in known else None) for v in whole]
     ran: set[str] = set()
     with frozen(model), torch.no_grad():
         for part in torch.arange(len(x), device=x.device).split(batch_size):
@@ -151,13 +169,21 @@ def layer_responses(
     return results, [view.name for view in whole if view.name not in ran]
 
 
-def _has_directions(view: LayerView) -> bool:
-    return view.groups == 1 and (view.geometry is not None or not view.convolution)
+def leading_directions(views: Sequence[LayerView]) -> dict[str, Tensor]:
+    """The right singular vectors of the larger half of every layer's singular values, by the layer's name.
 
+    Args:
+        views: Layers; those whose directions do not act on one input (grouped convolutions, parts of a fused
+            module, convolutions that are not understood) are left out.
 
-def _directions(view: LayerView) -> Tensor:
-    W = view.matrix
-    return top_right_singular_vectors(W, max(1, -(-min(W.shape) // 2)))
+    Returns:
+        ``(n, K)`` in float64 each, K at most half the number of singular values, rounded up, and the rank.
+    """
+    return {
+        view.name: top_right_singular_vectors(view.matrix, max(1, -(-min(view.matrix.shape) // 2)))
+        for view in views
+        if view.output is not None and view.groups == 1 and (view.geometry is not None or not view.convolution)
+    }
 
 
 def _record(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
