@@ -39,7 +39,7 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
     nu, sigma = row_norms(W), singular_values(W, view.groups)
     ranks = spectral_summary(sigma)
     k_rows, k_spectrum = kept(len(nu)), kept(len(sigma))
-    n = W.shape[1]
+    n, frobenius, row_curve = W.shape[1], float(W.norm()), k_term_error_curve(W, q=2)
     return LayerResult(
         name=view.name,
         kind=view.kind,
@@ -58,12 +58,15 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
         nuclear_frobenius_ratio=float(ranks.nuclear_frobenius_ratio),
         effective_rank=float(ranks.effective_rank),
         effective_sparsity=float(effective_sparsity(W.flatten())),
-        frobenius=float(W.norm()),
+        frobenius=frobenius,
         filter_norm_inf=float(nu.max()),
         filter_norm_2=float(sigma[0]),
         operator_norms=tuple(_operator_norms(view, norms, input_size, nu, sigma)),
         bounds=(
-            *(row_bound(W, k, k_row) for k, k_row in zip(k_rows, kept(n), strict=True)),
+            *(
+                row_bound(nu, row_curve[:, k_row], k, k_row, n=n, scale=frobenius)
+                for k, k_row in zip(k_rows, kept(n), strict=True)
+            ),
             *(spectral_bound(sigma, k) for k in k_spectrum),
         ),
         input_size=input_size if view.convolution else None,

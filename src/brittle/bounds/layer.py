@@ -79,7 +79,10 @@ def layer_bound(W: Tensor, p: float, k: int, *, k_row: int | None = None, groups
     if p != math.inf:
         raise InputError(f"p: expected 2 or inf; got {p}")
     m, n = W.shape
-    return row_bound(W, k, -(-n * k // m) if k_row is None else k_row)
+    if not 0 <= k <= m:
+        raise InputError(f"k: expected an integer from 0 to {m}; got {k}")
+    k_row = -(-n * k // m) if k_row is None else k_row
+    return row_bound(row_norms(W), k_term_error(W, k_row, q=2), k, k_row, n=n, scale=float(W.norm()))
 
 
 def spectral_bound(sigma: Tensor, k: int) -> LayerBound:
@@ -98,13 +101,21 @@ def spectral_bound(sigma: Tensor, k: int) -> LayerBound:
     return LayerBound(2.0, k, error, beta, None, None, scale, norm, lower, sharp, linear, paper)
 
 
-def row_bound(W: Tensor, k: int, k_row: int) -> LayerBound:
-    """Theorem 3.1 (a) from a matrix ``(m, n)`` in float64."""
-    m, n = W.shape
-    nu = row_norms(W)
+def row_bound(nu: Tensor, row_errors: Tensor, k: int, k_row: int, *, n: int, scale: float) -> LayerBound:
+    """Theorem 3.1 (a) from row l1 norms ``(m,)`` and within-row errors at ``k_row`` ``(m,)``, in float64.
+
+    Args:
+        nu: Row l1 norms, in the rows' order.
+        row_errors: k-term errors (q = 2) of the rows with ``k_row`` entries kept, in the same order.
+        k: Rows kept.
+        k_row: Entries kept within each row.
+        n: Columns.
+        scale: The Frobenius norm.
+    """
+    m = len(nu)
     error, beta = float(k_term_error(nu, k)), float(spread(nu, k)) if k else 0.0
-    row_errors = k_term_error(W, k_row, q=2)[nu > 0]
-    norm, scale = float(nu.max()), float(W.norm())
+    row_errors = row_errors[nu > 0]
+    norm = float(nu.max())
     if not norm:
         return _zero_bound(math.inf, k, k_row)
     row_error, row_error_min = float(row_errors.max()), float(row_errors.min())
