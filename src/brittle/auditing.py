@@ -140,14 +140,7 @@ def audit(
         if not found.universal:
             missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
-    settings: dict[str, Setting] = {
-        "p": tuple(f"{q:g}" for q in norms),
-        "eps": tuple(budgets[q] for q in norms),
-        "attacks": tuple(e for e in (found.evaluations[0].attacks if found.evaluations else ())),
-        "restarts": restarts,
-        "bounds": tuple(float(b) for b in bounds),
-        "input_shape": shape,
-    }
+    settings = _settings(budgets, found, restarts, bounds, shape)
     result = Audit(
         model=name or type(model).__name__,
         verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal),
@@ -162,6 +155,23 @@ def audit(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
     return replace(result, seconds=time.perf_counter() - started)
+
+
+def _settings(
+    budgets: Mapping[float, float],
+    found: _Found,
+    restarts: int,
+    bounds: tuple[float, float],
+    shape: tuple[int, ...] | None,
+) -> dict[str, Setting]:
+    return {
+        "p": tuple(f"{q:g}" for q in budgets),
+        "eps": tuple(budgets.values()),
+        "attacks": found.evaluations[0].attacks if found.evaluations else (),
+        "restarts": restarts,
+        "bounds": tuple(float(b) for b in bounds),
+        "input_shape": shape,
+    }
 
 
 _NEED_DATA = (
@@ -196,6 +206,7 @@ class _Run:
     tell: Stage
 
     def at_budget(self, threat: Threat, eps: float, found: _Found) -> None:
+        """Attack within one budget, then the curve around it, the directions and the universal perturbation."""
         label = norm_name(threat.p)
         worst = self._attacked(threat, eps, label)
         found.evaluations.append(summarise(sample_results(worst, threat), worst.rejected, threat, eps))

@@ -140,6 +140,7 @@ class _Walk:
     factors: list[tuple[str, float]]
 
     def run(self) -> float:
+        """The constant of the output."""
         values: dict[fx.Node, float | None] = {}
         merged: set[fx.Node] = set()
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
@@ -150,6 +151,7 @@ class _Walk:
         raise _NoRule("forward: nothing is returned")
 
     def value(self, values: dict[fx.Node, float | None], argument: Any) -> float:
+        """The constant of one node; sizes have none."""
         if not isinstance(argument, fx.Node):
             raise _NoRule(f"forward: expected one tensor as output; got {type(argument).__name__}")
         value = values[argument]
@@ -164,6 +166,7 @@ class _Walk:
         merged: set[fx.Node],
         inputs: list[fx.Node],
     ) -> float | None:
+        """The constant of one node from those of its inputs: 0 for constants, None for sizes."""
         if node.op == "placeholder":
             return 1.0 if node is inputs[0] else 0.0
         if node.op == "get_attr":
@@ -233,6 +236,7 @@ class _Walk:
             raise _NoRule(f"{_where(node)}: a sum of tensors of different shapes")
 
     def function_factor(self, node: fx.Node) -> float:
+        """Upper bound of a function's or method's own constant."""
         target = node.target
         if target in _REARRANGING:
             return 1.0
@@ -244,6 +248,7 @@ class _Walk:
         raise _NoRule(f"{_where(node)}: no sound rule for {name}")
 
     def module_factor(self, node: fx.Node, merged: set[fx.Node]) -> float:
+        """Upper bound of a module's own constant; notes in ``merged`` what it already contains."""
         module = self.graph.get_submodule(str(node.target))
         name = str(node.target)
         if has_hooks(module):
@@ -283,6 +288,7 @@ class _Walk:
         return float(dense_norm(W, self.p)) * (1 + ROUNDING * max(W.shape))
 
     def conv_factor(self, node: fx.Node, module: nn.Module, merged: set[fx.Node]) -> float:
+        """Upper bound of a convolution's operator norm, with the batch norm that alone follows it folded in."""
         geometry = conv_geometry(module)
         if geometry is None:
             raise _NoRule(f"{node.target}: {type(module).__name__} has a forward that is not understood")
@@ -308,6 +314,7 @@ class _Walk:
         return scale if module.weight is None else scale * module.weight.detach().double().cpu()
 
     def adaptive_factor(self, node: fx.Node, module: nn.Module) -> float:
+        """Adaptive average pooling: 1 in l_inf; in l_2 the product of the axes' exact norms, for a known size."""
         if math.isinf(self.p):
             return 1.0
         size = self.input_size(node)
