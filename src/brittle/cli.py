@@ -130,6 +130,9 @@ def _audit(
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one input (3,224,224): sharper bounds on convolutions without data.")
     ] = None,
+    tighten: Annotated[
+        int, typer.Option(help="Steps of optimisation of the certified bounds; each as long as the bounds themselves.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -160,6 +163,7 @@ def _audit(
             steps=steps,
             restarts=restarts,
             input_shape=shape,
+            tighten=tighten,
             batch_size=batch_size,
             seed=seed,
             name=model.name,

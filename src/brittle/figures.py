@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from brittle.drawing import (
 from brittle.results import (
     FRACTIONS,
     Audit,
+    CertifiedCurve,
     LayerResponse,
     LipschitzResult,
     NormBounds,
@@ -47,6 +49,7 @@ from brittle.results import (
 from brittle.wording import budget, norm_name, number
 
 _MANY = 8  # layers that can be told apart by colour and dash
+_BROKEN, _PROVEN = SERIES[1], SERIES[2]
 
 
 @styled
@@ -59,6 +62,25 @@ def security_curve(audit: Audit) -> Figure | None:
     for axis, curve in zip(axes, curves, strict=True):
         _draw_curve(axis, audit, curve)
     axes[0].set_ylabel("Accuracy under attack, %")
+    return figure
+
+
+@styled
+def certificate(audit: Audit) -> Figure | None:
+    """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
+    proven = {curve.p: curve for curve in audit.certified if curve.eps and curve.certified[0].n}
+    broken = {curve.p: curve for curve in audit.curves if any(rate.n for rate in curve.robust)}
+    norms = list(dict.fromkeys([*broken, *proven]))
+    if not proven:
+        return None
+    figure, axes = panels("Accuracy under attack, between proof and attack", len(norms), 3.5)
+    for axis, p in zip(axes, norms, strict=True):
+        _draw_sandwich(axis, audit, p, proven.get(p), broken.get(p))
+        axis.set_xlabel(f"Budget eps in {norm_name(p)}, input units, log scale")
+        axis.set_title(norm_name(p), pad=18)
+    axes[0].set_ylabel("Accuracy under attack, %")
+    lines = [Line2D([], [], color=_PROVEN), Line2D([], [], color=_BROKEN, marker="o", markersize=3.6)]
+    legend(figure, lines, ["certified: proven right below", "attacked: broken, or wrong to begin with, above"])
     return figure
 
 
@@ -131,7 +153,7 @@ def compressibility(audit: Audit) -> Figure | None:
 
 @styled
 def sensitivity(audit: Audit) -> Figure | None:
-    """Largest local gain found on data and certified global bound, by norm; None when there is neither."""
+    """Largest gain found and certified global bound, by norm; None when there is neither."""
     results = audit.lipschitz
     values = [value for result in results for value in (result.lower, result.median_lower, result.upper)]
     if not any(value is not None and drawable(value) for value in values):
@@ -140,10 +162,12 @@ def sensitivity(audit: Audit) -> Figure | None:
     for y, result in enumerate(results):
         _draw_sensitivity(axis, y, result)
     label_rows(axis, [norm_name(result.p) for result in results])
-    log_scale(axis, [value for value in values if value is not None], room=3.0)
+    products = [_beaten_product(result) for result in results]
+    log_scale(axis, [value for value in (*values, *products) if value is not None], room=3.0)
     axis.set_xlabel("Change of the logits per change of the input, log scale")
-    names = ["median over the samples", "largest found on data (lower bound)", "certified (upper bound)"]
-    legend(figure, [Line2D([], [], **look) for look in _SIDES.values()], names)
+    names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
+    names += ["product of norms"] * any(products)
+    legend(figure, [Line2D([], [], **look) for look in list(_SIDES.values())[: len(names)]], names)
     return figure
 
 
@@ -218,19 +242,86 @@ def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
     axis.fill_between(eps, lower, upper, color=colour, alpha=0.2, linewidth=0)
     axis.plot(eps, value, color=colour, marker="o", markersize=3.6, linewidth=1.5)
     if clean is not None and clean.n:
-        axis.plot([0], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
-        axis.annotate(f"clean {clean.percent}", (0, _percent(clean)[0]), (8, 4), textcoords="offset points")
+        _mark_clean(axis, 0, clean)
     for evaluation in audit.evaluations:
         if evaluation.p == curve.p and evaluation.n:
             at, (found, low, high) = evaluation.eps, _percent(evaluation.robust_accuracy)
-            axis.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.7)
             axis.errorbar([at], [found], yerr=[[found - low], [high - found]], fmt="s", color=INK, ms=4, capsize=2.5)
-            axis.text(at, 1.03, budget(at), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
+            _mark_standard(axis, at)
     axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
     axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
     axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.grid(visible=True, axis="y")
+
+
+def _draw_sandwich(
+    axis: Axes, audit: Audit, p: float, proven: CertifiedCurve | None, broken: SecurityCurve | None
+) -> None:
+    low, high = _span(proven, broken)
+    clean, standard = audit.clean_accuracy, [e for e in audit.evaluations if e.p == p and e.n]
+    rates = {low: clean} if clean is not None else {}
+    rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}
+    attacked = {eps: _percent(rate)[0] for eps, rate in rates.items() if rate.n}
+    if attacked:
+        at, values = list(attacked), list(attacked.values())
+        axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=_BROKEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-post", color=_BROKEN, marker="o", markersize=3.6, linewidth=1.5)
+    if proven is None:
+        remark(axis, [5], f"no certificate in {norm_name(p)}", left=True)
+    else:
+        at = [low, *(eps for eps in proven.eps if low < eps < high), high]
+        values = [_percent(proven.at(eps))[0] for eps in at]
+        axis.fill_between(at, 0, values, step="pre", color=_PROVEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-pre", color=_PROVEN, linewidth=1.5)
+    log_scale(axis, [low, high])
+    axis.set(ylim=(0, 105), xlim=(low, high * (high / low) ** 0.02))
+    axis.grid(visible=True, axis="y")
+    _name_the_open(axis, attacked, proven, [evaluation.eps for evaluation in standard])
+    if clean is not None and clean.n:
+        _mark_clean(axis, low, clean)
+    for evaluation in standard:
+        ends = [evaluation.robust_accuracy, *([proven.at(evaluation.eps)] if proven else [])]
+        axis.plot([evaluation.eps] * len(ends), [_percent(rate)[0] for rate in ends], "s", color=INK, ms=4)
+        _mark_standard(axis, evaluation.eps)
+
+
+def _mark_clean(axis: Axes, at: float, clean: Rate) -> None:
+    axis.plot([at], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
+    axis.annotate(f"clean {clean.percent}", (at, _percent(clean)[0]), (8, 4), textcoords="offset points")
+
+
+def _mark_standard(axis: Axes, eps: float) -> None:
+    axis.axvline(eps, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.7)
+    axis.text(eps, 1.03, budget(eps), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
+
+
+def _span(proven: CertifiedCurve | None, broken: SecurityCurve | None) -> tuple[float, float]:
+    """Budgets to show: from below the first at which a certificate runs out, to the largest that was attacked."""
+    rates = zip(pairwise(proven.certified), proven.eps[1:], strict=True) if proven else ()
+    falls = [eps for (before, after), eps in rates if after.hits < before.hits and drawable(eps)]
+    attacked = [eps for eps in (broken.eps if broken else ()) if drawable(eps)]
+    high = max(attacked or falls, default=1.0)
+    return 0.8 * min([eps for eps in (*falls[:1], *attacked) if eps <= high], default=high), high
+
+
+def _name_the_open(
+    axis: Axes, attacked: dict[float, float], proven: CertifiedCurve | None, lines: Sequence[float]
+) -> None:
+    """Write "not known" where the two accuracies leave most room for it, away from the lines, if anywhere."""
+    left, right = map(math.log, axis.get_xlim())
+    steps, half = np.linspace(left, right, 101), 12
+    tops = [min([robust for eps, robust in attacked.items() if eps <= math.exp(x)], default=100) for x in steps]
+    floors = [100 * (proven.at(math.exp(x)).value or 0) if proven else 0.0 for x in steps]
+    best, place = 12.0, None
+    for middle in range(half + 2, len(steps) - half):
+        window = slice(middle - half, middle + half + 1)
+        low, high = max(floors[window]), min(tops[window])
+        crossed = any(steps[window][0] <= math.log(line) <= steps[window][-1] for line in lines)
+        if not crossed and high - low > best:
+            best, place = high - low, (math.exp(steps[middle]), (low + high) / 2)
+    if place is not None:
+        axis.text(*place, "not known", ha="center", va="center", fontstyle="italic", alpha=0.8)
 
 
 def _percent(rate: Rate) -> tuple[float, float, float]:
@@ -242,7 +333,15 @@ _SIDES: dict[str, dict[str, Any]] = {
     "median": {**hollow(2.0), "markersize": 5},
     "lower": {**marker(2.0), "markersize": 6.5},
     "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
+    "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
 }
+
+
+def _beaten_product(result: LipschitzResult) -> float | None:
+    """The product of norms where another argument gave a lower bound."""
+    product = dict(result.arguments).get("product of norms")
+    beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
+    return product if beaten else None
 
 
 def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
@@ -250,11 +349,14 @@ def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
     found = {side: value for side, value in sides.items() if value is not None and drawable(value)}
     if len(found) > 1:
         axis.plot([min(found.values()), max(found.values())], [y, y], color=INK, alpha=0.35, linewidth=1)
+    if (product := _beaten_product(result)) is not None:
+        axis.plot([product], [y], **_SIDES["product"])
     for side, value in found.items():
         axis.plot([value], [y], **_SIDES[side])
         if side != "median":
-            axis.annotate(number(value, side), (value, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-    missing = {"found on data": "lower" not in found, "certified": "upper" not in found}
+            away, end = (-3, "right") if side == "lower" else (3, "left")
+            axis.annotate(number(value, side), (value, y), (away, 7), textcoords="offset points", ha=end, fontsize=8)
+    missing = {"largest found": "lower" not in found, "certified": "upper" not in found}
     if any(missing.values()):
         names = " and ".join(name for name, gone in missing.items() if gone)
         remark(axis, [y + 0.3], f"{names}: not available", left=not missing["certified"])

@@ -17,7 +17,16 @@ from markupsafe import Markup
 from brittle import figures
 from brittle.drawing import svg
 from brittle.files import write_text
-from brittle.results import FRACTIONS, Audit, LayerBound, LayerResult, NormBounds, Setting
+from brittle.results import (
+    FRACTIONS,
+    Audit,
+    CertifiedCurve,
+    Evaluation,
+    LayerBound,
+    LayerResult,
+    NormBounds,
+    Setting,
+)
 from brittle.wording import budget, norm_name, number
 
 BOUND_FRACTION = 0.10
@@ -61,6 +70,7 @@ def report_html(audit: Audit) -> str:
             audit=audit,
             figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
             columns=columns,
+            undecided=_undecided(audit),
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=SHOWN,
             reasons=reasons,
@@ -233,11 +243,19 @@ def _of_bound(p: float, value: Callable[[LayerBound], Cell]) -> Callable[[LayerR
     return of_layer
 
 
+def _undecided(audit: Audit) -> list[tuple[Evaluation, CertifiedCurve | None]]:
+    """Every standard budget that was attacked, with the certificates in its norm."""
+    curves = {curve.p: curve for curve in audit.certified}
+    return [(evaluation, curves.get(evaluation.p)) for evaluation in audit.evaluations if evaluation.n]
+
+
 def _glossary(audit: Audit, columns: list[Column]) -> dict[str, str]:
     """The terms that this report uses, in their order of appearance."""
     used = [column.term for column in columns] if audit.layers else []
-    used = [*(ATTACK_TERMS if audit.evaluations else ()), *used]
+    used = [*(ATTACK_TERMS if audit.evaluations else ()), *(CERTIFIED_TERMS if audit.certified else ()), *used]
     used += ["Sensitivity (Lipschitz constant)"] if audit.lipschitz else []
+    tried = {name for result in audit.lipschitz for name, _ in result.arguments}
+    used += [name for name in ARGUMENTS if name in tried]
     used += ["Isotropic share", "Relative change of the output"] if audit.responses else []
     used += ["Universal perturbation"] if audit.universal else []
     return {term: GLOSSARY[term] for term in dict.fromkeys(used) if term in GLOSSARY}
@@ -245,6 +263,7 @@ def _glossary(audit: Audit, columns: list[Column]) -> dict[str, str]:
 
 FIGURES = {
     "security_curve": figures.security_curve,
+    "certificate": figures.certificate,
     "layer_norms": figures.layer_norms,
     "spectra": figures.spectra,
     "compressibility": figures.compressibility,
@@ -280,6 +299,30 @@ THEOREM: tuple[tuple[str, str, str, Callable[[LayerBound], Cell], Callable[[Any]
     ("norm, upper bound (sharp)", "bound_{p}_sharp_10pct", "Theorem 3.1", lambda b: b.sharp * b.scale, _upper),
 )
 ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate")
+CERTIFIED_TERMS = ("Certified accuracy", "Certified radius")
+ARGUMENTS = {
+    "product of norms": "The layers' operator norms, multiplied along the network. It ignores how layers fit together.",
+    "multipliers": (
+        "Gram matrices passed through the network from one end to the other, with weights that use that an"
+        " activation's slopes lie in an interval."
+    ),
+    "chain": "Largest entry of |W_L| ⋯ |W₁| 1: the magnitudes of the weights, multiplied from layer to layer.",
+    "path": "Norm of (|W_L ⋯ W₁| + |W_L| ⋯ |W₁|) / 2: halfway between the chain and the network made linear.",
+    "cross norm": "The least bound in the other norm, times the root of the number of inputs (ℓ∞) or of logits (ℓ₂).",
+    "paper form": "Theorem 3.2 with every layer's norm bounded by Theorem 3.1 in the paper's form.",
+    "sharp form": "Theorem 3.2 with every layer's norm bounded by Theorem 3.1 in the sharp form.",
+    "exact norms, disjoint pairs": (
+        "Theorem 3.2 with exact norms (ℓ∞): their product, times the alignments of the best pairs of neighbouring"
+        " layers that share none."
+    ),
+    "exact norms, all pairs": (
+        "Theorem 3.2 with exact norms (ℓ₂): their product, times the alignments of all pairs of neighbouring layers."
+    ),
+    "ends": "The same with the whole spectra of the first and the last layer put into their one alignment.",
+    "exponents": "The same with every layer's spectrum shared out best between its two neighbours.",
+    "segments": "The network cut into contiguous segments in the best way, and the bounds of the segments multiplied.",
+    "weighted segments": "The segments bound, with every coordinate's movement followed by itself.",
+}
 GLOSSARY = {
     "Clean accuracy": "Share of the samples that the model classifies correctly without attack.",
     "Robust accuracy": (
@@ -289,6 +332,14 @@ GLOSSARY = {
     "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
     "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
     "Fooling rate": "Share of the samples right without attack whose predicted class changes under attack.",
+    "Certified accuracy": (
+        "Share of the samples that are right without attack and whose certified radius exceeds the budget. A lower"
+        " bound of the true robust accuracy, whatever the attack."
+    ),
+    "Certified radius": (
+        "Distance, in input units, within which no perturbation can change the prediction: the margin over the"
+        " certified bound on how fast the margin can move."
+    ),
     "Layer": "Qualified name of the module in the model.",
     "No.": "Position of the layer in the order in which the model lists its modules.",
     "Type": "Type of the module, with what makes its matrix special.",
@@ -326,8 +377,9 @@ GLOSSARY = {
     "Theorem 3.1": "Structure factor × scale: certified bounds on the matrix norm, beside its exact value.",
     "Sensitivity (Lipschitz constant)": (
         "Largest change of the logits per change of the input, in the stated norm. The true value lies between the"
-        " largest found on data and the certified bound."
+        " largest found and the least certified bound."
     ),
+    **ARGUMENTS,
     "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
     "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
     "Universal perturbation": (

@@ -229,6 +229,8 @@ class SampleResult:
         distance: ``||x_adv - x||_p`` in input units, measured on the stored example.
         attack: Name of the attack that broke it; None if it was wrong to begin with or survived.
         restart: Restart (from 0) in which it broke; None likewise.
+        certified_radius: Lower bound of the distance to the nearest adversarial example, in input units: 0 for samples
+            that are wrong without attack; None when no sound rule covers the network.
     """
 
     index: int
@@ -240,6 +242,7 @@ class SampleResult:
     distance: float
     attack: str | None
     restart: int | None
+    certified_radius: float | None = None
 
 
 @dataclass(frozen=True)
@@ -300,6 +303,7 @@ class Evaluation:
 
         names = [f.name for f in dataclasses.fields(SampleResult)]
         frame = pd.DataFrame([[getattr(s, n) for n in names] for s in self.samples], columns=names)
+        frame["certified_radius"] = frame["certified_radius"].astype("Float64")
         frame["attack"], frame["restart"] = frame["attack"].astype("string"), frame["restart"].astype("Int64")
         return frame.assign(p=self.p, eps=self.eps)
 
@@ -314,18 +318,49 @@ class SecurityCurve:
 
 
 @dataclass(frozen=True)
+class CertifiedCurve:
+    """Certified accuracy over a range of budgets: a lower bound of the true robust accuracy, which the
+    :class:`SecurityCurve` bounds from above; non-increasing in eps.
+
+    Attributes:
+        p: Norm of the budgets.
+        eps: Budgets, rising: those at which the certificates of samples run out, and those of the security curve.
+        certified: Samples right without attack whose certified radius exceeds the budget, at each of them.
+        median_radius: Median certified radius over the samples that are right without attack; None if there are none.
+    """
+
+    p: float
+    eps: tuple[float, ...]
+    certified: tuple[Rate, ...]
+    median_radius: float | None
+
+    def at(self, eps: float) -> Rate:
+        """Certified accuracy at a budget, or at the next larger one that was counted (then from below)."""
+        for budget, rate in zip(self.eps, self.certified, strict=True):
+            if budget >= eps:
+                return rate
+        return Rate(0, self.certified[-1].n)
+
+    def undecided(self, evaluation: Evaluation) -> Rate:
+        """Samples that withstood the attack of an evaluation of the same data without being proven robust."""
+        return Rate(evaluation.robust_correct - self.at(evaluation.eps).hits, evaluation.n)
+
+
+@dataclass(frozen=True)
 class LipschitzResult:
     """Sensitivity of the logits to the input, ``sup ||s(x) - s(y)||_p / ||x - y||_p``, from both sides.
 
     Attributes:
         p: The norm on both sides.
-        upper: Certified global upper bound; None when no sound rule covers the network.
-        method: How ``upper`` was composed.
+        upper: Certified global upper bound, the least of ``arguments``; None when no sound rule covers the network.
+        method: Name of the argument that attained ``upper``.
         unavailable: The module that forbids an upper bound and why; None when there is one.
-        lower: Largest norm of the logits' Jacobian found on data (a lower bound of the global constant); None
-            without data.
-        median_lower: Median over the samples of the same local norm.
+        lower: Largest ratio or Jacobian norm found, on data and by ascent from the samples of largest Jacobian norm
+            (a lower bound of the global constant); None without data.
+        median_lower: Median over the samples of the norm of the logits' Jacobian.
         n: Samples at which the Jacobian was taken.
+        largest_on_data: Largest of these Jacobian norms.
+        arguments: Name and value of every argument that was tried; each value is a certified upper bound.
     """
 
     p: float
@@ -335,6 +370,8 @@ class LipschitzResult:
     lower: float | None
     median_lower: float | None
     n: int
+    largest_on_data: float | None = None
+    arguments: tuple[tuple[str, float], ...] = ()
 
     @property
     def tightness(self) -> float | None:
@@ -460,6 +497,7 @@ class Audit:
     not_measured: tuple[NotMeasured, ...]
     signature: Signature
     parameters: int
+    certified: tuple[CertifiedCurve, ...] = ()
     schema_version: int = SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
 

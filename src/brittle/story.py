@@ -59,7 +59,7 @@ class Chapter:
         return next(q.upper or math.inf for q in self.audit.lipschitz if q.p == p)
 
     def lower(self, p: float) -> float:
-        """Largest local gradient norm found on data: a lower bound of the same constant."""
+        """Largest sensitivity found, on data and by ascent: a lower bound of the same constant."""
         return next(q.lower or 0.0 for q in self.audit.lipschitz if q.p == p)
 
     @property
@@ -164,7 +164,7 @@ def _keys(figure: Figure, left: Axes, middle: Axes, right: Axes, norms: Sequence
     filled = [Line2D([], [], **_dot(place)) for place in (1, 0)]
     hollow = Line2D([], [], **_dot(0) | {"markerfacecolor": "none", "color": INK})
     legend(
-        right, [*filled, hollow], [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found on data"]
+        right, [*filled, hollow], [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found"]
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from brittle.results import (
     FRACTIONS,
+    CertifiedCurve,
     Evaluation,
     LayerResponse,
     LayerResult,
@@ -26,15 +27,18 @@ def judge(
     lipschitz: Sequence[LipschitzResult],
     responses: Sequence[LayerResponse],
     universal: Sequence[UniversalResult],
+    certified: Sequence[CertifiedCurve] = (),
 ) -> Verdict:
     """The verdict: a level, a headline, and what was found and why, most important first."""
     level = _level(evaluations)
     sentences = [
         _attacked(evaluations),
+        _proven(evaluations, certified),
         *_concentration(layers),
         _directions(responses),
         _amplification(responses),
         *_sensitivity(lipschitz),
+        _arguments(lipschitz),
         _universal(universal),
     ]
     findings = tuple(sentence for sentence in sentences if sentence)
@@ -72,6 +76,22 @@ def _attacked(evaluations: Sequence[Evaluation]) -> str:
         lost = e.fooling_rate
         parts.append(f"who may {ball} turns {lost.percent} of the right answers wrong ({lost.hits} of {lost.n})")
     return f"An attacker {', one '.join(parts)}." if parts else ""
+
+
+def _proven(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve]) -> str:
+    curves = {curve.p: curve for curve in certified if curve.median_radius is not None}
+    parts = [(e, curves[e.p]) for e in evaluations if e.n and e.p in curves]
+    if not parts:
+        return ""
+    radii = " and ".join(f"{number(curve.median_radius, 'lower')} in {norm_name(e.p)}" for e, curve in parts)
+    budgets = " and ".join(budget(e.eps) for e, _ in parts)
+    shares = " and ".join(curve.at(e.eps).percent for e, curve in parts)
+    points = " and ".join(curve.undecided(e).percent.removesuffix(" %") for e, curve in parts)
+    return (
+        f"Proven: half of the right answers withstand every change below {radii}. Within the standard"
+        f" {'budget' if len(parts) == 1 else 'budgets'} {budgets}, {shares} of the samples are proven robust, which"
+        f" leaves {points} points undecided between proof and attack."
+    )
 
 
 def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
@@ -129,9 +149,20 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
     lowers = " and ".join(number(q.lower, "lower") for q in found)
     factors = " and ".join(number(q.tightness) for q in found)
     yield (
-        f"Certified: per unit of input the logits move by at most {uppers}. The largest local gradient norms found on"
-        f" {found[0].n} samples are {lowers}, smaller by factors of {factors}; a large bound alone proves nothing."
+        f"Certified: per unit of input the logits move by at most {uppers}. Found on {found[0].n} samples and by ascent"
+        f" from them: at least {lowers}, smaller by factors of {factors}; a large bound alone proves nothing."
     )
+
+
+def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
+    parts = []
+    for q in lipschitz:
+        product = dict(q.arguments).get("product of norms")
+        if q.upper and product is not None and len(q.arguments) > 1:
+            gain = product / q.upper
+            less = f", a factor of {number(gain)} below the product of norms" if gain >= 1.005 else ""
+            parts.append(f"“{q.method}” in {norm_name(q.p)}{less}")
+    return f"The tightest argument behind these bounds: {'; '.join(parts)}." if parts else ""
 
 
 def _universal(universal: Sequence[UniversalResult]) -> str:

@@ -1,0 +1,477 @@
+r"""Theorem 3.2: upper bounds of the Lipschitz constant of a chain of dense layers.
+
+The network is ``x -> W_L phi(W_{L-1} phi(... phi(W_1 x + b_1) ...) + b_{L-1}) + b_L`` with an activation whose slopes
+lie in [0, 1] (ReLU and its kin); biases cancel in differences. Every number here is a certified upper bound. The
+theorem is Barsbey et al. 2025, Theorem 3.2, with the constants of Theorem 3.1 as corrected; the stronger bounds and
+all proofs are on the theory page, section "Theorem 3.2".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from brittle.bounds.alignment import as_chain, normalised
+from brittle.bounds.layer import layer_bound, spectral_bound
+from brittle.bounds.pair_inf import row_bounds
+from brittle.bounds.pair_two import upper as pair_upper
+from brittle.errors import InputError
+from brittle.norms import ROUNDING, check_attack_norm, operator_norm
+from brittle.results import LayerBound
+
+SUPPORT = 1e-12
+"""Singular values above this share of the largest are kept where a spectrum is raised to the power 0."""
+
+SHARES = (0.0, 0.5, 1.0)
+"""Powers of a layer's spectrum that may go to one of its neighbours."""
+
+
+@dataclass(frozen=True)
+class ChainBounds:
+    """Certified upper bounds of one chain's Lipschitz constant, by name.
+
+    Attributes:
+        p: The norm on both sides: 2 or inf.
+        inputs: Columns of the first layer.
+        outputs: Rows of the last layer.
+        values: Name and bound, the plain product of norms first. Each holds on its own.
+        alignments: Upper bounds of the alignments of the pairs (1, 2), (2, 3), ... that went into Theorem 3.2:
+            ``A_inf``, or ``A_2^(1/2,1/2)`` for p = 2.
+        pairs: The pairs that the theorem uses, by the number (from 0) of their first layer: for p = inf the best set
+            without neighbours, for p = 2 all.
+    """
+
+    p: float
+    inputs: int
+    outputs: int
+    values: tuple[tuple[str, float], ...]
+    alignments: tuple[float, ...]
+    pairs: tuple[int, ...]
+
+    @property
+    def best(self) -> float:
+        """The smallest of the bounds."""
+        return min(value for _, value in self.values)
+
+    @property
+    def attained_by(self) -> str:
+        """Name of the smallest bound; of equal ones the first."""
+        return min(self.values, key=lambda named: named[1])[0]
+
+    def also(self, name: str, value: float) -> ChainBounds:
+        """The same with one more certified upper bound, in place of one of the same name."""
+        kept = tuple(named for named in self.values if named[0] != name)
+        return dataclasses.replace(self, values=(*kept, (name, value)))
+
+
+def chain_bounds(
+    weights: Sequence[Tensor], p: float, *, k_fraction: float | None = 0.25, steps: int = 0, exponents: bool = True
+) -> ChainBounds:
+    r"""Every certified upper bound of a chain of dense layers in one norm.
+
+    ========================================  ===============================================================
+    ``product of norms``                      ``prod_l ||W_l||_p``
+    ``paper form``, ``sharp form``            Theorem 3.2 with the norms bounded by Theorem 3.1 in that form
+    ``exact norms, disjoint pairs`` (inf)     Theorem 3.2: ``prod ||W_l|| prod_{l in S} A_inf(l)``, S without neighbours
+    ``chain`` (inf)                           largest entry of ``|W_L| ... |W_1| 1``
+    ``path``                                  norm of ``(|W_L ... W_1| + |W_L| ... |W_1|) / 2``
+    ``segments`` (inf)                        product over the best division into contiguous segments
+    ``weighted segments`` (inf)               the same coordinate by coordinate, see :func:`coordinate_bounds`
+    ``exact norms, all pairs`` (2)            Theorem 3.2: ``prod ||W_l|| prod_l A_2^(1/2,1/2)(l)``
+    ``ends`` (2)                              the same with the outer halves of the end layers' spectra used
+    ``exponents`` (2)                         the same with every layer's spectrum shared out best
+    ========================================  ===============================================================
+
+    All pairs may not be used for p = inf: a layer's norm cannot be split between its neighbours there.
+
+    Args:
+        weights: ``W_1, ..., W_L``, each ``(h_l, h_{l-1})``, first layer first; real and finite.
+        p: 2 or inf.
+        k_fraction: Share of the rows (p = inf) or singular values (p = 2) kept in Theorem 3.1, rounded up, in
+            (0, 1]; None leaves out the two forms that need it.
+        steps: Steps of optimisation in each alignment for p = 2.
+        exponents: Whether to compute the alignments that ``ends`` and ``exponents`` need besides those of the
+            theorem: up to four a pair instead of one (p = 2).
+
+    Returns:
+        The bounds, in units of the product of the matrices. One layer: its norm. A zero layer: 0 throughout.
+
+    Raises:
+        InputError: ``p``, ``k_fraction`` or ``steps`` out of range, or weights that are no chain of finite matrices.
+
+    >>> W1, W2 = torch.tensor([[1.0], [-1.0]]), torch.ones(1, 2)
+    >>> [(name, round(value, 6)) for name, value in chain_bounds([W1, W2], math.inf, k_fraction=None).values[:2]]
+    [('product of norms', 2.0), ('exact norms, disjoint pairs', 1.0)]
+    """
+    p = check_attack_norm(p)
+    if k_fraction is not None and not 0 < k_fraction <= 1:
+        raise InputError(f"k_fraction: expected a share above 0 and up to 1, or None; got {k_fraction}")
+    if steps < 0:
+        raise InputError(f"steps: expected a number of at least 0; got {steps}")
+    layers = _Layers.of(weights)
+    if layers.zero:
+        found = _zero(p, k_fraction is not None, exponents, len(layers.weights))
+    else:
+        found = _two(layers, k_fraction, steps, exponents) if p == 2 else _inf(layers, k_fraction)
+    values = tuple((name, layers.value(log)) for name, log in found.logs.items())
+    return ChainBounds(p, layers.inputs, layers.outputs, values, tuple(found.alignments), found.pairs)
+
+
+def best_disjoint_pairs(log_alignment: Sequence[float]) -> tuple[int, ...]:
+    """S_opt: pairs of consecutive layers, no layer in two of them, with the smallest product of alignments.
+
+    Exact, by dynamic programming over the layers in linear time (Barsbey et al. 2025, Theorem 3.2).
+
+    Args:
+        log_alignment: Logarithm of the alignment of every pair (1, 2), (2, 3), ...; minus infinity for alignment 0.
+
+    Returns:
+        The chosen pairs in rising order, each by the number (from 0) of its first layer. Pairs that gain nothing
+        are left out.
+
+    Raises:
+        InputError: NaN or plus infinity.
+
+    >>> best_disjoint_pairs([-1.0, -3.0, -1.0]), best_disjoint_pairs([-2.0, -3.0, -2.0])
+    ((1,), (0, 2))
+    """
+    if not all(w < math.inf for w in log_alignment):
+        raise InputError(f"log_alignment: expected numbers below inf; got {list(log_alignment)}")
+    totals, used = [0.0, 0.0], [False, False]
+    for pair, w in enumerate(log_alignment):
+        used.append(totals[pair] + w < totals[pair + 1])
+        totals.append(totals[pair] + w if used[-1] else totals[pair + 1])
+    chosen, end = [], len(totals) - 1
+    while end >= 2:
+        if used[end]:
+            chosen.append(end - 2)
+        end -= 2 if used[end] else 1
+    return tuple(reversed(chosen))
+
+
+def cross(two: ChainBounds, sup: ChainBounds) -> tuple[ChainBounds, ChainBounds]:
+    r"""Both norms' bounds of one chain, each also with what the other's best implies, as ``cross norm``.
+
+    ``Lip_2 <= sqrt(h_L) Lip_inf`` and ``Lip_inf <= sqrt(h_0) Lip_2``, for h_0 inputs and h_L outputs. Certified.
+
+    Args:
+        two: Bounds in l2.
+        sup: Bounds in l_inf of the same chain.
+
+    Returns:
+        The same two with one more value each.
+
+    Raises:
+        InputError: The two are not bounds of one chain in these norms.
+    """
+    if (two.p, sup.p) != (2, math.inf) or (two.inputs, two.outputs) != (sup.inputs, sup.outputs):
+        sides = [(b.p, b.inputs, b.outputs) for b in (two, sup)]
+        raise InputError(f"two, sup: expected bounds of one chain for p = 2 and inf; got p, inputs, outputs {sides}")
+    rounding = 1 + ROUNDING
+    return (
+        two.also("cross norm", math.sqrt(sup.outputs) * sup.best * rounding),
+        sup.also("cross norm", math.sqrt(two.inputs) * two.best * rounding),
+    )
+
+
+def coordinate_bounds(weights: Sequence[Tensor]) -> Tensor:
+    r"""Lipschitz bound of every output by itself, from l_inf to the real line; certified.
+
+    A vector of radii runs through the layers, from ones at the input. A segment of layers ``i + 1 ... j`` turns the
+    radii d of its inputs into ``rows of (|W_j ... W_{i+1}| + |W_j| ... |W_{i+1}|) d / 2`` (for two layers also the
+    bounds of the pair with ``W_{i+1} diag(d)``), and each coordinate keeps the smallest over all segments that end
+    there. Never above the chain, the path or the segments bound.
+
+    Args:
+        weights: ``W_1, ..., W_L``, first layer first. With rows ``e_i - e_j`` times the head as the last of them,
+            these are bounds of the margins.
+
+    Returns:
+        ``(h_L,)``; the largest is ``weighted segments`` of :func:`chain_bounds`.
+    """
+    layers = _Layers.of(weights)
+    return layers.values(torch.zeros(layers.outputs) if layers.zero else _segments(layers).radii)
+
+
+def path_rows(weights: Sequence[Tensor], rows: Tensor) -> Tensor:
+    r"""Path bound of several functions of one network's last hidden layer, from l_inf to the real line; certified.
+
+    ``(|r W_L ... W_1| 1 + |r| |W_L| ... |W_1| 1) / 2`` for every row r, with the products over the layers shared. For
+    rows ``c_i - c_j`` of a head these are the Lipschitz constants of the margins ``s_i - s_j``.
+
+    Args:
+        weights: Layers below the rows, each followed by an activation, first layer first.
+        rows: ``(R, h_L)``.
+
+    Returns:
+        ``(R,)``, in float64.
+
+    Raises:
+        InputError: The shapes do not chain, or something is not finite.
+    """
+    if not isinstance(rows, Tensor):
+        raise InputError(f"rows: expected a matrix; got {type(rows).__name__}")
+    layers = _Layers.of([*weights, rows])
+    *below, last = layers.weights
+    if layers.zero:
+        return torch.zeros(len(last), dtype=torch.float64)
+    plain = _forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64))
+    if not below:
+        return layers.values(plain)
+    product = reduce(lambda P, W: W @ P, below)
+    signed = torch.cat([(part @ product).abs().sum(1) for part in last.split(4096)])
+    return layers.values(layers.rows(signed, plain))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A chain with every layer divided by its l_inf norm, and the logarithm of the product of these norms."""
+
+    weights: list[Tensor]
+    log_product: float
+    slack: float
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor]) -> _Layers:
+        """Check and divide the matrices of a chain, first layer first."""
+        if isinstance(weights, Tensor) or not len(weights):
+            raise InputError("weights: expected a sequence of one matrix or more")
+        names = tuple(f"weights[{l}]" for l in range(len(weights)))
+        chain = as_chain(tuple(weights)[::-1], names[::-1])[::-1]
+        scaled, logs = zip(*(normalised(W, math.inf) for W in chain), strict=True)
+        slack = ROUNDING * max(max(W.shape) for W in chain) * len(chain)
+        return cls(list(scaled), sum(logs), slack)
+
+    @property
+    def inputs(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.weights[-1])
+
+    @property
+    def zero(self) -> bool:
+        return self.log_product == -math.inf
+
+    def value(self, log_factor: float) -> float:
+        """The product of l_inf norms times a factor, rounded up; inf where that is too large for a float."""
+        log = self.log_product + log_factor
+        if log == -math.inf:
+            return 0.0
+        return max(math.exp(log) * (1 + self.slack), math.ulp(0.0)) if log < 709 else math.inf
+
+    def values(self, factors: Tensor) -> Tensor:
+        """:meth:`value` of every factor (not its logarithm)."""
+        return torch.tensor([self.value(_log(factor)) for factor in factors.tolist()], dtype=torch.float64)
+
+    def rows(self, signed: Tensor, plain: Tensor) -> Tensor:
+        """Row bounds from the row sums of the product's magnitudes and of the product of magnitudes."""
+        return torch.minimum((signed + plain) / 2 + self.slack * plain, plain)
+
+
+def _forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    return reduce(lambda radii, W: W.abs() @ radii, weights, x)
+
+
+class _Found(NamedTuple):
+    """Logarithms of the bounds over the product of l_inf norms, alignments of the pairs, and the pairs in use."""
+
+    logs: dict[str, float]
+    alignments: list[float]
+    pairs: tuple[int, ...]
+
+
+def _zero(p: float, forms: bool, exponents: bool, L: int) -> _Found:
+    """A chain with a zero layer: alignments are 1 by convention, every bound is 0."""
+    names = ["product of norms", *(["paper form", "sharp form"] if forms else [])]
+    if p == 2:
+        names += ["path", "exact norms, all pairs", *(["ends", "exponents"] if exponents else [])]
+    else:
+        names += ["exact norms, disjoint pairs", "chain", "path", "segments", "weighted segments"]
+    return _Found(dict.fromkeys(names, -math.inf), [1.0] * (L - 1), tuple(range(L - 1)) if p == 2 else ())
+
+
+# --- p = inf ------------------------------------------------------------------------------------------------
+
+
+def _inf(layers: _Layers, k_fraction: float | None) -> _Found:
+    """The l_inf bounds, as logarithms of shares of the product of norms."""
+    found = _segments(layers)
+    logs = [_log(pair) for pair in found.pairs]
+    pairs = best_disjoint_pairs(logs)
+    gained = sum(logs[pair] for pair in pairs)
+    values = {"product of norms": 0.0}
+    if k_fraction is not None:
+        for form in ("paper", "sharp"):
+            bounds = [layer_bound(W, math.inf, _kept(k_fraction, len(W))) for W in layers.weights]
+            values[f"{form} form"] = _sum([*(_log_factor(bound, form) for bound in bounds), gained])
+    values |= {
+        "exact norms, disjoint pairs": gained,
+        "chain": _log(float(_forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64)).max())),
+        "path": _log(found.path),
+        "segments": _shortest(found.costs, len(layers.weights)),
+        "weighted segments": _log(float(found.radii.max())),
+    }
+    return _Found(values, found.pairs, pairs)
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Bounds of all contiguous segments of a chain whose layers have l_inf norm 1.
+
+    Attributes:
+        costs: Bound of the segment of layers ``i ... j - 1``, by (i, j).
+        pairs: Bounds of the pairs of consecutive layers: their alignments.
+        path: Path bound of the whole chain.
+        radii: Weighted bounds of every output ``(h_L,)``.
+    """
+
+    costs: dict[tuple[int, int], float]
+    pairs: list[float]
+    path: float
+    radii: Tensor
+
+
+def _segments(layers: _Layers) -> _Segments:
+    weights = layers.weights
+    L = len(weights)
+    radii = [torch.ones(layers.inputs, dtype=torch.float64)]
+    radii += [torch.ones(len(W), dtype=torch.float64) for W in weights]
+    costs, pairs, path = {}, [], 1.0
+    for i in range(L):
+        d = radii[i]
+        product, plain, weighted = None, torch.ones_like(d), d
+        for j in range(i + 1, L + 1):
+            W = weights[j - 1]
+            product = W if product is None else W @ product
+            sizes = product.abs()
+            plain, weighted = W.abs() @ plain, W.abs() @ weighted
+            rows, weighted_rows = layers.rows(sizes.sum(1), plain), layers.rows(sizes @ d, weighted)
+            if (i, j) == (0, L):
+                path = float(rows.max())
+            if j == i + 2:
+                pair = torch.minimum(row_bounds(W, weights[i]), rows)
+                pairs.append(min(1.0, float(pair.max())))
+                rows, weighted_rows = pair, torch.minimum(weighted_rows, pair * d.max())
+                if i and weighted.any():
+                    weighted_rows = torch.minimum(weighted_rows, row_bounds(W, weights[i] * d))
+            costs[i, j] = float(rows.max())
+            radii[j] = torch.minimum(radii[j], weighted_rows)
+    return _Segments(costs, pairs, path, radii[L])
+
+
+def _shortest(costs: dict[tuple[int, int], float], L: int) -> float:
+    """Logarithm of the smallest product of costs over the divisions of L layers into contiguous segments."""
+    best = [0.0]
+    for j in range(1, L + 1):
+        best.append(min(best[i] + _log(costs[i, j]) for i in range(j)))
+    return best[L]
+
+
+# --- p = 2 --------------------------------------------------------------------------------------------------
+
+
+def _two(layers: _Layers, k_fraction: float | None, steps: int, exponents: bool) -> _Found:
+    """The l2 bounds, as logarithms of shares of the product of l_inf norms."""
+    spectra = [_Spectrum(*torch.linalg.svd(W, full_matrices=False)) for W in layers.weights]
+    L = len(spectra)
+    norms = sum(_log(float(spectrum.sigma[0])) for spectrum in spectra)
+    table = [
+        _shared_alignments(first, second, SHARES if l else (1.0,), SHARES if l < L - 2 else (1.0,), steps, exponents)
+        for l, (first, second) in enumerate(itertools.pairwise(spectra))
+    ]
+    halves = [row[0.5, 0.5] for row in table]
+    gained = _log(math.prod(halves))
+    values = {"product of norms": norms}
+    if k_fraction is not None:
+        for form in ("paper", "sharp"):
+            bounds = [spectral_bound(spectrum.sigma, _kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
+            factors = [_log_factor(bound, form) for bound in bounds]
+            values[f"{form} form"] = _sum([norms, *factors, _rounded_up(gained, layers)])
+    values["path"] = min(norms, _log(_path_norm(layers)))
+    values["exact norms, all pairs"] = norms + _rounded_up(gained, layers)
+    if exponents:
+        outer = [row[1.0 if l == 0 else 0.5, 1.0 if l == L - 2 else 0.5] for l, row in enumerate(table)]
+        values["ends"] = norms + _rounded_up(_log(math.prod(outer)), layers)
+        values["exponents"] = norms + _rounded_up(_best_shares(table), layers)
+    return _Found(values, halves, tuple(range(L - 1)))
+
+
+class _Spectrum(NamedTuple):
+    """Singular value decomposition ``U diag(sigma) Vh``."""
+
+    U: Tensor
+    sigma: Tensor
+    Vh: Tensor
+
+    def scaled(self, power: float) -> tuple[Tensor, Tensor]:
+        """``(U Sigma^power, Sigma^power Vh)`` with Sigma over sigma_1; at power 0 of the retained support only."""
+        kept = int((self.sigma > SUPPORT * self.sigma[0]).sum()) if power == 0 else len(self.sigma)
+        weights = (self.sigma[:kept] / self.sigma[0]) ** power
+        return self.U[:, :kept] * weights, weights[:, None] * self.Vh[:kept]
+
+
+def _shared_alignments(
+    first: _Spectrum, second: _Spectrum, left: Sequence[float], right: Sequence[float], steps: int, exponents: bool
+) -> dict[tuple[float, float], float]:
+    """Upper bounds of ``A_2^(s,t)`` by (s, t), falling in both: of (1/2, 1/2), and with ``exponents`` of all shares."""
+    wanted = {(0.5, 0.5), *(itertools.product(left, right) if exponents else ())}
+    h, found = len(first.U), {}
+    for s, t in wanted:
+        C, B = first.scaled(s)[0], second.scaled(t)[1]
+        whole = (s == 0 and C.shape[1] == h) or (t == 0 and B.shape[0] == h)  # attained by D = I, it is exactly 1
+        found[s, t] = 1.0 if whole else min(1.0, pair_upper(B, C, steps=steps))
+    return {(s, t): min(found[other] for other in found if other[0] <= s and other[1] <= t) for s, t in found}
+
+
+def _best_shares(table: Sequence[dict[tuple[float, float], float]]) -> float:
+    """Logarithm of the least ``prod_l A_2^(s_l, 1 - s_(l+1))(l)`` with ``s_1 = 1`` and ``s_L = 0``."""
+    best = {1.0: 0.0}
+    for l, row in enumerate(table):
+        ahead = (0.0,) if l == len(table) - 1 else SHARES
+        best = {s: min(total + _log(row[before, 1 - s]) for before, total in best.items()) for s in ahead}
+    return min(best.values())
+
+
+def _path_norm(layers: _Layers) -> float:
+    """Spectral norm of ``(|W_L ... W_1| + |W_L| ... |W_1|) / 2``."""
+    signed = torch.linalg.multi_dot(layers.weights[::-1]) if len(layers.weights) > 1 else layers.weights[0]
+    sizes = [W.abs() for W in layers.weights]
+    plain = torch.linalg.multi_dot(sizes[::-1]) if len(sizes) > 1 else sizes[0]
+    return float(operator_norm(torch.minimum((signed.abs() + plain) / 2 + layers.slack * plain, plain), 2))
+
+
+# --- logarithms ---------------------------------------------------------------------------------------------
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x else -math.inf
+
+
+def _sum(logs: Sequence[float]) -> float:
+    """A sum in which a zero factor (minus infinity) beats an infinite one."""
+    return -math.inf if -math.inf in logs else sum(logs)
+
+
+def _rounded_up(log_share: float, layers: _Layers) -> float:
+    """A share of the product of norms plus what the rounding of the decompositions may hide, at most 1."""
+    return _log(min(1.0, math.exp(log_share) + layers.slack))
+
+
+def _log_factor(bound: LayerBound, form: str) -> float:
+    """How far a layer's bound in one form exceeds its norm."""
+    factor = bound.scale * (bound.paper if form == "paper" else bound.sharp) / bound.norm
+    return _log(max(1.0, factor))
+
+
+def _kept(fraction: float, d: int) -> int:
+    return max(1, math.ceil(fraction * d - 1e-9))
