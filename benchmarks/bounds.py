@@ -119,7 +119,9 @@ def table(arguments: argparse.Namespace) -> None:
                     )
                 )
                 for p, bound in bounds.items():
-                    print(_row(f"{kind} {width} x {depth}", accuracy, bound, found(network, test, p), seconds), flush=True)
+                    print(
+                        _row(f"{kind} {width} x {depth}", accuracy, bound, found(network, test, p), seconds), flush=True
+                    )
 
 
 def found(network: nn.Module, data: brittle.Data, p: float) -> float:

@@ -250,12 +250,15 @@ class _Recursion:
             return t * rule.factor**2
         if isinstance(rule, MaxPool):
             return t * rule.overlap
-        if isinstance(rule, Average) and rule.norm is not None and before[1] == after[1]:
+        if isinstance(rule, Average) and rule.norm is not None and rule.axes:
             return t * rule.norm**2
         if isinstance(rule, Rearrange) and rule.run is not None and len(after) == 2 and rule.flattens:
             return rule.run(t.view(1, -1, *[1] * (len(before) - 2)).expand(before))[0]
-        if isinstance(rule, Rearrange | Softmax):
-            worst = float(t.detach().max()) * (0.25 if isinstance(rule, Softmax) else 1.0)
+        if isinstance(rule, Rearrange | Softmax | Average):
+            own = {Softmax: 0.5, Rearrange: 1.0}.get(type(rule), getattr(rule, "norm", None))
+            if own is None:
+                raise Stuck
+            worst = float(t.detach().max()) * own**2
             return torch.full((after[1],), worst, dtype=torch.float64)
         raise Stuck
 
@@ -365,7 +368,8 @@ class _Recursion:
         n = state.place[op.inputs[0]][1]
         conv = self.as_conv(op)
         if conv is not None:
-            if spills and math.prod(conv.K.shape[2:]) > 1:
+            padded = any(width for pads in conv.geometry.padding for width in pads)
+            if spills and (math.prod(conv.K.shape[2:]) > 1 or padded):
                 raise Stuck  # the zeros around the image would have to be put back first
             if conv.geometry.groups == conv.K.shape[0] == n:
                 k, rows = symbol(conv.K, replace(conv.geometry, groups=1), state.grid), state.rows(op.inputs[0])

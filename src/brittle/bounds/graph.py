@@ -67,10 +67,11 @@ class Slope:
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """Max pooling; ``overlap`` windows share one point (counted without borders)."""
+    """Max pooling over ``axes`` spatial axes; ``overlap`` windows share one point (counted without borders)."""
 
     run: Run
     overlap: int
+    axes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,7 @@ class Average:
         why: What is missing when it is not known.
         stencil: Kernel size, stride and padding when it is a convolution with equal weights.
         everything: Whether it averages over all positions.
+        axes: Spatial axes of the pooling; 0 for a mean over other axes, which may mix channels.
     """
 
     run: Run
@@ -90,6 +92,7 @@ class Average:
     why: str = ""
     stencil: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
     everything: bool = False
+    axes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +166,7 @@ def read_graph(
         NoRule: With the name of an operation that has no sound rule.
         InputError: The model cannot run on ``input_shape``.
     """
-    return _fold(_Reader(trace(model, input_shape), training, []).read())
+    return _fold(_Reader(trace(model, input_shape), training, model in training, []).read())
 
 
 def users(ops: Sequence[Op]) -> list[list[int]]:
@@ -184,6 +187,7 @@ class _Reader:
 
     graph: fx.GraphModule
     training: frozenset[nn.Module]
+    root_trains: bool
     ops: list[Op]
 
     def read(self) -> list[Op]:
@@ -233,7 +237,13 @@ class _Reader:
 
     def add(self, node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
         name = str(node.target) if node.op == "call_module" else where(node)
-        self.ops.append(Op(name, rule, inputs, node.meta.get("shape")))
+        shape = node.meta.get("shape")
+        if shape is not None and shape[:1] != (1,):
+            raise NoRule(f"{name}: moves entries into or out of the batch axis")
+        spatial = len(inputs) == 1 and self.ops[inputs[0]].shape is not None and _spatial_axes(rule)
+        if spatial and len(self.ops[inputs[0]].shape or ()) != spatial + 2:
+            raise NoRule(f"{name}: expected images with a channel axis")
+        self.ops.append(Op(name, rule, inputs, shape))
         return len(self.ops) - 1
 
     def combination(self, node: fx.Node, number: dict[fx.Node, int]) -> int | None:
@@ -306,6 +316,8 @@ class _Reader:
         if target in _POOLING:
             return self.pooling(node)
         if target in (F.dropout, F.dropout2d) and _argument(node, 2, "training", True) is False:
+            if self.owner_trains(node):
+                raise NoRule(f"{where(node)}: dropout in training mode; call model.eval() first")
             return None
         if target in (torch.mean, "mean"):
             return self.mean(node)
@@ -326,15 +338,19 @@ class _Reader:
         """``F.batch_norm`` of a module's own statistics, as timm's batch norms with an activation call it."""
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         call = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        stack = node.meta.get("nn_module_stack")
-        owner = next(reversed(stack.values()))[0] if stack else ""
-        if call.get("training", False) is not False or self.graph.get_submodule(owner) in self.training:
+        if call.get("training", False) is not False or self.owner_trains(node):
             raise NoRule(f"{where(node)}: batch norm that uses the batch's statistics; call model.eval() first")
         variance, weight = call.get("running_var"), call.get("weight")
         if not all(isinstance(t, fx.Node) and t.op == "get_attr" for t in (variance, weight)):
             raise NoRule(f"{where(node)}: batch norm of statistics that are not buffers")
         scale = (self.attribute(variance) + _number(call.get("eps", 1e-5))).rsqrt()
         return Scale(scale * self.attribute(weight))
+
+    def owner_trains(self, node: fx.Node) -> bool:
+        """Whether the module that a function stands in is in training mode outside this call."""
+        stack = node.meta.get("nn_module_stack")
+        owner = next(reversed(stack.values()))[0] if stack else ""
+        return self.graph.get_submodule(owner) in self.training if owner else self.root_trains
 
     def attribute(self, node: Any) -> Tensor:
         value = operator.attrgetter(str(node.target))(self.graph)
@@ -353,7 +369,9 @@ class _Reader:
             raise NoRule(f"{where(node)}: a mean over the batch")
         everything = reduced == list(range(2, len(shape)))
         norm = math.prod(shape[axis] for axis in reduced) ** -0.5
-        return Average(lambda d: d.mean(reduced, keepdim=keep), norm, everything=everything)
+        return Average(
+            lambda d: d.mean(reduced, keepdim=keep), norm, everything=everything, axes=everything * len(reduced)
+        )
 
     def module_rule(self, node: fx.Node) -> Rule | None:
         """Rule of a module; None where it changes nothing."""
@@ -496,6 +514,13 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.detach().cpu()
 
 
+def _spatial_axes(rule: Rule) -> int:
+    """How many spatial axes an operation on images has; 0 for other operations."""
+    if isinstance(rule, Conv):
+        return rule.K.ndim - 2
+    return rule.axes if isinstance(rule, MaxPool | Average) else 0
+
+
 def _number(value: Any) -> float:
     return float(value)
 
@@ -523,7 +548,8 @@ def _max_pool(name: str, module: nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) -> 
     axes = _axes(module)
     kernel, stride = _each(module.kernel_size, axes), _each(module.stride, axes)
     gaps = [math.gcd(d, s) for d, s in zip(_each(module.dilation, axes), stride, strict=True)]
-    return MaxPool(module, math.prod(-(-k * g // s) for k, g, s in zip(kernel, gaps, stride, strict=True)))
+    overlap = math.prod(-(-k * g // s) for k, g, s in zip(kernel, gaps, stride, strict=True))
+    return MaxPool(module, overlap, axes)
 
 
 def _average_pool(name: str, module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d) -> Average:
@@ -533,9 +559,9 @@ def _average_pool(name: str, module: nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d)
     if getattr(module, "divisor_override", None):
         raise NoRule(f"{name}: average pooling with windows of unequal weight")
     if module.ceil_mode or (any(padding) and not module.count_include_pad):
-        return Average(module, None, "average pooling with windows of unequal weight")
+        return Average(module, None, "average pooling with windows of unequal weight", axes=axes)
     shared = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
-    return Average(module, math.sqrt(shared / math.prod(kernel)), stencil=(kernel, stride, padding))
+    return Average(module, math.sqrt(shared / math.prod(kernel)), stencil=(kernel, stride, padding), axes=axes)
 
 
 def _adaptive_pool(module: Any, size: tuple[int, ...] | None) -> Average:
@@ -545,9 +571,9 @@ def _adaptive_pool(module: Any, size: tuple[int, ...] | None) -> Average:
     everything = list(outs) == [1] * axes
     if size is None:
         why = f"{type(module).__name__} is bounded only for a known input_shape"
-        return Average(module, 1.0 if everything else None, why, everything=everything)
+        return Average(module, 1.0 if everything else None, why, everything=everything, axes=axes)
     norms = [averaging_norm(n, m if isinstance(m, int) else n) for n, m in zip(size, outs, strict=True)]
-    return Average(module, math.prod(norms), everything=everything)
+    return Average(module, math.prod(norms), everything=everything, axes=axes)
 
 
 def averaging_norm(n: int, m: int) -> float:

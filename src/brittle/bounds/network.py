@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -117,10 +118,11 @@ def network_bounds(
         _check_finite(model)
         try:
             ops = read_graph(model, input_shape, training)
-            if input_shape is None and (inputs := _dense_inputs(ops)):
-                ops = read_graph(model, (inputs,), training)
         except NoRule as error:
             return {p: NetworkBound(p, None, str(error), ()) for p in norms}
+        if input_shape is None and (inputs := _dense_inputs(ops)):
+            with suppress(InputError, NoRule):  # a flattening that a vector does not fit
+                ops = read_graph(model, (inputs,), training)
         arguments = _Arguments(ops, steps)
         return {p: arguments.bound(p) for p in norms}
 
@@ -241,10 +243,11 @@ class _Arguments:
         first = self.ops[1].rule if len(self.ops) > 1 else None
         shape = self.ops[0].shape
         flattened = isinstance(first, Rearrange) and first.flattens and len(self.ops[1].shape or ()) == 2
-        return shape is not None and (len(shape) == 2 or flattened)
+        alone = sum(0 in op.inputs for op in self.ops) == 1
+        return shape is not None and (len(shape) == 2 or (flattened and alone))
 
     def recursion(self, start: Tensor | None) -> GramBound | None:
-        if not self.shapes_known:
+        if not all(op.shape is not None and len(op.shape) > 1 for op in self.ops):
             return None
         try:
             factors = own_factors(self.ops, 2)

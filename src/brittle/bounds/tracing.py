@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from brittle.errors import InputError
-from brittle.geometry import conv_geometry
+from brittle.geometry import conv_geometry, has_hooks
 from brittle.models import Normalize
 
 
@@ -32,6 +32,8 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None) -> fx.GraphModule
         NoRule: The module's forward cannot be traced.
         InputError: The module cannot run on ``input_shape``.
     """
+    if has_hooks(model):
+        raise NoRule(f"{type(model).__name__}: forward hooks may change what the network computes")
     if any(True for _ in model.children()) is False and type(model).__module__.startswith("torch.nn"):
         model = nn.Sequential(model)
     try:
