@@ -54,8 +54,13 @@ class Chapter:
         """Robust accuracy at the standard budget of the norm p."""
         return self.evaluation(p).robust_accuracy
 
+    def product(self, p: float) -> float:
+        """Product of operator norms: the upper bound of the Lipschitz constant that Theorem 3.1 speaks of."""
+        arguments = next(q.arguments for q in self.audit.lipschitz if q.p == p)
+        return dict(arguments).get("product of norms", self.upper(p))
+
     def upper(self, p: float) -> float:
-        """Product of operator norms: an upper bound of the network's Lipschitz constant."""
+        """Certified upper bound of the network's Lipschitz constant, the least of all arguments."""
         return next(q.upper or math.inf for q in self.audit.lipschitz if q.p == p)
 
     def lower(self, p: float) -> float:
@@ -135,11 +140,11 @@ def _draw_sensitivities(axis: Axes, chapters: Sequence[Chapter], norms: Sequence
     first, largest = chapters[0], 1.0
     for y, chapter in enumerate(chapters):
         for p, place, lift in zip(norms, (1, 0), (-0.14, 0.14), strict=False):
-            ends = [chapter.lower(p) / first.lower(p), chapter.upper(p) / first.upper(p)]
-            axis.plot(ends, [y + lift] * 2, color=SERIES[place], alpha=0.45, linewidth=0.8)
-            axis.plot(ends[:1], [y + lift], **_dot(place) | {"markerfacecolor": "none"})
-            axis.plot(ends[1:], [y + lift], **_dot(place))
-            largest = max(largest, *ends)
+            sides = [getattr(chapter, side)(p) / getattr(first, side)(p) for side in ("lower", "upper", "product")]
+            axis.plot([min(sides), max(sides)], [y + lift] * 2, color=SERIES[place], alpha=0.45, linewidth=0.8)
+            for value, look in zip(sides, ({"markerfacecolor": "none"}, {}, _PRODUCT), strict=True):
+                axis.plot([value], [y + lift], **_dot(place) | look)
+            largest = max(largest, *sides)
     axis.set(xlim=(0, 1.06 * largest), xlabel=f"Times that of the {first.name} network")
 
 
@@ -154,6 +159,9 @@ def _dot(place: int) -> dict[str, Any]:
     return {"color": SERIES[place], "marker": ("o", "s", "D", "^")[place], "markersize": 5.5, "linestyle": "none"}
 
 
+_PRODUCT: dict[str, Any] = {"marker": "|", "markersize": 8, "markeredgewidth": 2}
+
+
 def _keys(figure: Figure, left: Axes, middle: Axes, right: Axes, norms: Sequence[float]) -> None:
     robust = [f"under {norm_name(p)} attack" for p in norms]
     for axis, places, words in (
@@ -162,10 +170,9 @@ def _keys(figure: Figure, left: Axes, middle: Axes, right: Axes, norms: Sequence
     ):
         legend(axis, [Line2D([], [], **_dot(place)) for place in places], words)
     filled = [Line2D([], [], **_dot(place)) for place in (1, 0)]
-    hollow = Line2D([], [], **_dot(0) | {"markerfacecolor": "none", "color": INK})
-    legend(
-        right, [*filled, hollow], [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found"]
-    )
+    others = [Line2D([], [], **_dot(0) | {"color": INK} | look) for look in ({"markerfacecolor": "none"}, _PRODUCT)]
+    words = [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found", "bar: product of norms"]
+    legend(right, [*filled, *others], words)
 
 
 def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
@@ -216,9 +223,14 @@ def _change(chapter: Chapter, first: Chapter, p: float) -> float:
 
 
 def _sensitivity(chapter: Chapter, first: Chapter) -> str:
-    uppers = " and ".join(f"{number(chapter.upper(p) / first.upper(p))} ({norm_name(p)})" for p in chapter.p_values)
-    lowers = " and ".join(number(chapter.lower(p) / first.lower(p)) for p in chapter.p_values)
-    return f"certified bounds {uppers} times those of the {first.name} one, largest local gradient norms {lowers} times"
+    def times(side: str) -> str:
+        ratios = [getattr(chapter, side)(p) / getattr(first, side)(p) for p in chapter.p_values]
+        return " and ".join(f"{number(r)} ({norm_name(p)})" for r, p in zip(ratios, chapter.p_values, strict=True))
+
+    return (
+        f"products of norms {times('product')} times those of the {first.name} one, certified bounds {times('upper')}"
+        f" times, largest sensitivity found {times('lower')} times"
+    )
 
 
 def _p_value(value: float) -> str:
