@@ -38,6 +38,9 @@ _WIDEST = 2e7
 _AFFORDABLE = 2e10
 """Multiplications up to which one decomposition of all symbols is worth its time: some ten seconds on two cores."""
 
+_SLACKS = (1.0, 1.02, 1.1, 1.3, 2.0)
+"""Factors by which multipliers chosen at some frequencies are raised until they are feasible at all of them."""
+
 
 class _Pair(NamedTuple):
     """Both kernels with largest magnitude 1, what they were divided by, and the images before, between and after."""
@@ -68,13 +71,14 @@ def conv_pair_upper(
 
     - "entry": the largest entry of ``conv_|K2|(conv_|K1|(1))`` on this very image, borders included;
     - "half entry": half of ``||P_o||_1 + ||Q_o||_1`` for the worst filter o, with ``P = K2 * K1`` the composed kernel
-      and ``Q = |K2| * |K1|``. It is the bound of an output position on the infinite plane. Every output position is
-      a shift of that one, for all strides, with patterns that are zero outside of the image;
+      and ``Q = |K2| * |K1|``. It is the bound of one output position on the infinite plane. For all strides,
+      dilations and groups the others are its shifts, with patterns that are zero outside of the image. It ignores
+      the border, so that on an image smaller than the composed kernel "entry" may be better;
     - "spectral": half of ``||P_o||_1 + tau sqrt(sum_h c_h^2 r_h) sqrt(n)`` for that position, with c the filter o, n
-      the inputs on its patch, and tau at least ``||diag(r)^(-1/2) A1||_2`` on the patch for two choices of r; where
-      the patch is small also :func:`brittle.bounds.pair_inf.row_bounds`, with better ones.
+      the inputs on its patch and on the image, and tau at least ``||diag(r)^(-1/2) A1||_2`` on the patch for two
+      choices of r; where the patch is small also :func:`brittle.bounds.pair_inf.row_bounds`, with better ones.
 
-    For p = 2, on a torus that holds either image with its padding, with the frequency's matrices ``K2(w), K1(w)``
+    For p = 2, on a torus that holds either image with its padding, with the matrices ``K2(w), K1(w)`` at frequency w
 
     - "half": ``(max ||K2(w) K1(w)|| + max ||K2(w)|| max ||K1(w)||) / 2``;
     - "multipliers": ``max lambda_max(C^H T M^-1 T C)^(1/2)``, ``C = K1(w)``, ``M = 2T - K2(w)^H K2(w) > 0`` at every
@@ -166,6 +170,7 @@ def _row_bounds(pair: _Pair) -> dict[str, float]:
     patch = _onto_patch(pair, torch.zeros(1, *taps.shape, dtype=torch.float64))[0]
     lengths = pair.K1.abs().flatten(1).sum(1)
     weights = _weights(pair, patch.shape[1:])
+    inputs = _inputs(pair) * math.prod(min(n, seen) for n, seen in zip(pair.size, patch.shape[1:], strict=True))
     halves = spectral = 0.0
     step = max(1, _CHUNK // max(patch.numel(), taps.numel()))
     for start in range(0, len(pair.K2), step):
@@ -173,7 +178,7 @@ def _row_bounds(pair: _Pair) -> dict[str, float]:
         composed = _onto_patch(pair, rows).abs().flatten(1).sum(1)
         magnitudes = rows.abs().flatten(2).sum(2) @ lengths
         squares = rows.square().flatten(2).sum(2)
-        free = torch.stack([magnitudes, *(tau * (patch.numel() * (squares @ r)).sqrt() for r, tau in weights)]).amin(0)
+        free = torch.stack([magnitudes, *(tau * (inputs * (squares @ r)).sqrt() for r, tau in weights)]).amin(0)
         halves = max(halves, float((composed + magnitudes).max()) / 2)
         spectral = max(spectral, float((composed + free).max()) / 2)
     if taps.numel() * max(patch.numel(), len(pair.K2)) <= _PATCH:
@@ -273,47 +278,55 @@ def _symbols(pair: _Pair, step: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _symbol_bounds(B: Tensor, C: Tensor, steps: int) -> dict[str, float]:
-    """Of ``B(w) D C(w)`` where D mixes the frequencies."""
+    """Of ``B(w) D C(w)`` where D mixes the frequencies. Multipliers are chosen at those of largest norms."""
     if not B.shape[2]:
         return {"half": 0.0}
-    norms, composed = _norms(B) * _norms(C), _norms(B @ C)
-    bounds = {"half": float(composed.max() + _norms(B).max() * _norms(C).max()) / 2}
+    second, first, composed = _norms(B), _norms(C), _norms(B @ C)
+    bounds = {"half": float(composed.max() + second.max() * first.max()) / 2}
     P = B.mH @ B
-    heavy = (norms + composed).topk(min(len(P), 12)).indices
-    XXX
+    heavy = [(second * first + composed, 12), (second, 4), (first, 4)]
+    chosen = torch.cat([norms.topk(min(most, len(P))).indices for norms, most in heavy]).unique()
+    t = closed_form(P[chosen], C[chosen])
+    for slack in _SLACKS:
+        if (bound := _multiplier(P, C, t * slack)) < math.inf:
+            bounds["multipliers"] = bound
+            if steps:
+                bounds["optimised multipliers"] = _multiplier(P, C, improve(P, C, t * slack, steps))
+            break
+    return {name: bound for name, bound in bounds.items() if bound < math.inf}
+
+
 def _multiplier(P: Tensor, C: Tensor, t: Tensor) -> float:
+    """The bound of these multipliers; inf where they are not feasible."""
     R = eliminate(P, t)
     if R is None:
         return math.inf
-    if C.shape[2] <= C.shape[1]:
-        form = C.mH @ (R @ C)
-    else:
+    if C.shape[2] > C.shape[1]:  # the same eigenvalues on the smaller side
         G, info = torch.linalg.cholesky_ex(R)
-        if bool(info.any()):
-            return math.inf
-        C = G.mH @ C
-        form = C @ C.mH
+        return math.inf if bool(info.any()) else float(_norms(G.mH @ C).max())
+    form = C.mH @ (R @ C)
     top = float(torch.linalg.eigvalsh((form + form.mH) / 2)[:, -1].max())
     return math.sqrt(max(top, 0.0)) if math.isfinite(top) else math.inf
 
 
-def _norm(A: Tensor) -> float:
-    """Largest spectral norm in the batch, from the smaller Gram matrices."""
+def _norms(A: Tensor) -> Tensor:
+    """Spectral norms ``(F,)`` of ``(F, m, n)``, from the smaller Gram matrices."""
     gram = A.mH @ A if A.shape[2] <= A.shape[1] else A @ A.mH
-    return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[:, -1].max()), 0.0))
+    return torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
 
 
 # --- a pattern ----------------------------------------------------------------------------------------------
 
 
-def _attained(pair: _Pair, p: float, *, starts: int = 4, rounds: int = 30, seed: int = 0) -> float:
+def _attained(pair: _Pair, p: float, *, seed: int = 0) -> float:
     """Lower bound of ``N_p``: input and pattern in turns, in float32, and what the last pattern attains in float64.
 
     For p = 2 the form is ``||A2 D A1 x||^2 / 2`` and x follows its slope, a power step; for p = inf it is one output
     entry, of a filter with large magnitudes, and x has the signs of its slope. D is 1 where its slope is positive.
     """
     generator = torch.Generator().manual_seed(seed)
-    entries = _leading_entries(pair, starts).repeat_interleave(starts) if p != 2 else None
+    starts, rounds = (4, 30) if p == 2 else (2, 16)  # of every entry
+    entries = _leading_entries(pair, 4).repeat_interleave(starts) if p != 2 else None
     batch, axes = starts if entries is None else len(entries), [1] * (len(pair.size) + 1)
     x = torch.randn(batch, _inputs(pair), *pair.size, generator=generator)
     d = torch.randint(2, (batch, len(pair.K1), *pair.middle), generator=generator).float()
@@ -329,9 +342,9 @@ def _attained(pair: _Pair, p: float, *, starts: int = 4, rounds: int = 30, seed:
             d = (slope_d > 0).float()
     x = x.double()
     y, slope_x, _ = _slopes(pair, d.double(), x, entries)
-    if p != 2:
+    if entries is not None:
         return float(slope_x.abs().flatten(1).sum(1).max())
-    return float((y.norm(dim=1) / x.flatten(1).norm(dim=1).clamp_min(1e-30)).max())
+    return float((y.norm(dim=1) / x.detach().flatten(1).norm(dim=1).clamp_min(1e-30)).max())
 
 
 def _leading_entries(pair: _Pair, most: int) -> Tensor:
@@ -344,7 +357,7 @@ def _leading_entries(pair: _Pair, most: int) -> Tensor:
 def _slopes(pair: _Pair, d: Tensor, x: Tensor, entries: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``A2 D A1 x`` ``(N, ...)``, and the slopes in x and D of these entries, or of half the squared norms."""
     with torch.enable_grad():
-        x, d = x.requires_grad_(), d.requires_grad_()
+        x, d = x.detach().requires_grad_(), d.detach().requires_grad_()
         y = apply(pair.K2, pair.geometry2, d * apply(pair.K1, pair.geometry1, x)).flatten(1)
         form = y.square() / 2 if entries is None else y.gather(1, entries[:, None])
         slope_x, slope_d = torch.autograd.grad(form.sum(), (x, d))
