@@ -305,7 +305,7 @@ class _Recursion:
                 assert read is not None
                 for axis, (n, pads) in enumerate(zip(read[2:], conv.geometry.padding, strict=True)):
                     s = conv.geometry.stride[axis]
-                    need = n + max(pads) if s == 1 else -(-(n + sum(pads)) // s) + 1
+                    need = -(-(n + max(pads)) // s)
                     points[axis] = max(points[axis], need, (op.shape or ())[2 + axis])
             elif not isinstance(op.rule, Slope | Scale | Sum | Concat | Multiple):
                 break
@@ -375,10 +375,13 @@ class _Recursion:
                 k, rows = symbol(conv.K, replace(conv.geometry, groups=1), state.grid), state.rows(op.inputs[0])
                 return self.extend(state, number, lambda R: k * R[:, rows], spills or math.prod(conv.K.shape[2:]) > 1)
             A = symbol(conv.K, conv.geometry, state.grid)
-            return self.extend(state, number, self.matrix(state, op, A), spills or math.prod(conv.K.shape[2:]) > 1)
+            spills = spills or math.prod(conv.K.shape[2:]) > 1
+            return self.extend(state, number, self.matrix(state, op, A), spills, self.cancelled(state, op, A))
         if isinstance(rule, Dense):
-            return self.extend(state, number, self.matrix(state, op, rule.W.to(state.P.dtype)), False)
-        return self.extend(state, number, self.combination(state, op), spills)
+            A = rule.W.to(state.P.dtype)[None]
+            return self.extend(state, number, self.matrix(state, op, A), False, self.cancelled(state, op, A))
+        lost = self.cancelled(state, op) if isinstance(rule, Sum) else None
+        return self.extend(state, number, self.combination(state, op), spills, lost)
 
     def matrix(self, state: _Joint, op: Op, A: Tensor) -> Callable[[Tensor], Tensor]:
         rows, (m, n), total = state.rows(op.inputs[0]), A.shape[-2:], state.P.shape[-1]
@@ -402,10 +405,30 @@ class _Recursion:
             return lambda R: rule.factors[:, None] * R[:, rows[0]]
         raise Stuck
 
-    def extend(self, state: _Joint, number: int, rows: Callable[[Tensor], Tensor], spills: bool) -> _Joint:
-        """Add the rows of a linear map of what is live to the joint matrix."""
+    def cancelled(self, state: _Joint, op: Op, A: Tensor | None = None) -> Tensor:
+        """What rounding may hide, for every frequency ``(F,)``, where large terms of a linear map cancel.
+
+        Entries of ``A P A^H`` are off by at most ``2 n u ||A||_F^2 tr P``, u the unit roundoff and n the columns.
+        """
+        roots = [state.block(x, x).diagonal(dim1=1, dim2=2).real.sum(1).clamp_min(0).sqrt() for x in op.inputs]
+        if A is None:
+            return 1e-12 * reduce(torch.add, roots).square()
+        frobenius = A.abs().square().sum((1, 2))
+        return 2.0**-51 * (A.shape[-1] + 1) * frobenius * roots[0].square()
+
+    def extend(
+        self,
+        state: _Joint,
+        number: int,
+        rows: Callable[[Tensor], Tensor],
+        spills: bool,
+        lost: Tensor | None = None,
+    ) -> _Joint:
+        """Add the rows of a linear map of what is live to the joint matrix, raised by what rounding may hide."""
         cross = rows(state.P)
         own = rows(cross.mH)
+        if lost is not None:
+            own = own + torch.eye(own.shape[-1], dtype=torch.float64) * lost[:, None, None]
         spilt = state.spilt | {number} if spills else set(state.spilt)
         kept = [x for x in state.place if self.reads_later(x, number)]
         place, index = _stacked(state, kept)
