@@ -35,16 +35,14 @@ from brittle.bounds.graph import (
     Sum,
     users,
 )
+from brittle.bounds.multipliers import MULTIPLES, directions, factor, floored
 from brittle.bounds.product import product_bound
 from brittle.geometry import ConvGeometry
 
-_SHIFT = 1e-9
-"""What positive definiteness must exceed, in units of the multipliers: it absorbs the rounding of a factorisation."""
 _BUDGET = 8e11
 """Real multiplications of one recursion, about a minute on two cores; what is left then counts with its norms."""
 _WIDEST = 6e7
 """Entries of a joint matrix that are kept in memory: about 1 GB."""
-_MULTIPLES = (0.52, 0.56, 0.62, 0.87, 1.0)
 Multipliers = dict[int, Tensor]
 
 
@@ -351,7 +349,7 @@ class _Recursion:
         energy = P.diagonal(dim1=-2, dim2=-1).real.mean(0)
         outer = self.outer_norms([number], len(energy))
         best, least = torch.full_like(energy, _largest(P)), math.inf
-        for w in (torch.ones_like(energy), _floored(energy).sqrt(), _floored(energy)):
+        for w in (torch.ones_like(energy), floored(energy).sqrt(), floored(energy)):
             t = w * _largest(P, w)
             size = float((t * outer**2).sum())
             if size < least * 0.999:
@@ -493,12 +491,10 @@ class _Recursion:
         """Multipliers by the best of a few closed forms, judged at the heaviest frequencies, and their factor."""
         Q = state.block(x, x).detach()
         energy = Q.diagonal(dim1=-2, dim2=-1).real
-        inner, outer = _floored(energy.mean(0)).sqrt(), _floored(self.outer_norms(self.readers[number], Q.shape[-1]))
+        forms = directions(energy.mean(0).clamp_min(0).sqrt(), self.outer_norms(self.readers[number], Q.shape[-1]))
         heavy = energy.sum(1).topk(min(len(Q), 3)).indices
         few = Q[heavy]
         readers = [self.linear_map(self.ops[reader], state, heavy) for reader in self.readers[number]]
-        forms = [w / w.max() for w in (inner / outer, (inner / outer).sqrt(), inner, inner**2)]
-        forms = [_floored(w) for w in (torch.ones_like(inner), *forms)]
         scale = [max(_estimate(few, w) * 1.0001, 1e-200) for w in forms]
 
         def value(key: int, multiple: float) -> float:
@@ -508,7 +504,7 @@ class _Recursion:
 
         values = [value(key, 0.75) for key in range(len(forms))]
         best = min(range(len(forms)), key=values.__getitem__)
-        tried = {0.75: values[best]} | {multiple: value(best, multiple) for multiple in _MULTIPLES}
+        tried = {0.75: values[best]} | {multiple: value(best, multiple) for multiple in MULTIPLES}
         for multiple in sorted((m for m in tried if math.isfinite(tried[m])), key=tried.__getitem__):
             for slack in (1.0, 1.02, 1.1):
                 t = forms[best] * scale[best] * multiple * slack
@@ -542,17 +538,6 @@ def _selected(P: Tensor, index: Tensor) -> Tensor:
         rows = slice(int(index[0]), int(index[-1]) + 1)
         return P[:, rows, rows]
     return P[:, index][:, :, index]
-
-
-def factor(Q: Tensor, t: Tensor) -> Tensor | None:
-    """Cholesky factor of ``(2 - shift) I - T^-1/2 Q T^-1/2``; None unless it is positive definite everywhere."""
-    if not bool((t > 0).all()):
-        return None
-    root = t.rsqrt()
-    M = Q * -(root[:, None] * root)
-    M.diagonal(dim1=-2, dim2=-1).add_(2 - _SHIFT)
-    L, info = torch.linalg.cholesky_ex(M)
-    return L if not bool(info.any()) else None
 
 
 def _frequencies(grid: Sequence[int]) -> int:
@@ -594,11 +579,6 @@ def _mean_over_image(P: Tensor, grid: Sequence[int], size: Sequence[int]) -> Ten
     weight[..., 1 : (grid[-1] + 1) // 2] *= 2  # the other half of the last axis
     weight = weight.flatten() / weight.sum()
     return (P * weight.to(P.dtype)[:, None, None]).sum(0).real
-
-
-def _floored(x: Tensor) -> Tensor:
-    largest = float(x.max())
-    return x.clamp_min(1e-6 * largest) if largest > 0 else torch.ones_like(x)
 
 
 def _start(like: Tensor) -> Tensor:

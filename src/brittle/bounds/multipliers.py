@@ -1,7 +1,6 @@
 r"""Diagonal multipliers: what a layer of slope-bounded activations can do to a quadratic form.
 
-One step of LipSDP with diagonal multipliers and no SDP solver (theory page, section "Alignment between consecutive
-layers", the multiplier bound). With ``v = D u``, D diagonal with entries in [alpha, gamma], every multiplier
+One step of LipSDP with diagonal multipliers and no SDP solver (theory page, section "Multipliers"). With ``v = D u``, D diagonal with entries in [alpha, gamma], every multiplier
 ``t_h > 0`` gives ``t_h (v_h - alpha u_h)(gamma u_h - v_h) >= 0``. Adding these to ``v^H P v`` and maximising over v
 leaves a quadratic form in u alone. All functions take batches: P is ``(..., h, h)``, C is ``(..., h, n)``, real or
 complex in double precision, and one multiplier vector ``t`` ``(h,)`` serves the whole batch.
@@ -44,7 +43,7 @@ def eliminate(P: Tensor, t: Tensor, slopes: Slopes = (0.0, 1.0)) -> Tensor | Non
         R, ``(..., h, h)``, an upper bound; None if M is not positive definite at every entry of the batch (t is too
         small: never repaired).
     """
-    L = _factor(P, t)
+    L = factor(P, t)
     if L is None:
         return None
     alpha, gamma = slopes
@@ -67,8 +66,8 @@ def directions(b: Tensor, c: Tensor) -> list[Tensor]:
     Returns:
         Five vectors ``(h,)`` with largest entry 1 and none below 1e-6; the default first.
     """
-    b, c = (_floored(norms) for norms in (b, c))
-    return [_floored(w) for w in (b / c, (b / c).sqrt(), torch.ones_like(b), b.square(), b)]
+    b, c = (floored(norms) for norms in (b, c))
+    return [floored(w) for w in (b / c, (b / c).sqrt(), torch.ones_like(b), b.square(), b)]
 
 
 def closed_form(P: Tensor, C: Tensor, slopes: Slopes = (0.0, 1.0)) -> Tensor:
@@ -128,7 +127,7 @@ def improve(P: Tensor, C: Tensor, t: Tensor, steps: int, slopes: Slopes = (0.0, 
     last, mean, square = point, torch.zeros_like(point), torch.zeros_like(point)
     X = _start(C, 12)
     for step in range(steps):
-        L = _factor(P, point.exp())
+        L = factor(P, point.exp())
         if L is None:
             last = point = last + 0.02
             continue
@@ -182,8 +181,10 @@ def adjoint_times(A: Tensor, X: Tensor) -> Tensor:
     return (X.mH @ A).mH
 
 
-def _factor(P: Tensor, t: Tensor) -> Tensor | None:
-    """Cholesky factor of ``(2 - SHIFT) I - T^(-1/2) P T^(-1/2)``; None if it is not positive definite."""
+def factor(P: Tensor, t: Tensor) -> Tensor | None:
+    """Cholesky factor of ``(2 - SHIFT) I - T^(-1/2) P T^(-1/2)``; None unless it is positive definite everywhere."""
+    if not bool((t > 0).all()):
+        return None
     root = t.rsqrt()
     M = (P * -root).mul_(root[:, None])
     M.diagonal(dim1=-2, dim2=-1).add_(2 - SHIFT)
@@ -193,7 +194,7 @@ def _factor(P: Tensor, t: Tensor) -> Tensor | None:
 
 def _estimate(P: Tensor, C: Tensor, t: Tensor, slopes: Slopes, X: Tensor) -> tuple[float, Tensor]:
     """Estimate (from below) of ``lambda_max(C^H R C)`` over the batch, and top vectors; inf if infeasible."""
-    L = _factor(P, t)
+    L = factor(P, t)
     if L is None:
         return math.inf, X
     values, X = _top(L, C, t, slopes, X, rounds=4)
@@ -234,6 +235,7 @@ def _start(C: Tensor, p: int) -> Tensor:
     return block.expand(*C.shape[:-2], *block.shape)
 
 
-def _floored(w: Tensor) -> Tensor:
+def floored(w: Tensor) -> Tensor:
+    """Non-negative numbers over their largest, none below :data:`FLOOR`; ones if all are zero."""
     largest = w.max()
     return (w / largest).clamp_min(FLOOR) if largest > 0 else torch.ones_like(w)
