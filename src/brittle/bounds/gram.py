@@ -64,7 +64,9 @@ class GramBound:
 
     @property
     def upper(self) -> float:
-        """Upper bound of the l_2 Lipschitz constant."""
+        """Upper bound of the l_2 Lipschitz constant; infinite where the numbers overflowed."""
+        if not bool(self.gram.isfinite().all()):
+            return math.inf
         return math.sqrt(max(float(torch.linalg.eigvalsh(self.gram.detach())[-1]), 0.0)) * (1 + 1e-9)
 
 
@@ -274,9 +276,10 @@ class _Recursion:
 
     def afford(self, frequencies: int, n: int, *products: float) -> None:
         """Stop before a step that would take too much memory (n x n matrices) or time (multiplications each)."""
-        self.spent += frequencies * sum(products) * (4 if frequencies > 1 else 1)
-        if float(frequencies) * n * n > _WIDEST or self.spent > _BUDGET:
+        spent = self.spent + frequencies * sum(products) * (4 if frequencies > 1 else 1)
+        if float(frequencies) * n * n > _WIDEST or spent > _BUDGET:
             raise Stuck
+        self.spent = spent
 
     def as_conv(self, op: Op) -> Conv | None:
         """The operation as a convolution with zero padding, if it is one."""
@@ -348,12 +351,14 @@ class _Recursion:
         P = P.detach()
         energy = P.diagonal(dim1=-2, dim2=-1).real.mean(0)
         outer = self.outer_norms([number], len(energy))
-        best, least = torch.full_like(energy, _largest(P)), math.inf
+        best, least = torch.ones_like(energy), math.inf
         for w in (torch.ones_like(energy), floored(energy).sqrt(), floored(energy)):
             t = w * _largest(P, w)
             size = float((t * outer**2).sum())
             if size < least * 0.999:
                 best, least = t, size
+        if not math.isfinite(least):
+            raise Stuck
         return best
 
     def append(self, state: _Joint, number: int) -> _Joint:
@@ -383,7 +388,8 @@ class _Recursion:
 
     def matrix(self, state: _Joint, op: Op, A: Tensor) -> Callable[[Tensor], Tensor]:
         rows, (m, n), total = state.rows(op.inputs[0]), A.shape[-2:], state.P.shape[-1]
-        self.afford(len(state.P), m + total, float(m) * n * total, float(m) ** 2 * n)
+        kept = sum(size for x, (_, size) in state.place.items() if self.reads_later(x, self.ops.index(op)))
+        self.afford(len(state.P), m + kept, float(m) * n * total, float(m) ** 2 * n)
         return lambda R: A @ R[:, rows]
 
     def combination(self, state: _Joint, op: Op) -> Callable[[Tensor], Tensor]:
@@ -643,7 +649,7 @@ def tightened(
     raised by two percent until they are.
     """
     best, logs = bound, [t.log() for t in bound.multipliers.values()]
-    if not steps or not logs or bound.gram.shape[0] == 1:
+    if not steps or not logs:
         return best
     mean, square = [torch.zeros_like(t) for t in logs], [torch.zeros_like(t) for t in logs]
     keys = list(bound.multipliers)
@@ -653,10 +659,11 @@ def tightened(
             now = gram_bound(
                 ops, factors, start=start, multipliers={k: t.exp() for k, t in zip(keys, logs, strict=True)}
             )
-            if now.gram.requires_grad:
+            found = now.gram.requires_grad and bool(now.gram.isfinite().all())
+            if found:
                 values = torch.linalg.eigvalsh(now.gram).clamp_min(1e-300)
                 slopes = torch.autograd.grad(torch.logsumexp(8 * values.log(), 0) / 8, logs, allow_unused=True)
-        if not now.gram.requires_grad:
+        if not found:
             logs = [t.detach() + 0.02 for t in logs]
             continue
         if now.upper < best.upper:

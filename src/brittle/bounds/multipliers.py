@@ -1,9 +1,10 @@
 r"""Diagonal multipliers: what a layer of slope-bounded activations can do to a quadratic form.
 
-One step of LipSDP with diagonal multipliers and no SDP solver (theory page, section "Multipliers"). With ``v = D u``, D diagonal with entries in [alpha, gamma], every multiplier
-``t_h > 0`` gives ``t_h (v_h - alpha u_h)(gamma u_h - v_h) >= 0``. Adding these to ``v^H P v`` and maximising over v
-leaves a quadratic form in u alone. All functions take batches: P is ``(..., h, h)``, C is ``(..., h, n)``, real or
-complex in double precision, and one multiplier vector ``t`` ``(h,)`` serves the whole batch.
+One step of LipSDP with diagonal multipliers and no SDP solver (theory page, section "Multipliers"). With ``v = D u``,
+D diagonal with entries in [alpha, gamma], every multiplier ``t_h > 0`` gives ``t_h (v_h - alpha u_h)(gamma u_h - v_h)
+>= 0``. Adding these to ``v^H P v`` and maximising over v leaves a quadratic form in u alone. All functions take
+batches: P is ``(..., h, h)``, C is ``(..., h, n)``, real or complex in double precision, and one multiplier vector
+``t`` ``(h,)`` serves the whole batch.
 """
 
 from __future__ import annotations

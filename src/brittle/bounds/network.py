@@ -157,6 +157,8 @@ class _Arguments:
         try:
             factors = own_factors(self.ops, p)
             product = product_bound(self.ops, factors, p) * _ROUNDING
+            if not math.isfinite(product):
+                raise NoRule("the product of norms exceeds the range of float64")
         except NoRule as error:
             return NetworkBound(p, None, str(error), ())
         values = {PRODUCT: product} | (self.two if p == 2 else self.sup)
@@ -252,6 +254,8 @@ class _Arguments:
         try:
             factors = own_factors(self.ops, 2)
             bound = gram_bound(self.ops, factors, start=start)
+            if not math.isfinite(bound.upper):
+                return None
             return tightened(bound, self.ops, factors, self.steps, start=start)
         except NoRule:
             return None
