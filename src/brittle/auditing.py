@@ -157,7 +157,7 @@ def audit(
         if not found.universal:
             missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
-    settings = _settings(budgets, found, restarts, bounds, shape)
+    settings = _settings(budgets, found, restarts, bounds, shape, tighten)
     result = Audit(
         model=name or type(model).__name__,
         verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal, found.certified),
@@ -181,6 +181,7 @@ def _settings(
     restarts: int,
     bounds: tuple[float, float],
     shape: tuple[int, ...] | None,
+    tighten: int,
 ) -> dict[str, Setting]:
     return {
         "p": tuple(f"{q:g}" for q in budgets),
@@ -189,6 +190,7 @@ def _settings(
         "restarts": restarts,
         "bounds": tuple(float(b) for b in bounds),
         "input_shape": shape,
+        "tighten": tighten,
     }
 
 
