@@ -15,7 +15,9 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
 import networks
-from brittle.attacks import ATTACKS, _Ball, _start, apgd, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks import ATTACKS, apgd, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks.ball import Ball
+from brittle.attacks.starts import random_start, sample_ids
 from brittle.errors import InputError
 from brittle.norms import lp_norm
 from matrices import quick
@@ -31,6 +33,10 @@ def universal(model, x, y, **options):
     bounds = options.get("bounds", (0.0, 1.0))
     options = {name: value for name, value in options.items() if name not in ("seed", "ids")}
     return (x + universal_perturbation(model, [(x, y)], **options)).clamp(*bounds)
+
+
+def started(ball, seed, ids):
+    return random_start(ball, seed, sample_ids(ids, len(ball.x)))
 
 
 def distance(x_adv, x, p):
@@ -212,24 +218,24 @@ def test_a_broken_samples_example_does_not_depend_on_its_batch_either(attack):
 @pytest.mark.parametrize("p", NORMS)
 def test_starts_are_drawn_by_seed_and_id_on_the_sphere(p):
     x = torch.full((5, 2, 3), 0.5)
-    ball = _Ball.of(x, 0.1, p, (0.0, 1.0))
-    start = _start(ball, 0, None)
+    ball = Ball.of(x, 0.1, p, (0.0, 1.0))
+    start = started(ball, 0, None)
     torch.testing.assert_close(lp_norm(start - x, p), torch.full((5,), 0.1))
-    assert torch.equal(start, _start(ball, 0, None))
-    assert torch.equal(start.flip(0), _start(ball, 0, torch.arange(4, -1, -1)))
+    assert torch.equal(start, started(ball, 0, None))
+    assert torch.equal(start.flip(0), started(ball, 0, torch.arange(4, -1, -1)))
     assert len({tuple(row.flatten().tolist()) for row in start}) == 5
-    for other in (_start(ball, 1, None), _start(ball, 0, torch.arange(10, 15))):
+    for other in (started(ball, 1, None), started(ball, 0, torch.arange(10, 15))):
         assert (other != start).flatten(1).any(1).all()
-    twins = _start(ball, 0, torch.tensor([7, 7, 7, 7, 7]))
+    twins = started(ball, 0, torch.tensor([7, 7, 7, 7, 7]))
     assert torch.equal(twins[0], twins[4])
 
 
 def test_noise_is_uniform_before_it_is_scaled():
     x = torch.full((400, 30), 0.5, dtype=torch.float64)
-    noise = (_start(_Ball.of(x, 1.0, math.inf, (-9.0, 9.0)), 0, None) - x).flatten()
+    noise = (started(Ball.of(x, 1.0, math.inf, (-9.0, 9.0)), 0, None) - x).flatten()
     assert abs(float(noise.mean())) < 4 / math.sqrt(3 * len(noise))
     assert abs(float((noise < -0.5).double().mean()) - 0.25) < 0.02
-    gauss = _start(_Ball.of(x, 1.0, 2, (-9.0, 9.0)), 0, None) - x
+    gauss = started(Ball.of(x, 1.0, 2, (-9.0, 9.0)), 0, None) - x
     assert abs(float(gauss.square().mean()) - 1 / 30) < 1e-9
     assert abs(float(gauss.mean())) < 4 / math.sqrt(30 * 12000)
 
@@ -253,6 +259,7 @@ UNLIKE = [
     (apgd, "steps", 10),
     (apgd, "loss", "dlr"),
     (apgd, "rho", 0.1),
+    (apgd, "random_start", False),
     (apgd, "bounds", (-1.0, 2.0)),
     (apgd, "seed", 1),
     (apgd, "ids", torch.arange(100, 130)),
@@ -280,7 +287,8 @@ def test_the_table_above_is_complete():
 
     for attack, own in ((fgsm, fgsm), (pgd, pgd), (apgd, apgd), (universal, universal_perturbation)):
         named = {name for other, name, _ in UNLIKE if other is attack}
-        assert named == set(inspect.signature(own).parameters) - {"model", "x", "y", "batches"}
+        without_effect = {"model", "x", "y", "batches", "batch_size", "progress"}
+        assert named == set(inspect.signature(own).parameters) - without_effect
 
 
 def test_defaults_are_those_of_the_docstrings():
@@ -380,7 +388,7 @@ def test_apgd_is_its_authors_apgd(p, norm, loss, steps, dtype):
     model = mlp(dtype)
     x, y = few(120, dtype)
     eps = {math.inf: 1 / 16, 2: 0.375}[p]
-    start = _start(_Ball.of(x, eps, p, (0.0, 1.0)), 4, None)
+    start = started(Ball.of(x, eps, p, (0.0, 1.0)), 4, None)
     survived, best_loss = authors_apgd(model, x, y, start, n_iter=steps, norm=norm, eps=eps, loss=loss)
     ours = apgd(model, x, y, eps=eps, p=p, steps=steps, loss=loss, seed=4)
     assert 10 < int(survived.sum()) < 110

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from brittle.attacks import apgd, check_logits
+from brittle.attacks import apgd
+from brittle.attacks.losses import check_logits
 from brittle.data import Data as Labelled
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen

@@ -25,6 +25,7 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"bounds must be (low, high) with low < high, both finite; got {bounds}")
     _check_kinds(x, y)
+    x = x.detach()
     if (bad := int((~torch.isfinite(x)).sum())) > 0:
         raise InputError(f"x must be finite; {bad} of {x.numel()} values are NaN or infinite")
     low, high = (float(v) for v in x.aminmax())

@@ -1,0 +1,288 @@
+"""Auto-PGD (Croce & Hein 2020), untargeted and targeted, as a packed search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brittle.attacks.ball import ascend_
+from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
+from brittle.attacks.packing import State, Tell, run, widest
+from brittle.attacks.pgd import Pool, check_steps, checked_width
+from brittle.errors import InputError
+from brittle.frozen import Model, frozen
+from brittle.inputs import check_batch
+from brittle.norms import per_sample
+
+MOMENTUM = 0.75
+"""Share of the projected step in every point after the first; the rest continues the step before."""
+
+
+def apgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    p: float = math.inf,
+    steps: int = 100,
+    loss: str | Loss = "ce",
+    rho: float = 0.75,
+    random_start: bool = True,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Tell | None = None,
+) -> Tensor:
+    """Auto-PGD (Croce & Hein 2020): PGD with momentum whose step length is halved per sample when progress stalls.
+
+    Starts at a random point of the budget's sphere with step length ``2 eps``. At checkpoints (0.22, then ever
+    closer, at least 0.06 of the steps apart) a sample's step is halved and it returns to its best point when fewer
+    than ``rho`` of the steps since the last checkpoint raised the loss, or when neither its step nor its best loss
+    has changed. Agrees with the authors' implementation from equal starts; a sample is done once it is broken.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        x: Inputs ``(N, ...)`` within ``bounds``.
+        y: True labels ``(N,)``.
+        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
+        p: Norm of the budget: 2 or inf.
+        steps: Gradient steps, at least 1.
+        loss: ``"ce"``, ``"dlr"`` or a function.
+        rho: Share of rising steps below which the step is halved.
+        random_start: Whether to start from a random point of the budget instead of from x.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of the random starts.
+        ids: Integers ``(N,)`` that name the samples (their positions by default).
+        batch_size: Most samples at once (all by default); broken ones leave, and waiting ones take their place.
+        progress: Called with the number of samples that are done.
+
+    Returns:
+        ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    check_batch(x, y, bounds=bounds)
+    check_steps(steps)
+    _check_share(rho)
+    pool = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids)
+    objective = named_loss(loss)
+    with frozen(model):
+        search = _Apgd(model, pool, lambda logits, labels, _: objective(logits, labels), None, Schedule.of(steps, rho))
+        run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
+    return pool.x_adv
+
+
+def apgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    p: float = math.inf,
+    steps: int = 100,
+    targets: int = 9,
+    rho: float = 0.75,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Tell | None = None,
+) -> Tensor:
+    """Auto-PGD on the targeted DLR loss, towards one likely class after the other (Croce & Hein 2020).
+
+    The targets of a sample are the classes other than its label in falling order of the clean logits. A sample that
+    one of them breaks is not attacked again.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)`` with at least 4 classes; left bit-equal.
+        x: Inputs ``(N, ...)`` within ``bounds``.
+        y: True labels ``(N,)``.
+        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
+        p: Norm of the budget: 2 or inf.
+        steps: Gradient steps towards each target, at least 1.
+        targets: Most targets of a sample; fewer when there are fewer classes.
+        rho: As :func:`apgd`.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of the random starts; the run towards target t draws from ``(seed, t)``.
+        ids: Integers ``(N,)`` that name the samples (their positions by default).
+        batch_size: Most samples at once (all by default).
+        progress: Called with the number of samples that are done.
+
+    Returns:
+        ``x_adv``, like ``x``: the first misclassified point met, or else the last target's point of largest loss.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    check_batch(x, y, bounds=bounds)
+    check_steps(steps)
+    check_steps(targets, "targets")
+    _check_share(rho)
+    width = widest(checked_width(batch_size), len(x))
+    pool = Pool.of(x, y, eps, p, bounds, seed, ids)
+    x_adv = pool.x.clone()
+    schedule = Schedule.of(steps, rho)
+    with frozen(model):
+        order = torch.cat(
+            [_others(model, *part) for part in zip(pool.x.split(width), pool.y.split(width), strict=True)]
+        )
+        rows = torch.arange(len(x), device=x.device)
+        for number in range(min(targets, order.shape[1])):
+            names = torch.tensor([pool.names[row] for row in rows.tolist()])
+            part = Pool.of(pool.x[rows], pool.y[rows], pool.eps[rows], p, bounds, seed + 1_000_003 * number, names)
+            search = _Apgd(model, part, targeted_dlr, order[rows, number], schedule)
+            gone = len(x) - len(rows)
+            last = number + 1 == min(targets, order.shape[1])
+            run(search, len(rows), width, x.device, _later(progress, gone) if last else None)
+            x_adv[rows] = part.x_adv
+            rows = rows[~search.broken]
+            if progress is not None:
+                progress(len(x) - len(rows) if not last else len(x))
+            if len(rows) == 0:
+                break
+    return x_adv
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At which steps Auto-PGD may halve a sample's step, after how many since the last such one.
+
+    Attributes:
+        steps: Gradient steps.
+        rho: Share of rising steps below which the step is halved.
+        interval: ``(steps + 1,)``: steps since the last checkpoint where there is one, else 0.
+    """
+
+    steps: int
+    rho: float
+    interval: Tensor
+
+    @staticmethod
+    def of(steps: int, rho: float) -> Schedule:
+        """Checkpoints at 0.22 of the steps, then 0.03 closer each time, at least 0.06 apart."""
+        first, shrink, smallest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        interval, at = torch.zeros(steps + 1, dtype=torch.int64), first
+        while at <= steps:
+            interval[at] = first
+            first = max(first - shrink, smallest)
+            at += first
+        return Schedule(steps, rho, interval)
+
+
+class _Apgd:
+    """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke."""
+
+    def __init__(
+        self,
+        model: Model,
+        pool: Pool,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        target: Tensor | None,
+        schedule: Schedule,
+    ) -> None:
+        self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
+        self.target = pool.y if target is None else target
+        self.interval = schedule.interval.to(pool.x.device)
+        self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
+
+    def begin(self, rows: Tensor) -> State:
+        state = self.pool.begin(rows)
+        x, eps = state["x"], state["eps"]
+        return state | {
+            "target": self.target[rows],
+            "previous": x.clone(),
+            "spare": torch.empty_like(x),
+            "best": torch.empty_like(x),
+            "best_gradient": torch.empty_like(x),
+            "length": 2 * eps,
+            "best_loss": torch.full_like(eps, -math.inf),
+            # The authors' implementation compares the first step's loss with 0, not with the starting point's.
+            "last_loss": torch.zeros_like(eps),
+            "rising": torch.zeros_like(eps),
+            "best_at_check": torch.zeros_like(eps),
+            "halved_at_check": torch.ones_like(rows, dtype=torch.bool),
+            "wrong": torch.zeros_like(rows, dtype=torch.bool),
+        }
+
+    def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        target = state["target"]
+        check = bool((state["step"] == 0).any())
+        return loss_and_gradient(
+            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=check
+        )
+
+    def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        losses, wrong, gradient = measured
+        step = state["step"]
+        improved = (losses > state["best_loss"]).nonzero()[:, 0]
+        state["best"][improved], state["best_gradient"][improved] = state["x"][improved], gradient[improved]
+        state["best_loss"][improved] = losses[improved]
+        state["wrong"] = wrong
+        self._check(state, losses, gradient)
+        self._move(state, gradient)
+        step += 1
+        return wrong | (step > self.schedule.steps)
+
+    def _check(self, state: State, losses: Tensor, gradient: Tensor) -> None:
+        """Count rising losses; at their checkpoints, samples that stall halve their step and return to their best."""
+        step, best_loss = state["step"], state["best_loss"]
+        begun = step > 0
+        state["rising"] += (losses > state["last_loss"]) & begun
+        state["last_loss"] = losses * begun
+        state["best_at_check"] = torch.where(begun, state["best_at_check"], losses)
+        rows = self.interval[step].nonzero()[:, 0]
+        if len(rows) == 0:
+            return
+        stalled = ~state["halved_at_check"][rows] & (state["best_at_check"][rows] >= best_loss[rows])
+        halved = (state["rising"][rows] <= self.schedule.rho * self.interval[step[rows]]) | stalled
+        state["halved_at_check"][rows], state["best_at_check"][rows] = halved, best_loss[rows]
+        state["rising"][rows] = 0
+        back = rows[halved]
+        state["length"][back] /= 2
+        # A sample that is broken at this very step is done: finish() keeps the point before this return.
+        back = back[~state["wrong"][back]]
+        state["x"][back], gradient[back] = state["best"][back], state["best_gradient"][back]
+
+    def _move(self, state: State, gradient: Tensor) -> None:
+        """The next points: a projected step, mixed with the step before; the oldest points' memory is used again."""
+        x, previous, z = state["x"], state["previous"], state["spare"]
+        direction = ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x))
+        self.pool.project_(torch.add(x, direction, out=z), state)
+        fresh = (state["step"] == 0).nonzero()[:, 0]
+        first = z[fresh]
+        z.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
+        self.pool.project_(z, state)
+        z[fresh] = first
+        state["x"], state["previous"], state["spare"] = z, x, previous
+
+    def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
+        wrong = state["wrong"][done]
+        self.broken[rows] = wrong
+        # The point that was just measured is "previous" now.
+        self.pool.finish(rows, torch.where(per_sample(wrong, state["x"]), state["previous"][done], state["best"][done]))
+
+
+def _others(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    """The classes other than the label, ``(N, classes - 1)``, in falling order of the logits."""
+    with torch.no_grad():
+        logits = model(x)
+    check_logits(logits, x, y)
+    if logits.shape[1] < 4:
+        raise InputError(f"loss: targeted dlr needs at least 4 classes; got {logits.shape[1]}")
+    return logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True)[:, :-1]
+
+
+def _later(progress: Tell | None, gone: int) -> Tell | None:
+    return None if progress is None else lambda done: progress(gone + done)
+
+
+def _check_share(rho: float) -> None:
+    if not 0 <= rho <= 1:
+        raise InputError(f"rho: expected a share from 0 to 1; got {rho}")

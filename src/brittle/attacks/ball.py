@@ -1,0 +1,114 @@
+"""The admissible inputs around each sample: within its budget and within the bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brittle.errors import InputError
+from brittle.norms import check_attack_norm, lp_norm, per_sample
+
+
+@dataclass(frozen=True)
+class Ball:
+    """The points within ``||x_adv - x||_p <= eps`` and the bounds, one budget a sample.
+
+    Attributes:
+        x: The samples ``(N, ...)``, clipped to the bounds.
+        eps: Budgets ``(N,)``, in input units.
+        p: Norm of the budgets: 2 or inf.
+        bounds: Smallest and largest admissible input value.
+        low: Smallest admissible values ``(N, ...)`` for p = inf; None for p = 2.
+        high: Largest, likewise.
+    """
+
+    x: Tensor
+    eps: Tensor
+    p: float
+    bounds: tuple[float, float]
+    low: Tensor | None
+    high: Tensor | None
+
+    @staticmethod
+    def of(x: Tensor, eps: float | Tensor, p: float, bounds: tuple[float, float]) -> Ball:
+        """The ball around ``x``; ``eps`` is one budget for all or one a sample ``(N,)``.
+
+        For p = inf the box is rounded inwards, so that ``x_adv - x`` never exceeds eps by a rounding error.
+
+        Raises:
+            InputError: A budget is negative or not finite, or p is another norm.
+        """
+        budgets = check_budget(eps, p, len(x)).to(x.device)
+        x = x.detach().clamp(*bounds)
+        if p == 2:
+            return Ball(x, budgets.to(x.dtype), p, bounds, None, None)
+        wide = per_sample(budgets, x)
+        low, high = (x.double() - wide).clamp_min(bounds[0]), (x.double() + wide).clamp_max(bounds[1])
+        low_rounded, high_rounded = low.to(x.dtype), high.to(x.dtype)
+        up, down = torch.full_like(x, math.inf), torch.full_like(x, -math.inf)
+        low_rounded = torch.where(low_rounded.double() < low, torch.nextafter(low_rounded, up), low_rounded)
+        high_rounded = torch.where(high_rounded.double() > high, torch.nextafter(high_rounded, down), high_rounded)
+        return Ball(x, budgets.to(x.dtype), p, bounds, low_rounded, high_rounded)
+
+    def project(self, x_adv: Tensor) -> Tensor:
+        """Onto the budget, then onto the bounds (which brings no point further from x)."""
+        return project_(x_adv.clone(), self.x, self.eps, self.low, self.high, self.bounds)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The point of the budget's sphere in the direction of ``noise`` ``(N, ...)``, projected onto the bounds."""
+        length = per_sample(self.eps / (lp_norm(noise, self.p) + 1e-12), self.x)
+        return self.project(self.x + length * noise)
+
+    def tightened(self, x_adv: Tensor) -> Tensor:
+        """Shrink the perturbations that float32 rounding left more than a part in 10^6 over the budget (p = 2)."""
+        if self.p != 2:
+            return x_adv
+        delta, eps = x_adv.double() - self.x.double(), self.eps.double()
+        length = lp_norm(delta, 2)
+        over = length > eps * (1 + 5e-7)
+        if not bool(over.any()):
+            return x_adv
+        delta = delta * per_sample(eps / length.clamp_min(1e-300), delta)
+        shrunk = (self.x.double() + delta).to(x_adv.dtype)
+        beyond = (shrunk.double() - self.x.double()).abs() > delta.abs()  # rounded away from x
+        shrunk = torch.where(beyond, torch.nextafter(shrunk, self.x), shrunk)
+        return torch.where(per_sample(over, x_adv), shrunk, x_adv)
+
+
+def project_(
+    z: Tensor, x: Tensor, eps: Tensor, low: Tensor | None, high: Tensor | None, bounds: tuple[float, float]
+) -> Tensor:
+    """Project ``z`` in place onto the ball that :class:`Ball` describes with the same names; returns it."""
+    if low is not None and high is not None:
+        return torch.clamp(z, low, high, out=z)
+    z.sub_(x)
+    z.mul_(per_sample(eps / lp_norm(z, 2).clamp_min(torch.finfo(z.dtype).tiny).maximum(eps), z))
+    return z.add_(x).clamp_(*bounds)
+
+
+def ascend_(gradient: Tensor, p: float) -> Tensor:
+    """In place, the direction of steepest ascent per unit of the norm: the sign (inf), the unit gradient (2)."""
+    return gradient.div_(per_sample(lp_norm(gradient, 2) + 1e-12, gradient)) if p == 2 else gradient.sign_()
+
+
+def check_budget(eps: float | Tensor, p: float, n: int) -> Tensor:
+    """Budgets ``(n,)`` in float64.
+
+    Raises:
+        InputError: p is neither 2 nor inf, a budget is negative or not finite, or there are not n of them.
+    """
+    check_attack_norm(p)
+    budgets = torch.as_tensor(eps, dtype=torch.float64)
+    if budgets.ndim and budgets.shape != (n,):
+        raise InputError(f"eps: expected one budget or {n}, one a sample; got shape {tuple(budgets.shape)}")
+    if not bool(((budgets >= 0) & budgets.isfinite()).all()):
+        raise InputError(f"eps: expected a finite number of at least 0; got {_worst(budgets)}")
+    return budgets.expand(n)
+
+
+def _worst(budgets: Tensor) -> float:
+    bad = ~((budgets >= 0) & budgets.isfinite())
+    return float(budgets[bad][0]) if budgets.ndim else float(budgets)

@@ -1,0 +1,234 @@
+"""Steepest ascent on the loss with steps of fixed length: FGSM and projected gradient descent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brittle.attacks.ball import Ball, ascend_, check_budget, project_
+from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
+from brittle.attacks.packing import State, Tell, run, widest
+from brittle.attacks.starts import random_start, sample_ids
+from brittle.errors import InputError
+from brittle.frozen import Model, frozen
+from brittle.inputs import check_batch
+from brittle.norms import per_sample
+
+
+def fgsm(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    p: float = math.inf,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    loss: str | Loss = "ce",
+    batch_size: int | None = None,
+) -> Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015): one full step along the gradient of the loss.
+
+    p = inf: ``x + eps sign(g)``; p = 2: ``x + eps g / ||g||_2``; then clipped to ``bounds``.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        x: Inputs ``(N, ...)`` within ``bounds``.
+        y: True labels ``(N,)``.
+        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
+        p: Norm of the budget: 2 or inf.
+        bounds: Smallest and largest admissible input value.
+        loss: ``"ce"``, ``"dlr"`` or a function.
+        batch_size: Most samples at once; all by default.
+
+    Returns:
+        ``x_adv``, like ``x``.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    check_batch(x, y, bounds=bounds)
+    budgets, objective = check_budget(eps, p, len(x)).to(x.device), named_loss(loss)
+    parts = []
+    with frozen(model):
+        width = widest(checked_width(batch_size), len(x))
+        for part_x, part_y, part_eps in zip(x.split(width), y.split(width), budgets.split(width), strict=True):
+            ball = Ball.of(part_x, part_eps, p, bounds)
+            _, _, gradient = loss_and_gradient(model, objective, ball.x, part_y.long(), check=True)
+            step = per_sample(ball.eps, ball.x) * ascend_(gradient, p)
+            parts.append(ball.tightened(ball.project(ball.x + step)))
+    return torch.cat(parts)
+
+
+def pgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    p: float = math.inf,
+    steps: int = 40,
+    step_size: float | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    loss: str | Loss = "ce",
+    random_start: bool = True,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch_size: int | None = None,
+    progress: Tell | None = None,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018): ascent steps of fixed length, projected onto the budget.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        x: Inputs ``(N, ...)`` within ``bounds``.
+        y: True labels ``(N,)``.
+        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
+        p: Norm of the budget: 2 or inf.
+        steps: Gradient steps, at least 1.
+        step_size: Length of a step in the norm p; ``2.5 eps / steps`` by default.
+        bounds: Smallest and largest admissible input value.
+        loss: ``"ce"``, ``"dlr"`` or a function.
+        random_start: Whether to start from a random point of the budget instead of from x.
+        seed: Seed of the random starts.
+        ids: Integers ``(N,)`` that name the samples (their positions by default); a sample's start depends on
+            ``seed`` and its id alone.
+        batch_size: Most samples at once (all by default); broken ones leave, and waiting ones take their place.
+        progress: Called with the number of samples that are done.
+
+    Returns:
+        ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    check_batch(x, y, bounds=bounds)
+    check_steps(steps)
+    pool = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids)
+    lengths = pool.eps * (2.5 / steps) if step_size is None else torch.full_like(pool.eps, check_length(step_size))
+    lengths = lengths.to(pool.x)
+    with frozen(model):
+        search = _Ascent(model, named_loss(loss), pool, steps, lengths)
+        run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
+    return pool.x_adv
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The samples of one attack, and where their results go.
+
+    Attributes:
+        x: Inputs ``(N, ...)``, clipped to the bounds.
+        y: Labels ``(N,)``.
+        eps: Budgets ``(N,)``, in float64.
+        p: Norm of the budgets.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of the random starts; None to start at x.
+        names: The samples' ids.
+        x_adv: Results ``(N, ...)``.
+    """
+
+    x: Tensor
+    y: Tensor
+    eps: Tensor
+    p: float
+    bounds: tuple[float, float]
+    seed: int | None
+    names: Sequence[int]
+    x_adv: Tensor
+
+    @staticmethod
+    def of(
+        x: Tensor,
+        y: Tensor,
+        eps: float | Tensor,
+        p: float,
+        bounds: tuple[float, float],
+        seed: int | None,
+        ids: Tensor | None,
+    ) -> Pool:
+        """Checked and clipped samples; results not yet set.
+
+        Raises:
+            InputError: A budget, the norm or the number of ids is wrong.
+        """
+        budgets = check_budget(eps, p, len(x)).to(x.device)
+        x = x.detach().clamp(*bounds)
+        return Pool(x, y.long(), budgets, p, bounds, seed, sample_ids(ids, len(x)), torch.empty_like(x))
+
+    def begin(self, rows: Tensor) -> State:
+        """What every search of these samples needs: the ball (``clean``, ``low``, ``high``, ``eps``), labels, start."""
+        ball = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds)
+        names = [self.names[row] for row in rows.tolist()]
+        start = ball.x.clone() if self.seed is None else random_start(ball, self.seed, names)
+        state = {"x": start, "y": self.y[rows], "eps": ball.eps, "step": torch.zeros_like(rows)}
+        if ball.low is not None and ball.high is not None:
+            return state | {"low": ball.low, "high": ball.high}
+        return state | {"clean": ball.x}
+
+    def project_(self, z: Tensor, state: State) -> Tensor:
+        """Project in place onto the slots' balls."""
+        clean = state.get("clean", z)
+        return project_(z, clean, state["eps"], state.get("low"), state.get("high"), self.bounds)
+
+    def finish(self, rows: Tensor, found: Tensor) -> None:
+        """Keep the examples of the samples ``rows``."""
+        self.x_adv[rows] = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds).tightened(found)
+
+
+@dataclass(frozen=True)
+class _Ascent:
+    """Steps of fixed length, as a packed search."""
+
+    model: Model
+    loss: Loss
+    pool: Pool
+    steps: int
+    lengths: Tensor
+
+    def begin(self, rows: Tensor) -> State:
+        state = self.pool.begin(rows)
+        losses = torch.full_like(state["eps"], -math.inf)
+        return state | {"best": state["x"].clone(), "best_loss": losses, "length": self.lengths[rows]}
+
+    def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        check = bool((state["step"] == 0).any())
+        return loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=check)
+
+    def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        losses, wrong, gradient = measured
+        x = state["x"]
+        improved = ((losses > state["best_loss"]) | wrong).nonzero()[:, 0]
+        state["best"][improved], state["best_loss"][improved] = x[improved], losses[improved]
+        done = wrong | (state["step"] == self.steps)
+        x.add_(ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x)))
+        # A done sample's next point is never looked at: its best one is what finish() keeps.
+        self.pool.project_(x, state)
+        state["step"] += 1
+        return done
+
+    def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
+        self.pool.finish(rows, state["best"][done])
+
+
+def check_length(step_size: float) -> float:
+    """A finite step length above 0, or InputError."""
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size: expected a finite number above 0; got {step_size}")
+    return step_size
+
+
+def check_steps(steps: int, name: str = "steps") -> None:
+    """Raise InputError unless there is at least one step."""
+    if steps < 1:
+        raise InputError(f"{name}: expected at least 1; got {steps}")
+
+
+def checked_width(batch_size: int | None) -> int | None:
+    """The batch size, or InputError unless it is None or at least 1."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
+    return batch_size
