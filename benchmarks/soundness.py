@@ -111,6 +111,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Audit as many networks as the command line says, families in turn, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brittle.bounds.gram import GramBound, _mean_over_image, gram_bound, symbol, tightened
+from brittle.bounds.gram import GramBound, gram_bound, tightened
 from brittle.bounds.graph import Conv, Dense, Op, Slope, read_graph
 from brittle.bounds.network import network_bounds
 from brittle.bounds.product import own_factors, product_bound
+from brittle.bounds.torus import mean_over_image, symbol
 from brittle.bounds.tracing import NoRule
 from brittle.geometry import ConvGeometry
 from patterned import FAMILIES, Apply, Patterned, _choice, local, margins_of, network, norm_of, prepared, search
@@ -242,7 +243,7 @@ def test_a_global_mean_weighs_the_frequencies_by_the_image() -> None:
             ones[(c, c, *[slice(0, n) for n in size])] = 1.0
         rows = ones.flatten(1) @ C
         expected = rows @ rows.mT / math.prod(size)
-        assert torch.allclose(_mean_over_image(A @ A.mH, grid, size), expected, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(mean_over_image(A @ A.mH, grid, size), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -152,6 +152,7 @@ class _Arguments:
     steps: int
 
     def bound(self, p: float) -> NetworkBound:
+        """Every argument's certified upper bound in one norm and the least of them, or why there is none."""
         if not self.ops:
             return NetworkBound(p, 0.0, None, (), ((PRODUCT, 0.0),))
         try:
@@ -199,6 +200,7 @@ class _Arguments:
 
     @cached_property
     def shapes_known(self) -> bool:
+        """Whether every operation's shape is known."""
         return all(op.shape is not None for op in self.ops)
 
     @cached_property
@@ -209,16 +211,19 @@ class _Arguments:
 
     @cached_property
     def inputs(self) -> int:
+        """Entries of one input."""
         shape = self.ops[0].shape
         assert shape is not None
         return math.prod(shape)
 
     @cached_property
     def distances(self) -> list[Tensor] | None:
+        """How far every entry of every result can move (:func:`brittle.bounds.absolute.radii`)."""
         return radii(self.ops) if movable(self.ops) else None
 
     @cached_property
     def paths(self) -> Tensor | None:
+        """The Jacobian with every activation at its largest slope, ``(K, inputs)``."""
         return gradients(self.ops)
 
     @cached_property
@@ -249,6 +254,7 @@ class _Arguments:
         return shape is not None and (len(shape) == 2 or (flattened and alone))
 
     def recursion(self, start: Tensor | None) -> GramBound | None:
+        """The bound of ``J diag(start) J^T``, optimised; None without shapes, without a rule or where it overflows."""
         if not all(op.shape is not None and len(op.shape) > 1 for op in self.ops):
             return None
         try:
@@ -298,6 +304,7 @@ class _Arguments:
         return best.fill_diagonal_(0.0)
 
     def margins_inf(self, K: int) -> list[Tensor]:
+        """Upper bounds of all pairs' differences in l_inf, ``(K, K)``: one table an argument that applies."""
         tables = []
         if self.weighted is not None and len(self.weighted) == K:
             tables.append(_differences(self.weighted))
@@ -334,4 +341,5 @@ def _differences(gram: Tensor) -> Tensor:
 
 
 def _row_norm(gram: Tensor) -> float:
+    """Root of the largest diagonal entry, rounded up."""
     return math.sqrt(max(float(gram.diagonal().max()), 0.0)) * (1 + 1e-9)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from brittle.bounds import pair_inf
 from brittle.bounds.alignment import Alignment
-from brittle.bounds.gram import symbol
 from brittle.bounds.multipliers import closed_form, eliminate, improve
+from brittle.bounds.torus import symbol
 from brittle.convolution import apply, bounds_of
 from brittle.errors import InputError
 from brittle.geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
