@@ -171,7 +171,8 @@ def test_any_budget_is_kept(eps, p, seed):
 @pytest.mark.parametrize("name", SAMPLE_ATTACKS)
 def test_attacks_succeed_and_more_budget_breaks_more(name, p):
     x, y = few(60)
-    left = [int(right(mlp(), ATTACKS[name](mlp(), x, y, eps=s * EPS[p], p=p), y).sum()) for s in (0, 0.5, 1, 3)]
+    attack = functools.partial(ATTACKS[name], **({"queries": 300} if name == "square" else {}))
+    left = [int(right(mlp(), attack(mlp(), x, y, eps=s * EPS[p], p=p), y).sum()) for s in (0, 0.5, 1, 3)]
     assert left[0] == int(right(mlp(), x, y).sum())
     assert left == sorted(left, reverse=True)
     assert left[3] < 0.5 * left[0]
@@ -186,8 +187,8 @@ def test_verdicts_depend_neither_on_batch_size_nor_on_order(name, p):
     model = mlp(torch.float64)
     x, y = few(40, torch.float64)
     attack = functools.partial(ATTACKS[name], model, eps=EPS[p], p=p)
-    if name != "fgsm":
-        attack = functools.partial(attack, steps=12)
+    options = {"fgsm": {}, "square": {"queries": 60}, "apgd_targeted": {"steps": 6, "targets": 3}}
+    attack = functools.partial(attack, **options.get(name, {"steps": 12}))
 
     def run(rows):
         ids = {} if name == "fgsm" else {"ids": rows}
@@ -202,6 +203,10 @@ def test_verdicts_depend_neither_on_batch_size_nor_on_order(name, p):
     assert torch.equal(right(model, parts, y), right(model, whole, y))
     survivors = right(model, whole, y)
     torch.testing.assert_close(parts[survivors], whole[survivors], atol=1e-9, rtol=0)
+    for width in (1, 3, 16):  # packed: broken samples leave, others take their place
+        ids = {} if name == "fgsm" else {"ids": torch.arange(40)}
+        packed = attack(x, y, batch_size=width, **ids)
+        torch.testing.assert_close(packed, whole, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd])

@@ -17,12 +17,13 @@ from torch import nn
 
 import brittle
 import networks
-from brittle.attacks import apgd, fgsm, universal_perturbation
-from brittle.auditing import audit, universal_result
+from brittle.attacks import apgd, fgsm
+from brittle.auditing import audit
 from brittle.errors import InputError
 from brittle.evaluation import evaluate
 from brittle.layers import read_layers
 from brittle.results import Audit, CertifiedCurve, Evaluation, LipschitzResult, Rate
+from brittle.universal import judge_universal
 from brittle.verdict import judge
 from networks import convnet, few, linear, mlp, seeded, uniform, untidy, untouched
 
@@ -218,22 +219,21 @@ def test_layers_are_measured_from_their_weights():
         assert layer.stable_rank == pytest.approx(float(W.norm() ** 2 / torch.linalg.matrix_norm(W, ord=2) ** 2))
 
 
-@pytest.mark.parametrize("p", NORMS)
-def test_universal_results_are_recounted_by_hand(p):
-    x, y = networks.digits()
-    (result,) = universal_result(mlp(), (x, y), p=p, eps=0.3 if p == math.inf else 2.0, seed=3)
-    order = torch.randperm(len(x), generator=networks.generator(3))
-    fit, held = order[:180], order[180:]
-    u = universal_perturbation(mlp(), [(x[i], y[i]) for i in fit.split(64)], eps=result.eps, p=p)
-    with torch.no_grad():
-        clean = mlp()(x[held]).argmax(1) == y[held]
-        under = mlp()((x[held] + u).clamp(0, 1)).argmax(1) == y[held]
-    assert result.fitted_on == 180
-    assert result.robust == Rate(int(under.sum()), 180)
-    assert result.fooled == Rate(int((clean & ~under).sum()), int(clean.sum()))
-    assert result.random_fooled.n == result.fooled.n
-    assert result.fooled.hits > result.random_fooled.hits
-    assert universal_result(mlp(), (x[:1], y[:1]), p=p, eps=0.1) == []
+def test_universal_perturbations_are_judged_within_every_budget():
+    a, data = digits_audit(), brittle.load_data("digits").take(120)
+    assert [(u.p, u.kind) for u in a.universal] == [(p, kind) for p in NORMS for kind in ("fitted", "data-free")]
+    for e, pair in zip(a.evaluations, zip(a.universal[::2], a.universal[1::2], strict=True), strict=True):
+        assert list(pair) == judge_universal(mlp(), (data.inputs, data.labels), p=e.p, eps=e.eps, seed=e.seed)
+        assert all(u.fitted_on + u.robust.n == e.n for u in pair)
+    assert not any("universal" in name for name in reasons(a))
+
+
+def test_networks_without_a_first_layer_to_read_say_so():
+    x, y = networks.uniform(0, 30, 12), torch.arange(30) % 2
+    a = light(networks.Logistic(), (x, y))
+    assert [u.kind for u in a.universal] == ["fitted", "fitted"]
+    assert "affine" in reasons(a)["data-free universal perturbations"]
+    assert Audit.from_json(a.to_json()) == a
 
 
 def test_settings_are_recorded():
@@ -579,14 +579,17 @@ def test_findings_hold_numbers_of_the_audit():
         assert f"{e.fooling_rate.hits} of {e.fooling_rate.n}" in text
     assert a.evaluations[0].clean_accuracy.percent in a.verdict.headline
     pairs = {(r.hits, r.n) for r in [e.fooling_rate for e in a.evaluations]}
-    pairs |= {(r.hits, r.n) for u in a.universal for r in (u.fooled, u.random_fooled, u.robust)}
+    pairs |= {(r.hits, r.n) for u in a.universal for r in (u.fooled, u.robust)}
     assert {tuple(map(int, pair)) for pair in re.findall(r"(\d+) of (\d+)\b", text)} <= pairs
     rates = [e.robust_accuracy for e in a.evaluations] + [e.fooling_rate for e in a.evaluations]
-    rates += [a.clean_accuracy] + [r for u in a.universal for r in (u.fooled, u.random_fooled, u.robust)]
+    rates += [a.clean_accuracy] + [
+        r for u in a.universal for r in (u.fooled, u.random_mean, *u.random_fooled, u.robust)
+    ]
     rates += [curve.at(e.eps) for e, curve in zip(a.evaluations, a.certified, strict=True)]
     tenths = {rate.percent for rate in rates}
     assert set(re.findall(r"\d+\.\d %", text)) <= tenths
     for u in a.universal:
         assert u.fooled.percent in text
-        assert u.random_fooled.percent in text
+        assert u.random_mean.percent in text
+        assert u.random_range[1].percent in text
     assert any(layer.name in re.findall(r"\b\d+\b", text) for layer in a.layers)

@@ -60,6 +60,7 @@ SUP = {
     "product of norms": 3.21e17, "chain": 3.21e17, "segments": 8e17, "weighted segments": 7e17,
     "exact norms, disjoint pairs": 8e17,
 }  # fmt: skip
+RANDOM = tuple(Rate(hits, 456) for hits in (9, 4, 1, 17, 9))
 CERTIFIED = CertifiedCurve(
     2.0,
     (0.0, 0.0123, 0.08, 0.125, 0.25, 0.4, 0.5, 0.6, 1.0),
@@ -151,8 +152,11 @@ def full() -> Audit:
         ),
         responses=responses,
         universal=(
-            UniversalResult(INF, 8 / 255, 500, Rate(140, 456), Rate(9, 456), Rate(330, 500)),
-            UniversalResult(2.0, 0.5, 500, Rate(41, 456), Rate(1, 456), Rate(418, 500)),
+            UniversalResult(INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)),
+            UniversalResult(
+                INF, 8 / 255, "data-free", f"+ sign of row 3 of “{HOSTILE}”", 500, Rate(56, 456), RANDOM, Rate(401, 500)
+            ),
+            UniversalResult(2.0, 0.5, "fitted", "projected ascent", 500, Rate(41, 456), RANDOM, Rate(418, 500)),
         ),
         not_measured=(
             NotMeasured("bn1", "no matrix"),
@@ -482,3 +486,18 @@ def test_numbers_have_three_digits_and_a_bound_keeps_its_side(value, side, print
 
 def test_budgets_are_printed_in_steps_of_255_only_when_they_are_whole():
     assert [budget(eps) for eps in (4 / 255, 0.03, 0.5, 2.0, 3.0)] == ["4/255", "0.03", "0.5", "2", "3"]
+
+
+def test_universal_perturbations_are_drawn_beside_the_range_of_the_random_ones():
+    figure = figures.universal(full())
+    (axis,) = figure.axes
+    intervals = sorted(tuple(np.sort(segment[:, 0])) for bar in axis.collections for segment in bar.get_segments())
+    random = (100 / 456, 1700 / 456)
+    fitted_and_free = [tuple(100 * side for side in Rate(hits, 456).interval) for hits in (140, 56, 41)]
+    np.testing.assert_allclose(intervals, sorted([random, random, *fitted_and_free]))
+    text = texts(figure)
+    assert all(rate in text for rate in ("30.7 %", "12.3 %", "9.0 %", "1.8 %"))
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ℓ∞, eps 8/255", "ℓ₂, eps 0.5"]
+    assert "data-free" in text
+    fitted = tuple(result for result in full().universal if result.kind == "fitted")
+    assert "data-free" not in texts(figures.universal(replace(full(), universal=fitted)))

@@ -261,6 +261,24 @@ def test_the_glossary_explains_the_arguments_and_certificates_of_this_report_alo
     assert not terms(data_free) & (TWO.keys() | SUP.keys() | certificates)
 
 
+def test_every_universal_perturbation_has_its_row_beside_the_random_ones():
+    table = page(full).partition('aria-label="Universal perturbation"')[2].partition("</table>")[0]
+    caption, _, body = table.partition("<tbody>")
+    assert "500 and judged on 500 other samples" in caption
+    assert "5 draws" in caption
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in body.split("</tr>")[:-1]]
+    rows = [[html.unescape(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in cells]
+    random = ["1.8 %", "0.2 to 3.7 %"]
+    assert rows == [
+        ["ℓ∞, 8/255", "fitted: projected ascent", "30.7 %", "26.6 to 35.1 %", *random, "66.0 %"],
+        ["ℓ∞, 8/255", f"data-free: + sign of row 3 of “{HOSTILE}”", "12.3 %", "9.6 to 15.6 %", *random, "80.2 %"],
+        ["ℓ₂, 0.5", "fitted: projected ascent", "9.0 %", "6.7 to 12.0 %", *random, "83.6 %"],
+    ]
+    nothing = tuple(replace(result, fooled=Rate(0, 0), random_fooled=(Rate(0, 0),) * 5) for result in full().universal)
+    text = Page(report_html(replace(full(), universal=nothing))).text
+    assert "not measured" in text
+
+
 def test_without_data_no_accuracy_is_shown_and_the_report_says_why():
     text = parsed(data_free).text
     assert "The model was not attacked" in text

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle.attacks import apgd, fgsm, pgd, universal_perturbation
+    from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square, universal_perturbation
     from brittle.auditing import audit
     from brittle.bounds import (
         adversarial_loss_bound,
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
         spread,
         stable_rank,
     )
+    from brittle.certificates import proven_robust
     from brittle.convolution import operator_norm_bounds
+    from brittle.curves import minimal_distances
     from brittle.data import Data, load_data
     from brittle.errors import InputError
     from brittle.evaluation import evaluate
@@ -52,9 +54,10 @@ if TYPE_CHECKING:
     from brittle.report import write_report
     from brittle.results import Audit, Evaluation
     from brittle.sensitivity import jacobian_norms, largest_ratio
+    from brittle.worst import Threat
 
 _HOMES = {
-    "attacks": ("apgd", "fgsm", "pgd", "universal_perturbation"),
+    "attacks": ("apgd", "apgd_targeted", "fgsm", "pgd", "square", "universal_perturbation"),
     "auditing": ("audit",),
     "bounds": (
         "adversarial_loss_bound", "certified_accuracy", "certified_radii", "chain_bounds", "layer_bound",
@@ -66,7 +69,9 @@ _HOMES = {
         "effective_rank", "effective_sparsity", "k_term_error", "k_term_error_curve", "nuclear_frobenius_ratio",
         "nuclear_spectral_ratio", "row_norms", "singular_values", "smallest_k", "spread", "stable_rank",
     ),
+    "certificates": ("proven_robust",),
     "convolution": ("operator_norm_bounds",),
+    "curves": ("minimal_distances",),
     "data": ("Data", "load_data"),
     "errors": ("InputError",),
     "evaluation": ("evaluate",),
@@ -76,16 +81,17 @@ _HOMES = {
     "report": ("write_report",),
     "results": ("Audit", "Evaluation"),
     "sensitivity": ("jacobian_norms", "largest_ratio"),
+    "worst": ("Threat",),
 }  # fmt: skip
 
 __all__ = [
-    "Audit", "Data", "Evaluation", "InputError", "Normalize", "adversarial_loss_bound", "alignment", "apgd", "audit",
-    "build_model", "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity",
-    "evaluate", "fgsm", "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio",
-    "layer_bound", "lipschitz_upper_bound", "load_data", "network_bounds", "nuclear_frobenius_ratio",
-    "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd", "read_layers", "read_state",
-    "row_norms", "save_state", "singular_values", "smallest_k", "spread", "stable_rank", "universal_perturbation",
-    "write_report",
+    "Audit", "Data", "Evaluation", "InputError", "Normalize", "Threat", "adversarial_loss_bound", "alignment",
+    "apgd", "apgd_targeted", "audit", "build_model", "certified_accuracy", "certified_radii", "chain_bounds",
+    "effective_rank", "effective_sparsity", "evaluate", "fgsm", "fill", "jacobian_norms", "k_term_error",
+    "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound", "load_data", "minimal_distances",
+    "network_bounds", "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds",
+    "pgd", "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k",
+    "spread", "square", "stable_rank", "universal_perturbation", "write_report",
 ]  # fmt: skip
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
 import platform
 import time
@@ -15,30 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from brittle import __version__
-from brittle.attacks import apgd, universal_perturbation
 from brittle.bounds.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
+from brittle.certificates import proven_robust
+from brittle.curves import security_curve
 from brittle.data import OTHER_BUDGETS, Data
+from brittle.digest import digest
 from brittle.directions import layer_responses, leading_directions
 from brittle.errors import InputError
-from brittle.evaluation import (
-    Attack,
-    Threat,
-    WorstCase,
-    batches_of,
-    logits_of,
-    margins,
-    sample_results,
-    security_curve,
-    summarise,
-    worst_case,
-)
-from brittle.evaluation import Data as Samples
+from brittle.evaluation import class_count, part_of, summarise
 from brittle.frozen import device_of, frozen
 from brittle.inputs import check_batch
 from brittle.layers import LayerView, read_layers
 from brittle.measure import input_sizes, measure_layer
-from brittle.norms import check_attack_norm, lp_norm
+from brittle.norms import check_attack_norm
+from brittle.passes import logits_of
+from brittle.presets import preset
 from brittle.results import (
     Audit,
     CertifiedCurve,
@@ -53,9 +43,13 @@ from brittle.results import (
     Signature,
     UniversalResult,
 )
+from brittle.samples import Data as Samples
+from brittle.samples import batches_of
 from brittle.sensitivity import jacobian_norms, largest_ratio
+from brittle.universal import judge_universal
 from brittle.verdict import judge
 from brittle.wording import norm_name
+from brittle.worst import Attack, Threat, WorstCase, worst_case
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
 """Multiples of the standard budget at which the security curve is measured besides the budget itself."""
@@ -75,8 +69,8 @@ def audit(
     *,
     p: float | Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
-    attacks: Sequence[Attack] | None = None,
-    steps: int = 100,
+    attacks: str | Sequence[Attack] | None = None,
+    steps: int | None = None,
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     input_shape: Sequence[int] | None = None,
@@ -100,9 +94,9 @@ def audit(
             is held in memory and attacked; take a subset first if it is large.
         p: Norms of the budgets and bounds: inf, 2 or both.
         eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
-        attacks: Attacks whose worst case counts; by default APGD with cross-entropy, then with the DLR loss
-            (where the model has at least 3 classes).
-        steps: Steps of each of the default attacks.
+        attacks: Attacks whose worst case counts, or the name of a preset (``fast``, ``standard``, ``thorough``); by
+            default ``fast``: APGD with cross-entropy, then with the DLR loss (where there are at least 3 classes).
+        steps: Steps of each of a preset's gradient attacks; its own by default.
         restarts: Runs of every attack.
         bounds: Smallest and largest admissible input value.
         input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
@@ -147,15 +141,18 @@ def audit(
         missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
     else:
         run = _Run(model, samples, layers, leading_directions(layers), batch_size, tell)
-        chosen, left_out = _default_attacks(attacks, model, samples[0], samples[1], steps)
+        chosen, left_out = _chosen_attacks(attacks, model, samples[0], samples[1], steps)
         missing += left_out
         for q in norms:
-            run.at_budget(Threat(tuple(chosen), q, restarts, bounds, seed), budgets[q], certificates[q].margins, found)
+            run.at_budget(Threat(chosen, q, restarts, bounds, seed), budgets[q], certificates[q].margins, found)
             if certificates[q].margins is None:
                 why = certificates[q].unavailable or "the output is no vector of logits"
                 missing.append(NotMeasured(f"certified {norm_name(q)} accuracy", why))
         if not found.universal:
             missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
+        elif all(result.kind != "data-free" for result in found.universal):
+            why = "the first layer is no affine function of the input, or a constant"
+            missing.append(NotMeasured("data-free universal perturbations", why))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
     settings = _settings(budgets, found, restarts, bounds, shape, tighten)
     result = Audit(
@@ -230,14 +227,14 @@ class _Run:
     def at_budget(self, threat: Threat, eps: float, lipschitz: Tensor | None, found: _Found) -> None:
         """Attack within one budget, then the curves around it, the directions and the universal perturbation."""
         label = norm_name(threat.p)
-        worst = self._attacked(threat, eps, label)
-        results = sample_results(worst, threat)
-        radii = None if lipschitz is None else certified_radii(worst.clean_logits, worst.y, lipschitz)
+        worst, radii = self._attacked(threat, eps, lipschitz)
+        part = part_of(worst, threat)
         if radii is not None:
-            results = [replace(r, certified_radius=radius) for r, radius in zip(results, radii.tolist(), strict=True)]
+            pairs = zip(part.samples, radii.tolist(), strict=True)
+            part = replace(part, samples=tuple(replace(sample, certified_radius=radius) for sample, radius in pairs))
             budgets = [share * eps for share in (*CURVE, 1.0)]
             found.certified.append(certified_curve(radii, worst.clean_correct, threat.p, budgets))
-        found.evaluations.append(summarise(results, worst.rejected, threat, eps))
+        found.evaluations.append(summarise([part], threat, eps))
         found.curves.append(
             security_curve(
                 self.model,
@@ -245,29 +242,64 @@ class _Run:
                 threat,
                 at=eps,
                 budgets=[share * eps for share in CURVE],
+                radii=radii,
                 batch_size=self.batch_size,
                 progress=lambda done, total: self.tell(f"{label} curve", done, total),
             )
         )
         rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
-        x, x_adv = worst.x[rows], worst.x_adv[rows]
+        x, x_adv = worst.x[rows], self._perturbed(worst, rows, threat, eps)
         responses, silent = layer_responses(self.model, self.layers, x, x_adv, p=threat.p, directions=self.directions)
         found.responses += responses
         found.silent = silent
         self.tell(f"{label} directions", 1, 1)
-        found.universal += universal_result(
+        found.universal += judge_universal(
             self.model, self.samples, p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
         )
         self.tell(f"{label} universal", 1, 1)
 
-    def _attacked(self, threat: Threat, eps: float, label: str) -> WorstCase:
-        parts: list[WorstCase] = []
-        x, y = self.samples
-        for start in range(0, len(x), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            parts.append(worst_case(self.model, x[rows], y[rows], threat, eps, first=start))
-            self.tell(f"{label} attack", min(rows.stop, len(x)), len(x))
-        return WorstCase.joined(parts)
+    def _attacked(self, threat: Threat, eps: float, lipschitz: Tensor | None) -> tuple[WorstCase, Tensor | None]:
+        """The worst case over samples that no certificate covers, and the certified radii of all."""
+        x, y, label = *self.samples, norm_name(threat.p)
+        device = device_of(self.model)
+        self.tell(f"{label} attack", 0, len(x))
+        proven = proven_robust(self.model, x, y, eps=eps, p=threat.p, bounds=threat.bounds)
+        radii = None
+        if lipschitz is not None:
+            with frozen(self.model):
+                logits = logits_of(self.model, x.to(device).clamp(*threat.bounds), y.to(device), self.batch_size)
+            radii = certified_radii(logits, y.to(device), lipschitz)
+            just_above = math.nextafter(eps, math.inf)
+            radii = torch.where(proven.to(radii.device), radii.clamp_min(just_above), radii)
+            proven = proven | (radii > eps).to(proven.device)
+        worst = worst_case(
+            self.model,
+            x,
+            y,
+            threat,
+            eps,
+            batch_size=self.batch_size,
+            proven=proven,
+            tell=lambda done: self.tell(f"{label} attack", int(done), len(x)),
+        )
+        return worst, radii
+
+    def _perturbed(self, worst: WorstCase, rows: Tensor, threat: Threat, eps: float) -> Tensor:
+        """Examples for the samples ``rows``; those that were left out, being proven robust, are attacked now."""
+        x_adv, left_out = worst.x_adv[rows], worst.proven[rows].nonzero()[:, 0]
+        if len(left_out):
+            samples, first = rows[left_out], replace(threat, attacks=threat.attacks[:1], restarts=1)
+            attacked = worst_case(
+                self.model,
+                worst.x[samples],
+                worst.y[samples],
+                first,
+                eps,
+                ids=samples.cpu(),
+                batch_size=self.batch_size,
+            )
+            x_adv[left_out] = attacked.x_adv
+        return x_adv
 
 
 def certified_curve(radii: Tensor, correct: Tensor, p: float, budgets: Sequence[float]) -> CertifiedCurve:
@@ -287,60 +319,6 @@ def certified_curve(radii: Tensor, correct: Tensor, p: float, budgets: Sequence[
     rates = tuple(Rate(int((right > point).sum()), len(radii)) for point in points)
     median = float(right.median()) if len(right) else None
     return CertifiedCurve(float(p), tuple(points), rates, median)
-
-
-def universal_result(
-    model: nn.Module,
-    samples: tuple[Tensor, Tensor],
-    *,
-    p: float,
-    eps: float,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-) -> list[UniversalResult]:
-    """A universal perturbation fitted on a random half of the samples and judged on the other half.
-
-    Args:
-        model: The network; left bit-equal.
-        samples: Inputs ``(N, ...)`` and labels ``(N,)``.
-        p: Norm of the budget.
-        eps: Budget, in input units.
-        bounds: Smallest and largest admissible input value.
-        seed: Seed of the split and of the random control.
-
-    Returns:
-        One result; none when there are fewer than two samples.
-    """
-    x, y = (part.to(device_of(model)) for part in samples)
-    if len(x) < 2:
-        return []
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    fit, held = order[: len(x) // 2], order[len(x) // 2 :]
-    batches = [(x[part], y[part]) for part in fit.split(64)]
-    u = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
-    noise = torch.randn(x[:1].shape, generator=generator).to(u)
-    control = eps * (noise.sign() if math.isinf(p) else noise / lp_norm(noise, 2))[0]
-    with frozen(model):
-        clean, under, random = (
-            torch.cat([_right(model, (x[part] + v).clamp(*bounds), y[part]) for part in held.split(256)])
-            for v in (torch.zeros_like(u), u, control)
-        )
-    n = int(clean.sum())
-    return [
-        UniversalResult(
-            p=float(p),
-            eps=float(eps),
-            fitted_on=len(fit),
-            fooled=Rate(int((clean & ~under).sum()), n),
-            random_fooled=Rate(int((clean & ~random).sum()), n),
-            robust=Rate(int(under.sum()), len(held)),
-        )
-    ]
-
-
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return margins(logits_of(model, x, y), y) > 0
 
 
 def _gathered(data: Samples, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -366,19 +344,15 @@ def _budgets(
     return budgets
 
 
-def _default_attacks(
-    attacks: Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, steps: int
-) -> tuple[list[Attack], list[NotMeasured]]:
-    if attacks is not None:
+def _chosen_attacks(
+    attacks: str | Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, steps: int | None
+) -> tuple[tuple[Attack, ...], list[NotMeasured]]:
+    if attacks is not None and not isinstance(attacks, str):
         if not attacks:
             raise InputError("attacks: expected at least one; got none")
-        return list(attacks), []
-    ce, dlr = (functools.partial(apgd, loss=loss, steps=steps) for loss in ("ce", "dlr"))
-    with frozen(model):
-        classes = logits_of(model, x[:1].to(device_of(model)), y[:1].to(device_of(model))).shape[1]
-    if classes < 3:
-        return [ce], [NotMeasured("APGD with the DLR loss", f"needs at least 3 classes; the model has {classes}")]
-    return [ce, dlr], []
+        return tuple(attacks), []
+    chosen, left_out = preset(attacks or "fast", class_count(model, x, y), steps)
+    return chosen, [NotMeasured(name, reason) for name, reason in left_out]
 
 
 def _measured(
@@ -465,15 +439,6 @@ def _signature(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seed=seed,
         settings=settings,
-        weights=_digest(weights),
-        data=None if samples is None else _digest({"inputs": samples[0], "labels": samples[1]}),
+        weights=digest(weights),
+        data=None if samples is None else digest({"inputs": samples[0], "labels": samples[1]}),
     )
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

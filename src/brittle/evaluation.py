@@ -1,143 +1,89 @@
-"""Clean and robust accuracy: run attacks, check every budget and verdict again, count.
-
-Nothing that an attack claims is believed: what it returns is tested against the budget, the bounds and the model
-once more, and only that counts.
-"""
+"""Clean and robust accuracy of a data set of any size: streamed in chunks, spread over devices, resumable, counted."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import hashlib
 import inspect
-import itertools
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
 
+from brittle import codec
 from brittle.attacks import apgd
-from brittle.attacks.losses import check_logits
-from brittle.data import Data as Labelled
+from brittle.attacks.losses import margins
+from brittle.certificates import proven_robust
+from brittle.digest import digest
 from brittle.errors import InputError
+from brittle.files import write_text
 from brittle.frozen import Model, device_of, frozen
-from brittle.inputs import check_batch
-from brittle.norms import check_attack_norm, lp_norm
-from brittle.results import Evaluation, Rate, SampleResult, SecurityCurve, Setting
+from brittle.norms import lp_norm
+from brittle.passes import logits_of
+from brittle.presets import preset
+from brittle.private import private_copy
+from brittle.results import Evaluation, SampleResult, Setting
+from brittle.samples import Data, chunks_of
+from brittle.spread import on_devices, on_ray
+from brittle.worst import Attack, Threat, WorstCase, bound_options, worst_case
 
-Attack = Callable[..., Tensor]
-"""``attack(model, x, y, *, eps, p, ...) -> x_adv``; options are bound with ``functools.partial``."""
-Data = Labelled | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
-"""A :class:`brittle.data.Data`, a pair of tensors, any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset."""
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where it is known, their total."""
-
-
-@dataclass(frozen=True)
-class Threat:
-    """What the attacker may do, and how it is searched for.
-
-    Attributes:
-        attacks: Run in this order on the samples that are still right.
-        p: Norm of the budgets: 2 or inf.
-        restarts: Runs of every attack; run r draws from seed ``seed + r``.
-        bounds: Smallest and largest admissible input value.
-        seed: Seed of the random starts.
-
-    Raises:
-        InputError: An attribute is out of range.
-    """
-
-    attacks: tuple[Attack, ...]
-    p: float = math.inf
-    restarts: int = 1
-    bounds: tuple[float, float] = (0.0, 1.0)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_attack_norm(self.p)
-        if not self.attacks or not all(callable(attack) for attack in self.attacks):
-            raise InputError(f"attack: expected an attack or a sequence of attacks; got {self.attacks!r}")
-        if self.restarts < 1:
-            raise InputError(f"restarts: expected at least 1; got {self.restarts}")
-
-
-@dataclass(frozen=True)
-class WorstCase:
-    """Samples under the worst of several attacks and restarts.
-
-    Attributes:
-        x: The inputs ``(N, ...)``, clipped to the bounds.
-        x_adv: For every sample the accepted example of smallest margin; the input itself if none was accepted.
-        y: Labels ``(N,)``.
-        clean_logits: ``(N, classes)`` at the inputs.
-        adversarial_logits: ``(N, classes)`` at ``x_adv``.
-        attack: Which attack broke the sample, ``(N,)``; -1 for none.
-        restart: In which restart, ``(N,)``; -1 for none.
-        rejected: Examples that were outside the budget, the bounds or the finite numbers.
-    """
-
-    x: Tensor
-    x_adv: Tensor
-    y: Tensor
-    clean_logits: Tensor
-    adversarial_logits: Tensor
-    attack: Tensor
-    restart: Tensor
-    rejected: int
-
-    @staticmethod
-    def joined(parts: Sequence[WorstCase]) -> WorstCase:
-        """Several batches as one."""
-        names = [f.name for f in dataclasses.fields(WorstCase) if f.name != "rejected"]
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return WorstCase(**tensors, rejected=sum(part.rejected for part in parts))
-
-    @property
-    def clean_correct(self) -> Tensor:
-        """``(N,)``: right without attack."""
-        return _correct(self.clean_logits, self.y)
-
-    @property
-    def robust_correct(self) -> Tensor:
-        """``(N,)``: right without attack and under every attack."""
-        return self.clean_correct & _correct(self.adversarial_logits, self.y)
+CHUNK_BYTES = 2**28
+"""Bytes of inputs that are attacked as one pool, at most (and at least one batch)."""
+CHUNK_SAMPLES = 8192
+"""Samples that are attacked as one pool, at most."""
 
 
 def evaluate(
     model: Model,
     data: Data,
     *,
-    attack: Attack | Sequence[Attack] = apgd,
+    attack: str | Attack | Sequence[Attack] = apgd,
     eps: float,
     p: float = math.inf,
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     batch_size: int = 256,
     seed: int = 0,
+    certify: bool = True,
+    devices: Sequence[str] = (),
+    ray_workers: int = 0,
+    resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Clean and robust accuracy under the worst case over attacks and restarts.
 
-    Samples that are wrong without attack are not attacked, samples that broke are not attacked again. Every example
-    is re-checked: ``||x_adv - x||_p <= eps (1 + 1e-6)`` (and float rounding at the bounds), values within the
-    bounds and finite, prediction recomputed; an example that fails is rejected and counted, never credited.
+    Samples that are wrong without attack are not attacked, nor are samples that broke, nor those that a certificate
+    covers (relaxations, theory page; tried on a few samples first and left off where they prove little). A sample
+    leaves the batch when it breaks, and a waiting one takes its place; attacks of this package run on a private copy
+    with batch norms folded. None of this changes a verdict, apart from rounding. Every example is re-checked on the
+    model itself: ``||x_adv - x||_p <= eps (1 + 1e-6)`` (and float rounding at the bounds), values within the bounds
+    and finite, prediction recomputed; an example that fails is rejected and counted, never credited.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode.
-        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)``, or a
-            Dataset; inputs within ``bounds``.
-        attack: One attack or several; anything called ``(model, x, y, *, eps, p)``. ``bounds``, ``seed`` and ``ids``
-            are passed to attacks that have them. Options are bound with ``functools.partial`` and recorded.
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)`` (streamed,
+            never held whole), or a Dataset; inputs within ``bounds``.
+        attack: The name of a preset (``fast``, ``standard``, ``thorough``), one attack or several; anything called
+            ``(model, x, y, *, eps, p)``. ``bounds``, ``seed``, ``ids`` and ``batch_size`` are passed to attacks that
+            have them. Options are bound with ``functools.partial`` and recorded.
         eps: Budget, at least 0, in input units.
         p: Norm of the budget: 2 or inf.
         restarts: Runs of every attack, each with a new seed.
         bounds: Smallest and largest admissible input value.
-        batch_size: Samples at once (tensors and Datasets; other iterables come in their own batches).
+        batch_size: Samples at once; halved when memory runs out.
         seed: Seed of the random starts; the result does not depend on ``batch_size``, apart from rounding.
-        progress: Called after each batch.
+        certify: Whether samples that are proven robust at the budget are left out of the attacks.
+        devices: Devices that share the work, each with a copy of the model; empty: the model's own. The result does
+            not depend on them, apart from rounding.
+        ray_workers: Tasks at once on a Ray cluster; 0 for none. The extra ``cluster``.
+        resume: A folder that keeps what is done; running the same call again goes on where it stopped.
+        progress: Called as samples are done.
 
     Returns:
         Counts, what was run, and per-sample results. Robust accuracy is an upper estimate of the true one.
@@ -146,108 +92,201 @@ def evaluate(
         InputError: An argument is out of range, the data hold NaN, values outside the bounds, or labels that the
             model does not have; the message names the argument, what was expected and what came.
     """
-    threat = Threat((attack,) if callable(attack) else tuple(attack), float(p), restarts, bounds, seed)
-    samples: list[SampleResult] = []
-    rejected = 0
-    with frozen(model):
-        for x, y, total in batches_of(data, batch_size):
-            worst = worst_case(model, x, y, threat, eps, first=len(samples))
-            rejected += worst.rejected
-            samples += sample_results(worst, threat, first=len(samples))
-            if progress is not None:
-                progress(len(samples), total)
-    if not samples:
+    if ray_workers < 0 or (ray_workers and devices):
+        raise InputError(f"ray_workers: expected at least 0, and 0 with devices; got {ray_workers}")
+    spread = bool(devices) or ray_workers > 0 or resume is not None
+    chunks = _numbered(data, batch_size, small=spread)
+    first = next(chunks, None)
+    if first is None:
         raise InputError("data: expected at least one sample; got none")
-    return summarise(samples, rejected, threat, eps)
+    attacks = chosen_attacks(attack, model, first.x, first.y)
+    threat = Threat(attacks, float(p), restarts, bounds, seed)
+    keep = None if resume is None else _Kept.of(model, Path(resume), threat, eps, certify)
+    board = _Board(progress, first.total)
+    work = functools.partial(_part, threat=threat, eps=eps, batch_size=batch_size, certify=certify, keep=keep)
+    parts: list[Part] = []
+    tasks = _chain(first, chunks)
+    if ray_workers:
+        results = on_ray(functools.partial(work, board=None), tasks, model, ray_workers)
+    else:
+        shared = not devices and isinstance(model, nn.Module)
+        quick = private_copy(model, first.x.to(device_of(model)).clamp(*bounds)) if shared else None
+        results = on_devices(functools.partial(work, board=board, quick=quick), tasks, model, list(devices))
+    for part in results:
+        parts.append(part)
+        board.note(parts[-1].first, len(part.samples))
+    return summarise(parts, threat, eps)
 
 
-def worst_case(
-    model: Model, x: Tensor, y: Tensor, threat: Threat, eps: float, *, first: int = 0, ids: Tensor | None = None
-) -> WorstCase:
-    """Attack one batch and keep, for every sample, the worst accepted example.
+def chosen_attacks(attack: str | Attack | Sequence[Attack], model: Model, x: Tensor, y: Tensor) -> tuple[Attack, ...]:
+    """The attacks that a preset's name, one attack or several stand for.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
-        x: Inputs ``(N, ...)`` within the threat's bounds.
-        y: Labels ``(N,)``.
-        threat: Attacks, norm, restarts, bounds and seed.
-        eps: Budget, at least 0, in input units.
-        first: Id of the first sample; the others follow.
-        ids: Integers ``(N,)`` that name the samples, in place of ``first``.
-
-    Returns:
-        The examples with all verdicts recomputed; tensors on the model's device.
-
-    Raises:
-        InputError: As :func:`evaluate`.
+        attack: As :func:`evaluate`.
+        model: The network, asked for its number of classes when a preset is named.
+        x: At least one input.
+        y: Its label.
     """
-    check_batch(x, y, bounds=threat.bounds)
-    if not 0 <= eps < math.inf:
-        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
+    if not isinstance(attack, str):
+        return (attack,) if callable(attack) else tuple(attack)
+    return preset(attack, class_count(model, x, y))[0]
+
+
+def class_count(model: Model, x: Tensor, y: Tensor) -> int:
+    """The number of classes of a network, from its logits for one input."""
     device = device_of(model)
-    x, y = x.to(device).clamp(*threat.bounds), y.to(device).long()
-    ids = torch.arange(first, first + len(x)) if ids is None else ids
     with frozen(model):
-        clean = logits_of(model, x, y)
-        none = torch.full_like(y, -1)
-        state = _State(x.clone(), clean.clone(), none, none.clone(), none.bool() & False)
-        for restart, (number, attack) in itertools.product(range(threat.restarts), enumerate(threat.attacks)):
-            pending = (_correct(clean, y) & _correct(state.logits, y)).nonzero()[:, 0]
-            if len(pending) == 0:
-                break
-            run = _call(attack, bounds=threat.bounds, seed=threat.seed + restart, ids=ids[pending.cpu()])
-            candidate = run(model, x[pending], y[pending], eps=eps, p=threat.p)
-            accepted = state.accepted(candidate, x, pending, eps, threat)
-            broken = state.take(model, candidate[accepted], y, pending[accepted])
-            state.attack[broken], state.restart[broken] = number, restart
-    return WorstCase(x, state.x_adv, y, clean, state.logits, state.attack, state.restart, state.rejected)
+        return logits_of(model, x[:1].to(device), y[:1].to(device)).shape[1]
 
 
-@dataclass
-class _State:
-    """The worst accepted examples so far."""
-
-    x_adv: Tensor
-    logits: Tensor
-    attack: Tensor
-    restart: Tensor
-    attempted: Tensor
-    rejected: int = 0
-
-    def accepted(self, candidate: Tensor, x: Tensor, pending: Tensor, eps: float, threat: Threat) -> Tensor:
-        """Which of an attack's examples for the ``pending`` samples keep the budget; the others are counted."""
-        if not isinstance(candidate, Tensor) or candidate.shape != x[pending].shape:
-            found = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
-            raise InputError(f"attack: expected examples {tuple(x[pending].shape)}; got {found}")
-        accepted = admissible(candidate, x[pending], eps, threat.p, threat.bounds)
-        self.rejected += int((~accepted).sum())
-        return accepted
-
-    def take(self, model: Model, candidate: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        """Keep the examples that lower the margin of the samples ``rows``; returns the samples they break."""
-        if len(rows) == 0:
-            return rows
-        candidate = candidate.detach().to(self.x_adv)
-        with frozen(model), torch.no_grad():  # whatever mode the attack left it in
-            logits = model(candidate)
-        right = _correct(logits, y[rows])
-        untouched = ~self.attempted[rows]
-        keep = ~right | untouched | (margins(logits, y[rows]) < margins(self.logits[rows], y[rows]))
-        self.x_adv[rows[keep]], self.logits[rows[keep]] = candidate[keep], logits[keep]
-        self.attempted[rows] = True
-        return rows[~right]
+@dataclass(frozen=True)
+class _Chunk:
+    first: int
+    x: Tensor
+    y: Tensor
+    total: int | None
 
 
-def admissible(x_adv: Tensor, x: Tensor, eps: float, p: float, bounds: tuple[float, float]) -> Tensor:
-    """``(N,)``: whether each example is finite, within the bounds and within the budget.
+def _numbered(data: Data, batch_size: int, small: bool) -> Iterator[_Chunk]:
+    """Chunks with the number of their first sample; a few batches each where they are spread or kept."""
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
+    size, first = 4 * batch_size if small else CHUNK_SAMPLES, 0
+    for x, y, total in chunks_of(data, size):
+        bytes_each = x[0].numel() * x.element_size() if isinstance(x, Tensor) and len(x) else 1
+        width = len(x) if small else max(batch_size, CHUNK_BYTES // max(1, bytes_each))
+        for start in range(0, len(x), max(1, width)):
+            yield _Chunk(first + start, x[start : start + width], y[start : start + width], total)
+        first += len(x)
 
-    The budget is met to one part in 10^6, plus the rounding of single precision at the bounds; distances are taken
-    in float64.
+
+def _chain(first: _Chunk, rest: Iterator[_Chunk]) -> Iterator[_Chunk]:
+    yield first
+    yield from rest
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one chunk of samples gave.
+
+    Attributes:
+        first: Number of its first sample.
+        samples: Per-sample results.
+        rejected: Examples that were not admissible.
+        forwards: Samples put through the network without gradient.
+        backwards: Samples put through the network with a gradient.
+        schema_version: Of the file that keeps it.
     """
-    slack = 2.0**-23 * max(abs(bounds[0]), abs(bounds[1])) if x_adv.dtype != torch.float64 else 0.0
-    finite = torch.isfinite(x_adv).flatten(1).all(1)
-    inside = ((x_adv >= bounds[0] - slack) & (x_adv <= bounds[1] + slack)).flatten(1).all(1)
-    return finite & inside & (lp_norm(x_adv.double() - x.double(), p) <= eps * (1 + 1e-6) + slack)
+
+    first: int
+    samples: tuple[SampleResult, ...]
+    rejected: int
+    forwards: int
+    backwards: int
+    schema_version: int = 1
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A folder with one file a chunk, named by a fingerprint of everything that its content depends on."""
+
+    folder: Path
+    settings: str
+
+    @staticmethod
+    def of(model: Model, folder: Path, threat: Threat, eps: float, certify: bool) -> _Kept:
+        if not isinstance(model, nn.Module):
+            kind = type(model).__name__
+            raise InputError(f"resume: expected an nn.Module, whose weights can be told from others; got {kind}")
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"resume: expected a folder; {folder} is a file")
+        weights = digest({name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)})
+        attacks = [f"{_home(attack)} {attack_name(attack)} {_defaults(attack)}" for attack in threat.attacks]
+        numbers = [threat.p, threat.restarts, list(threat.bounds), threat.seed, eps, certify]
+        return _Kept(folder, json.dumps([str(model), weights, attacks, *map(str, numbers)]))
+
+    def path(self, chunk: _Chunk) -> Path:
+        """Where the results of a chunk lie."""
+        data = digest({"x": chunk.x, "y": chunk.y})
+        name = hashlib.sha256(f"{self.settings} {chunk.first} {data}".encode()).hexdigest()[:24]
+        return self.folder / f"samples-{chunk.first:08d}-{name}.json"
+
+    def read(self, chunk: _Chunk) -> Part | None:
+        """The kept results of a chunk; None when there are none that can be read."""
+        path = self.path(chunk)
+        if not path.is_file():
+            return None
+        try:
+            return codec.from_json(path.read_bytes(), Part, "resume", 1)
+        except InputError:
+            return None
+
+    def write(self, chunk: _Chunk, part: Part) -> None:
+        """Keep the results of a chunk, whole or not at all."""
+        write_text(self.path(chunk), codec.to_json(part))
+
+
+def _part(
+    model: Model,
+    chunk: _Chunk,
+    *,
+    threat: Threat,
+    eps: float,
+    batch_size: int,
+    certify: bool,
+    keep: _Kept | None,
+    board: _Board | None,
+    quick: Model | None = None,
+) -> Part:
+    """Results of one chunk, from the folder or by attacking it."""
+    kept = keep.read(chunk) if keep is not None else None
+    if kept is not None:
+        return kept
+    tell = None if board is None else functools.partial(board.note, chunk.first)
+    proven = None
+    if certify:
+        proven = proven_robust(model, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds)
+    worst = worst_case(
+        model,
+        chunk.x,
+        chunk.y,
+        threat,
+        eps,
+        first=chunk.first,
+        batch_size=batch_size,
+        proven=proven,
+        quick=quick,
+        tell=tell,
+    )
+    part = part_of(worst, threat, first=chunk.first)
+    if keep is not None:
+        keep.write(chunk, part)
+    return part
+
+
+class _Board:
+    """Adds up the progress of chunks that run side by side."""
+
+    def __init__(self, progress: Progress | None, total: int | None) -> None:
+        self.progress, self.total, self.lock = progress, total, threading.Lock()
+        self.done: dict[int, float] = {}
+        self.told = 0
+
+    def note(self, first: int, done: float) -> None:
+        """The chunk that begins at sample ``first`` has come that far."""
+        if self.progress is not None:
+            with self.lock:
+                self.done[first] = done
+                now = int(sum(self.done.values()))
+                if now > self.told:
+                    self.told = now
+                    self.progress(now, self.total)
+
+
+def part_of(worst: WorstCase, threat: Threat, *, first: int = 0) -> Part:
+    """The results of samples numbered from ``first``."""
+    samples = tuple(sample_results(worst, threat, first=first))
+    return Part(first, samples, worst.rejected, worst.forwards, worst.backwards)
 
 
 def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[SampleResult]:
@@ -262,6 +301,7 @@ def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[
         "distance": lp_norm(worst.x_adv.double() - worst.x.double(), threat.p),
         "attack": worst.attack,
         "restart": worst.restart,
+        "proven": worst.proven & worst.clean_correct,
     }
     results = []
     for index, values in enumerate(zip(*(column.tolist() for column in columns.values()), strict=True), first):
@@ -272,8 +312,9 @@ def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[
     return results
 
 
-def summarise(samples: Sequence[SampleResult], rejected: int, threat: Threat, eps: float) -> Evaluation:
+def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
     """Count per-sample results into an :class:`~brittle.results.Evaluation`."""
+    samples = [sample for part in parts for sample in part.samples]
     right = [s.clean_prediction == s.label for s in samples]
     return Evaluation(
         attacks=tuple(attack_name(attack) for attack in threat.attacks),
@@ -286,106 +327,13 @@ def summarise(samples: Sequence[SampleResult], rejected: int, threat: Threat, ep
         n=len(samples),
         clean_correct=sum(right),
         robust_correct=sum(ok and s.attack is None for ok, s in zip(right, samples, strict=True)),
-        rejected=rejected,
+        rejected=sum(part.rejected for part in parts),
         largest_perturbation=max(s.distance for s in samples),
         samples=tuple(samples),
+        proven=sum(s.proven for s in samples),
+        forwards=sum(part.forwards for part in parts),
+        backwards=sum(part.backwards for part in parts),
     )
-
-
-def security_curve(
-    model: Model,
-    worst: WorstCase,
-    threat: Threat,
-    *,
-    at: float,
-    budgets: Sequence[float],
-    batch_size: int = 256,
-    progress: Progress | None = None,
-) -> SecurityCurve:
-    """Robust accuracy over several budgets, from one evaluation and a few attacks more.
-
-    What is known is used: a sample broken at one budget is broken at every larger one, one that survives counts as
-    surviving every smaller one. So only the broken samples are attacked at smaller budgets and only the survivors
-    at larger ones, and the curve cannot rise.
-
-    Args:
-        model: Network; left bit-equal.
-        worst: The worst case at the budget ``at``.
-        threat: The one it was found under.
-        at: That budget.
-        budgets: Further budgets; the curve holds them and ``at``.
-        batch_size: Samples at once.
-        progress: Called with the budgets done and their number.
-
-    Returns:
-        Budgets in rising order with the robust accuracy at each.
-    """
-    robust = {at: worst.robust_correct}
-    smaller = sorted((eps for eps in set(budgets) if eps < at), reverse=True)
-    larger = sorted(eps for eps in set(budgets) if eps > at)
-    for chain, falling in ((smaller, True), (larger, False)):
-        current = robust[at]
-        for eps in chain:
-            rows = (worst.clean_correct & ~current if falling else current).nonzero()[:, 0]
-            current = current.clone()
-            for part in rows.split(batch_size) if len(rows) else ():
-                attacked = worst_case(model, worst.x[part], worst.y[part], threat, eps, ids=part.cpu())
-                current[part] = attacked.robust_correct
-            robust[eps] = current
-            if progress is not None:
-                progress(len(robust) - 1, len(smaller) + len(larger))
-    points = sorted(robust)
-    rates = tuple(Rate(int(robust[eps].sum()), len(worst.y)) for eps in points)
-    return SecurityCurve(float(threat.p), tuple(float(eps) for eps in points), rates)
-
-
-def logits_of(model: Model, x: Tensor, y: Tensor) -> Tensor:
-    """Logits ``(N, classes)`` without gradient, checked against the labels.
-
-    Raises:
-        InputError: The model fails on this input, or its output is not a finite tensor that covers the labels.
-    """
-    try:
-        with torch.no_grad():
-            logits = model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {reason}") from error
-    check_logits(logits, x, y)
-    assert isinstance(logits, Tensor)
-    return logits.detach()
-
-
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """``s_y - max_{j != y} s_j`` of every sample, ``(N,)`` in logit units; with one class, ``s_y``."""
-    own = logits.gather(1, y[:, None])[:, 0]
-    if logits.shape[1] == 1:
-        return own
-    return own - logits.scatter(1, y[:, None], -math.inf).amax(1)
-
-
-def batches_of(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
-    """Batches ``(x, y, total)`` of whatever form the data come in; the total is None when it is unknown."""
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    if isinstance(data, Labelled):
-        data = data.inputs, data.labels
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        x, y = data
-        assert isinstance(x, Tensor)
-        assert isinstance(y, Tensor)
-        if len(x) != len(y):
-            raise InputError(f"data: expected as many labels as inputs; got {len(x)} inputs and {len(y)} labels")
-        for start in range(0, len(x), batch_size):
-            yield x[start : start + batch_size], y[start : start + batch_size], len(x)
-        return
-    if isinstance(data, Dataset):
-        data = DataLoader(data, batch_size=batch_size)
-    size = getattr(getattr(data, "dataset", None), "__len__", None)
-    for batch in data:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
-        yield batch[0], torch.as_tensor(batch[1]), size() if callable(size) else None
 
 
 def attack_name(attack: Attack) -> str:
@@ -396,24 +344,14 @@ def attack_name(attack: Attack) -> str:
     return getattr(attack, "__name__", type(attack).__name__)
 
 
+def _home(attack: Attack) -> str:
+    """The module that an attack comes from."""
+    return _home(attack.func) if isinstance(attack, functools.partial) else str(getattr(attack, "__module__", ""))
+
+
 def _defaults(attack: Attack) -> Setting:
     """The options that an attack runs with and the caller did not set, as one line."""
     parameters = inspect.signature(attack).parameters.values()
-    passed = {"eps", "p", "bounds", "seed", "ids", *_bound(attack)}
+    passed = {"eps", "p", "bounds", "seed", "ids", "batch_size", "progress", *bound_options(attack)}
     simple = [q for q in parameters if q.default is not q.empty and q.name not in passed]
     return ", ".join(f"{q.name}={getattr(q.default, '__name__', q.default)!r}" for q in simple)
-
-
-def _call(attack: Attack, **offered: object) -> Attack:
-    """The attack with those of the offered arguments bound that it has and that the caller did not bind."""
-    names = inspect.signature(attack).parameters.keys() - _bound(attack)
-    return functools.partial(attack, **{name: value for name, value in offered.items() if name in names})
-
-
-def _bound(attack: Attack) -> set[str]:
-    """Names of the options that the caller bound."""
-    return set(attack.keywords) if isinstance(attack, functools.partial) else set()
-
-
-def _correct(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.argmax(1) == y) & torch.isfinite(logits).all(1)

@@ -196,21 +196,34 @@ def directions(audit: Audit) -> Figure | None:
 
 @styled
 def universal(audit: Audit) -> Figure | None:
-    """Predictions changed by one universal and by a random perturbation; None when none was fitted."""
-    results = [result for result in audit.universal if result.fooled.n and result.random_fooled.n]
+    """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
+    results = [result for result in audit.universal if result.fooled.n]
     if not results:
         return None
-    figure, (axis,) = panels("Universal against random perturbation", 1, 1.2 + 0.55 * len(results))
-    for y, result in enumerate(results):
-        for series, lift, rate in ((1, -0.14, result.fooled), (0, 0.14, result.random_fooled)):
-            value, low, high = _percent(rate)
-            sides = [[value - low], [high - value]]
-            axis.errorbar([value], [y + lift], xerr=sides, elinewidth=1.4, capsize=2.5, **series_look(series))
-            axis.annotate(rate.percent, (high, y + lift), (6, 0), textcoords="offset points", va="center", fontsize=8)
-    label_rows(axis, [f"{norm_name(result.p)}, eps {budget(result.eps)}" for result in results])
-    axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %, with 95 % interval")
-    legend(figure, [Line2D([], [], **series_look(series)) for series in (1, 0)], ["universal", "random, of equal size"])
+    budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
+    kinds = {"fitted": (1, -0.24), "data-free": (2, 0.0)}
+    figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
+    for y, place in enumerate(budgets):
+        here = [result for result in results if (result.p, result.eps) == place]
+        for result in here:
+            series, lift = kinds[result.kind]
+            _draw_fooled(axis, y + lift, series, _percent(result.fooled), result.fooled.percent)
+        mean, (least, most) = here[0].random_mean, here[0].random_range
+        _draw_fooled(axis, y + 0.24, 0, (_percent(mean)[0], _percent(least)[0], _percent(most)[0]), mean.percent)
+    label_rows(axis, [f"{norm_name(p)}, eps {budget(eps)}" for p, eps in budgets])
+    axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %")
+    shown = {kind: kinds[kind][0] for kind in kinds if any(result.kind == kind for result in results)}
+    shown["random, of equal size"] = 0
+    legend(figure, [Line2D([], [], **series_look(series)) for series in shown.values()], list(shown))
     return figure
+
+
+def _draw_fooled(axis: Axes, y: float, series: int, sides: tuple[float, float, float], text: str) -> None:
+    value, low, high = sides
+    axis.errorbar(
+        [value], [y], xerr=[[value - low], [high - value]], elinewidth=1.4, capsize=2.5, **series_look(series)
+    )
+    axis.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _draw_range(axis: Axes, norm: NormBounds, y: float) -> None:

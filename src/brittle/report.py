@@ -383,7 +383,9 @@ GLOSSARY = {
     "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
     "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
     "Universal perturbation": (
-        "One perturbation for all inputs, fitted on one part of the data and judged on the other; compared with a"
-        " random one of equal size."
+        "One perturbation for all inputs. Fitted: by ascent on one half of the data. Data-free: the direction that"
+        " moves the first layer's output most, read from its weights, or an estimate of it where the layer is not"
+        " dense; only its sign is chosen on that half. All are judged on the other half, beside random ones of equal"
+        " size. A larger share of changed predictions may exist: each is an estimate from below of the worst."
     ),
 }

@@ -231,6 +231,7 @@ class SampleResult:
         restart: Restart (from 0) in which it broke; None likewise.
         certified_radius: Lower bound of the distance to the nearest adversarial example, in input units: 0 for samples
             that are wrong without attack; None when no sound rule covers the network.
+        proven: Not attacked, because it is proven that no perturbation within the budget breaks it.
     """
 
     index: int
@@ -243,6 +244,7 @@ class SampleResult:
     attack: str | None
     restart: int | None
     certified_radius: float | None = None
+    proven: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,9 @@ class Evaluation:
         robust_correct: Samples right without attack and under every attack.
         rejected: Examples that an attack returned outside the budget, the bounds or the finite numbers; not counted.
         largest_perturbation: Largest ``||x_adv - x||_p`` among the accepted examples.
+        proven: Samples that were not attacked because they are proven robust at the budget.
+        forwards: Samples put through the network without gradient, re-checks included.
+        backwards: Samples put through the network with a gradient: what the attacks cost.
         samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
     """
 
@@ -280,6 +285,9 @@ class Evaluation:
     robust_correct: int
     rejected: int
     largest_perturbation: float
+    proven: int = 0
+    forwards: int = 0
+    backwards: int = 0
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
 
     @property
@@ -409,23 +417,39 @@ class LayerResponse:
 
 @dataclass(frozen=True)
 class UniversalResult:
-    """One perturbation for all inputs, fitted on one part of the data and judged on the other.
+    """One perturbation for all inputs, chosen on one part of the data and judged on the other.
 
     Attributes:
         p: Norm of the budget.
         eps: Budget.
-        fitted_on: Samples it was fitted on.
+        kind: ``fitted`` to data by ascent, or ``data-free``: a direction read from the weights.
+        direction: How it was found; for a data-free one its sign, the direction and the layer.
+        fitted_on: Samples it was fitted on, or on which the sign of a data-free one was chosen.
         fooled: Predictions changed on the held-out samples that were right without it.
-        random_fooled: The same for a random perturbation of equal size (random signs, or a random direction).
+        random_fooled: The same for each of several random perturbations of equal size (random signs, or random
+            directions).
         robust: Held-out samples right under the universal perturbation.
     """
 
     p: float
     eps: float
+    kind: str
+    direction: str
     fitted_on: int
     fooled: Rate
-    random_fooled: Rate
+    random_fooled: tuple[Rate, ...]
     robust: Rate
+
+    @property
+    def random_mean(self) -> Rate:
+        """The random perturbations' rate on average: counts added up, so that only the value has a meaning."""
+        return Rate(sum(rate.hits for rate in self.random_fooled), sum(rate.n for rate in self.random_fooled))
+
+    @property
+    def random_range(self) -> tuple[Rate, Rate]:
+        """The least and the largest rate of the random perturbations."""
+        rates = sorted(self.random_fooled, key=lambda rate: rate.hits)
+        return rates[0], rates[-1]
 
 
 @dataclass(frozen=True)
@@ -434,6 +458,25 @@ class NotMeasured:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One check of whether robust accuracies can be trusted, and the number that raised it or did not.
+
+    Attributes:
+        name: What was looked for.
+        raised: Whether it was found: the robust accuracies it concerns must not be trusted.
+        finding: What was measured, with its number.
+        meaning: Why this matters, in one line.
+        p: Norm of the budget whose robust accuracy it concerns; None: every norm.
+    """
+
+    name: str
+    raised: bool
+    finding: str
+    meaning: str
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -498,6 +541,7 @@ class Audit:
     signature: Signature
     parameters: int
     certified: tuple[CertifiedCurve, ...] = ()
+    flags: tuple[Flag, ...] = ()
     schema_version: int = SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
 

@@ -166,9 +166,12 @@ def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
 
 
 def _universal(universal: Sequence[UniversalResult]) -> str:
+    free = {u.p: f"one read from the weights alone {u.fooled.percent}, " for u in universal if u.kind == "data-free"}
     parts = [
-        f"{u.fooled.percent} in {norm_name(u.p)} (a random one of equal size {u.random_fooled.percent})"
+        f"{u.fooled.percent} in {norm_name(u.p)} ({free.get(u.p, '')}random ones of equal size"
+        f" {u.random_mean.percent} on average and at most {u.random_range[1].percent})"
         for u in universal
+        if u.kind == "fitted" and u.fooled.n
     ]
     if not parts:
         return ""

@@ -15,6 +15,7 @@ from torch import Tensor
 from brittle.attacks.apgd import apgd, apgd_targeted
 from brittle.attacks.losses import LOSSES, Loss, cross_entropy, dlr, targeted_dlr
 from brittle.attacks.pgd import fgsm, pgd
+from brittle.attacks.square import square
 from brittle.attacks.universal import universal_perturbation
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
@@ -22,6 +23,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "pgd": pgd,
     "apgd": apgd,
     "apgd_targeted": apgd_targeted,
+    "square": square,
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "dlr",
     "fgsm",
     "pgd",
+    "square",
     "targeted_dlr",
     "universal_perturbation",
 ]

@@ -203,10 +203,9 @@ class _Apgd:
             "best_gradient": torch.empty_like(x),
             "length": 2 * eps,
             "best_loss": torch.full_like(eps, -math.inf),
-            # The authors' implementation compares the first step's loss with 0, not with the starting point's.
-            "last_loss": torch.zeros_like(eps),
+            "last_loss": torch.full_like(eps, math.inf),
             "rising": torch.zeros_like(eps),
-            "best_at_check": torch.zeros_like(eps),
+            "best_at_check": torch.zeros_like(eps),  # not looked at while halved_at_check holds
             "halved_at_check": torch.ones_like(rows, dtype=torch.bool),
             "wrong": torch.zeros_like(rows, dtype=torch.bool),
         }
@@ -222,8 +221,8 @@ class _Apgd:
         losses, wrong, gradient = measured
         step = state["step"]
         improved = (losses > state["best_loss"]).nonzero()[:, 0]
-        state["best"][improved], state["best_gradient"][improved] = state["x"][improved], gradient[improved]
-        state["best_loss"][improved] = losses[improved]
+        for kept, now in (("best", state["x"]), ("best_gradient", gradient), ("best_loss", losses)):
+            state[kept].index_copy_(0, improved, now.index_select(0, improved))
         state["wrong"] = wrong
         self._check(state, losses, gradient)
         self._move(state, gradient)
@@ -233,10 +232,9 @@ class _Apgd:
     def _check(self, state: State, losses: Tensor, gradient: Tensor) -> None:
         """Count rising losses; at their checkpoints, samples that stall halve their step and return to their best."""
         step, best_loss = state["step"], state["best_loss"]
-        begun = step > 0
-        state["rising"] += (losses > state["last_loss"]) & begun
-        state["last_loss"] = losses * begun
-        state["best_at_check"] = torch.where(begun, state["best_at_check"], losses)
+        state["rising"] += losses > state["last_loss"]
+        # The authors' implementation compares the first step's loss with 0, not with the starting point's.
+        state["last_loss"] = losses * (step > 0)
         rows = self.interval[step].nonzero()[:, 0]
         if len(rows) == 0:
             return

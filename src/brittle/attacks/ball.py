@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -42,16 +41,14 @@ class Ball:
             InputError: A budget is negative or not finite, or p is another norm.
         """
         budgets = check_budget(eps, p, len(x)).to(x.device)
-        x = x.detach().clamp(*bounds)
+        x, rounded = x.detach().clamp(*bounds), budgets.to(x.dtype)
         if p == 2:
-            return Ball(x, budgets.to(x.dtype), p, bounds, None, None)
-        wide = per_sample(budgets, x)
-        low, high = (x.double() - wide).clamp_min(bounds[0]), (x.double() + wide).clamp_max(bounds[1])
-        low_rounded, high_rounded = low.to(x.dtype), high.to(x.dtype)
-        up, down = torch.full_like(x, math.inf), torch.full_like(x, -math.inf)
-        low_rounded = torch.where(low_rounded.double() < low, torch.nextafter(low_rounded, up), low_rounded)
-        high_rounded = torch.where(high_rounded.double() > high, torch.nextafter(high_rounded, down), high_rounded)
-        return Ball(x, budgets.to(x.dtype), p, bounds, low_rounded, high_rounded)
+            return Ball(x, rounded, p, bounds, None, None)
+        # Budgets rounded down, then the sums moved one step inwards: x_adv - x never exceeds eps by a rounding error.
+        down = torch.where(rounded.double() > budgets, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
+        wide = per_sample(down, x)
+        low, high = torch.nextafter(x - wide, x), torch.nextafter(x + wide, x)
+        return Ball(x, rounded, p, bounds, low.clamp_min_(bounds[0]), high.clamp_max_(bounds[1]))
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Onto the budget, then onto the bounds (which brings no point further from x)."""

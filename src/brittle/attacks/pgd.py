@@ -176,7 +176,9 @@ class Pool:
 
     def finish(self, rows: Tensor, found: Tensor) -> None:
         """Keep the examples of the samples ``rows``."""
-        self.x_adv[rows] = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds).tightened(found)
+        if self.p == 2:  # the box of p = inf cannot be left
+            found = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds).tightened(found)
+        self.x_adv[rows] = found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Labelled samples in whatever form they come: tensors, loaders, data sets, iterables of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from brittle.data import Data as Labelled
+from brittle.errors import InputError
+
+Data = Labelled | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""A :class:`brittle.data.Data`, a pair of tensors, any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset."""
+
+
+def batches_of(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+    """Batches ``(x, y, total)`` of whatever form the data come in; the total is None when it is unknown."""
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
+    if isinstance(data, Labelled):
+        data = data.inputs, data.labels
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        x, y = data
+        assert isinstance(x, Tensor)
+        assert isinstance(y, Tensor)
+        if len(x) != len(y):
+            raise InputError(f"data: expected as many labels as inputs; got {len(x)} inputs and {len(y)} labels")
+        for start in range(0, len(x), batch_size):
+            yield x[start : start + batch_size], y[start : start + batch_size], len(x)
+        return
+    if isinstance(data, Dataset):
+        data = DataLoader(data, batch_size=batch_size)
+    size = getattr(getattr(data, "dataset", None), "__len__", None)
+    for batch in data:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
+        yield batch[0], torch.as_tensor(batch[1]), size() if callable(size) else None
+
+
+def chunks_of(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+    """Chunks ``(x, y, total)`` of exactly ``size`` samples (the last may be smaller), whatever the batches were."""
+    held: list[tuple[Tensor, Tensor]] = []
+    count, total = 0, None
+    for x, y, total in batches_of(data, size):
+        held.append((x, y))
+        count += len(x)
+        while count >= size:
+            xs, ys = torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            yield xs[:size], ys[:size], total
+            count -= size
+            held = [(xs[size:], ys[size:])] if count else []
+    if count:
+        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held]), total
