@@ -10,14 +10,14 @@ import brittle
 PACKAGE = Path(brittle.__file__).parent
 ORDER = [
     {"errors", "wording"},
-    {"files", "codec", "inputs", "compressibility", "digest"},
+    {"files", "codec", "inputs", "compressibility", "digest", "options"},
     {"norms", "results", "frozen", "regularizers", "drawing", "geometry"},
     {"attacks.losses", "attacks.ball", "attacks.packing", "spread"},
     {"attacks.starts", "passes"},
-    {"attacks.pgd", "attacks.hashing"},
-    {"attacks.apgd", "attacks.square", "attacks.universal"},
+    {"attacks.pool", "attacks.hashing"},
+    {"attacks.steepest", "attacks.auto_pgd", "attacks.square_search", "attacks.universal"},
     {"attacks"},
-    {"convolution", "models", "checkpoints", "data", "sensitivity", "verdict", "figures", "presets"},
+    {"convolution", "models", "checkpoints", "data", "sensitivity", "verdict", "figures", "presets", "signing"},
     {"layers", "report", "samples"},
     {"bounds.layer", "bounds.tracing", "bounds.multipliers", "bounds.pair_inf", "bounds.radius", "directions"},
     {"bounds.graph", "bounds.pair_two", "private"},
@@ -31,13 +31,15 @@ ORDER = [
     {"bounds"},
     {"certificates"},
     {"evaluation", "honesty"},
-    {"measure", "story", "universal"},
+    {"measure", "story", "universal", "attacking"},
     {"auditing"},
     {"demo"},
     {"cli"},
 ]
 """A module imports only from rows above its own (packages may import their own parts)."""
-NO_TORCH = {"codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli"}
+NO_TORCH = {
+    "codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli", "options",
+}  # fmt: skip
 EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "pyautoattack"}
 
 

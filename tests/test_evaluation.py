@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import brittle
 import networks
-from brittle.attacks import apgd, fgsm, pgd
 from brittle import evaluation
+from brittle.attacks import apgd, fgsm, pgd
 from brittle.attacks.losses import margins
 from brittle.curves import security_curve
 from brittle.errors import InputError

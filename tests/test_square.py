@@ -17,7 +17,7 @@ from torch import nn
 import networks
 from brittle.attacks import pgd
 from brittle.attacks.hashing import GOLDEN, stream_keys, uniform
-from brittle.attacks.square import Windows, square
+from brittle.attacks.square_search import Windows, square
 from brittle.errors import InputError
 from matrices import quick
 from networks import Logistic, convnet, few, mlp, seeded, untidy, untouched
@@ -249,17 +249,19 @@ def test_survivors_cost_exactly_their_queries_and_broken_ones_end_at_their_first
 
 @pytest.mark.parametrize("p", NORMS)
 def test_the_first_point_of_smallest_margin_is_kept_whatever_the_start(p):
-    model, (x, y) = mlp(torch.float64), few(20, torch.float64)
-    for i in range(20):
+    net, (x, y) = mlp(torch.float64), few(12, torch.float64)
+
+    def model(x):
+        return (net(x) * 2).round()  # ties are common
+
+    for i in range(12):
         watched = Watched(model)
         one, label = x[i : i + 1], y[i : i + 1]
-        found = square(watched, one, label, eps=EPS[p] / 4, p=p, queries=80)
+        found = square(watched, one, label, eps=EPS[p] / 2, p=p, queries=60)
         tried = watched.points()[1:]
-        if len(tried):
+        if len(tried) and right(model, found, label):
             values = margin(model, tried, label.expand(len(tried)))
-            assert float(margin(model, found, label)) == pytest.approx(float(values.min()), abs=1e-12)
-            assert float(values.min()) <= float(values[0])
-            assert any(torch.equal(found[0], point) for point in tried[values == values.min()])
+            assert torch.equal(found[0], tried[int((values == values.min()).nonzero()[0])])
 
 
 def test_points_differ_from_the_best_in_one_window_at_the_ends_of_the_box():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         network_bounds,
     )
     from brittle.bounds.alignment import alignment
+    from brittle.certificates import proven_robust
     from brittle.checkpoints import fill, read_state, save_state
     from brittle.compressibility import (
         effective_rank,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
         spread,
         stable_rank,
     )
-    from brittle.certificates import proven_robust
     from brittle.convolution import operator_norm_bounds
     from brittle.curves import minimal_distances
     from brittle.data import Data, load_data

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
 
-from brittle import __version__
 from brittle.bounds.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
 from brittle.certificates import proven_robust
 from brittle.curves import security_curve
-from brittle.data import OTHER_BUDGETS, Data
-from brittle.digest import digest
 from brittle.directions import layer_responses, leading_directions
 from brittle.errors import InputError
 from brittle.evaluation import class_count, part_of, summarise
@@ -40,12 +35,12 @@ from brittle.results import (
     Rate,
     SecurityCurve,
     Setting,
-    Signature,
     UniversalResult,
 )
 from brittle.samples import Data as Samples
-from brittle.samples import batches_of
+from brittle.samples import batches_of, chosen_budgets
 from brittle.sensitivity import jacobian_norms, largest_ratio
+from brittle.signing import signature_of
 from brittle.universal import judge_universal
 from brittle.verdict import judge
 from brittle.wording import norm_name
@@ -121,7 +116,7 @@ def audit(
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    budgets = _budgets(eps, norms, data)
+    budgets = chosen_budgets(eps, norms, data)
     tell = progress or (lambda stage, done, total: None)
     samples = None if data is None else _gathered(data, bounds)
     shape = tuple(samples[0].shape[1:]) if samples else (None if input_shape is None else tuple(input_shape))
@@ -165,7 +160,7 @@ def audit(
         responses=tuple(found.responses),
         universal=tuple(found.universal),
         not_measured=tuple(missing),
-        signature=_signature(model, samples, seed, settings),
+        signature=signature_of(model, samples, seed, settings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         certified=tuple(found.certified),
     )
@@ -330,20 +325,6 @@ def _gathered(data: Samples, bounds: tuple[float, float]) -> tuple[Tensor, Tenso
     return x, y
 
 
-def _budgets(
-    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Samples | None
-) -> dict[float, float]:
-    standard = data.budgets if isinstance(data, Data) else OTHER_BUDGETS
-    given = dict(eps) if isinstance(eps, Mapping) else {} if eps is None else dict.fromkeys(norms, eps)
-    if unknown := [q for q in given if q not in norms]:
-        raise InputError(f"eps: expected budgets for p in {norms}; got one for {unknown[0]!r}")
-    budgets = {q: float(given.get(q, standard.get(q, OTHER_BUDGETS[q]))) for q in norms}
-    for q, budget in budgets.items():
-        if not 0 < budget < math.inf:
-            raise InputError(f"eps: expected a finite number above 0 for l_{q:g}; got {budget}")
-    return budgets
-
-
 def _chosen_attacks(
     attacks: str | Sequence[Attack] | None, model: nn.Module, x: Tensor, y: Tensor, steps: int | None
 ) -> tuple[tuple[Attack, ...], list[NotMeasured]]:
@@ -422,23 +403,3 @@ def _local_norms(model: nn.Module, p: float, x: Tensor, y: Tensor, bounds: tuple
     with frozen(model):
         logits_of(model, x[:1], y[:1])
         return torch.cat([jacobian_norms(model, part, p).cpu() for part in x.split(32)])
-
-
-def _signature(
-    model: nn.Module, samples: tuple[Tensor, Tensor] | None, seed: int, settings: dict[str, Setting]
-) -> Signature:
-    weights = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    device = device_of(model)
-    return Signature(
-        versions={
-            "brittle": __version__,
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "numpy": version("numpy"),
-        },
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        seed=seed,
-        settings=settings,
-        weights=digest(weights),
-        data=None if samples is None else digest({"inputs": samples[0], "labels": samples[1]}),
-    )

@@ -7,8 +7,6 @@ input (one line, no traceback), 130 interrupted.
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from brittle import __version__
+from brittle import __version__, options
 from brittle.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from brittle.data import Data
-    from brittle.results import Audit
+    from brittle.results import AttackResult, Audit
 
 app = typer.Typer(
     name="brittle",
@@ -66,7 +64,10 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; nothing was half-written, run the same command again", 130)
+        return _complain(
+            "interrupted; nothing was half-written, run the same command again (an attack goes on where it stopped)",
+            130,
+        )
 
 
 def _complain(message: str, code: int) -> int:
@@ -97,61 +98,76 @@ def _root(
     pass
 
 
+Model = Annotated[Path, typer.Argument(help="Weights: .safetensors, or a checkpoint that holds plain tensors.")]
+Arch = Annotated[
+    str, typer.Option(help="What to fill: fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function.")
+]
+ArchArg = Annotated[list[str] | None, typer.Option(help="Argument of the architecture, NAME=VALUE (repeatable).")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets in torchvision's layout.")]
+Split = Annotated[str, typer.Option(help="train or test.")]
+Limit = Annotated[int, typer.Option(help="Most samples; a random subset, by --seed.")]
+ImageSize = Annotated[str | None, typer.Option(help="HEIGHT,WIDTH to resize the images of folder: to.")]
+Mean = Annotated[str | None, typer.Option(help="Per-channel means the model expects its input to be normalised by.")]
+Std = Annotated[str | None, typer.Option(help="Per-channel standard deviations, likewise.")]
+Norms = Annotated[str, typer.Option(help="Norms of the budgets: inf, 2 or inf,2.")]
+Eps = Annotated[
+    list[str] | None,
+    typer.Option(help="Budget in input units, P=EPS (repeatable); EPS alone holds for every norm."),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of every gradient attack; the preset's own by default.")]
+Restarts = Annotated[int, typer.Option(help="Random restarts of every attack.")]
+BatchSize = Annotated[int, typer.Option(help="Samples at once; halved when memory runs out.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace a result that is already there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of the summary.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")]
+
+
 @app.command("audit")
 def _audit(
-    model: Annotated[Path, typer.Argument(help="Weights: .safetensors, or a checkpoint that holds plain tensors.")],
-    arch: Annotated[
-        str,
-        typer.Option(help="What to fill: fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function."),
-    ],
-    arch_arg: Annotated[
-        list[str] | None, typer.Option(help="Argument of the architecture, NAME=VALUE (repeatable).")
-    ] = None,
+    model: Model,
+    arch: Arch,
+    arch_arg: ArchArg = None,
     data: Annotated[
         str | None, typer.Option(help="digits, mnist, cifar10, folder:PATH or npz:PATH; weights alone without it.")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder that holds the data sets in torchvision's layout.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "test",
-    limit: Annotated[int, typer.Option(help="Most samples; a random subset, by --seed.")] = 1000,
-    image_size: Annotated[str | None, typer.Option(help="HEIGHT,WIDTH to resize the images of folder: to.")] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Per-channel means the model expects its input to be normalised by.")
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Per-channel standard deviations, likewise.")] = None,
-    p: Annotated[str, typer.Option(help="Norms of the budgets: inf, 2 or inf,2.")] = "inf,2",
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(help="Budget in input units, P=EPS (repeatable); EPS alone holds for every norm."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of every attack.")] = 100,
-    restarts: Annotated[int, typer.Option(help="Random restarts of every attack.")] = 1,
+    data_root: DataRoot = None,
+    split: Split = "test",
+    limit: Limit = 1000,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    p: Norms = "inf,2",
+    eps: Eps = None,
+    preset: Annotated[str, typer.Option(help="Attacks: fast, standard or thorough.")] = "fast",
+    steps: Steps = None,
+    restarts: Restarts = 1,
     input_shape: Annotated[
         str | None, typer.Option(help="Shape of one input (3,224,224): sharper bounds on convolutions without data.")
     ] = None,
     tighten: Annotated[
         int, typer.Option(help="Steps of optimisation of the certified bounds; each as long as the bounds themselves.")
     ] = 0,
-    batch_size: Annotated[int, typer.Option(help="Samples at once.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")] = Path("brittle-audit"),
-    overwrite: Annotated[bool, typer.Option(help="Replace an audit that is already there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON instead of the summary.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Audit a trained network: one report that says how compressible and how fragile it is, and why.
 
     Example: brittle audit model.safetensors --arch fcn --data mnist --data-root data -o report
     """
-    _check_output(out, overwrite)
-    budgets, norms = _budgets(eps), _norms(p)
-    shape, size = _integers("input-shape", input_shape), _integers("image-size", image_size, count=2)
-    _threads(threads)
-    network = _network(model, arch, _arguments(arch_arg or []), mean, std, _device(device))
-    samples = _samples(data, data_root, split, limit, seed, size)
+    _check_output(out, "audit.json", overwrite)
+    budgets, norms = options.budgets(eps), options.norms(p)
+    shape, size = options.integers("input-shape", input_shape), options.integers("image-size", image_size, count=2)
+    _prepare(threads)
+    network = _network(model, arch, options.arguments(arch_arg or []), mean, std, options.device(device))
+    samples = None if data is None else _samples(data, data_root, split, limit, seed, size)
     from brittle.auditing import audit
 
     with _progress(quiet) as stage:
@@ -160,6 +176,7 @@ def _audit(
             samples,
             p=norms,
             eps={q: budgets[q] for q in norms if q in budgets} or None,
+            attacks=preset,
             steps=steps,
             restarts=restarts,
             input_shape=shape,
@@ -171,6 +188,75 @@ def _audit(
         )
     save(result, out)
     _announce(result, out, as_json, quiet)
+
+
+@app.command("attack")
+def _attack(
+    model: Model,
+    arch: Arch,
+    data: Annotated[str, typer.Option(help="digits, mnist, cifar10, folder:PATH or npz:PATH.")],
+    arch_arg: ArchArg = None,
+    data_root: DataRoot = None,
+    split: Split = "test",
+    limit: Limit = 1000,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    p: Norms = "inf,2",
+    eps: Eps = None,
+    preset: Annotated[str, typer.Option(help="Attacks: fast, standard or thorough.")] = "standard",
+    steps: Steps = None,
+    restarts: Restarts = 1,
+    certify: Annotated[bool, typer.Option(help="Leave out samples that are proven robust at the budget.")] = True,
+    batch_size: BatchSize = 256,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; several, separated by commas, share.")] = "cpu",
+    ray_workers: Annotated[int, typer.Option(help="Tasks at once on a Ray cluster; 0 for none.")] = 0,
+    threads: Threads = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = Path("brittle-attack"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Robust accuracy alone, under strong attacks, for data of any size; interrupted, it goes on where it stopped.
+
+    Example: brittle attack model.safetensors --arch fcn --data mnist --data-root data --eps inf=0.1 -o attacked
+    """
+    _check_output(out, "attack.json", overwrite)
+    budgets, norms = options.budgets(eps), options.norms(p)
+    size = options.integers("image-size", image_size, count=2)
+    devices = [options.device(name.strip()) for name in device.split(",")]
+    _prepare(threads)
+    network = _network(model, arch, options.arguments(arch_arg or []), mean, std, devices[0])
+    samples = _samples(data, data_root, split, limit, seed, size)
+    from brittle.attacking import attack
+
+    with _progress(quiet) as stage:
+        result = attack(
+            network,
+            samples,
+            p=norms,
+            eps={q: budgets[q] for q in norms if q in budgets} or None,
+            preset=preset,
+            steps=steps,
+            restarts=restarts,
+            certify=certify,
+            batch_size=batch_size,
+            seed=seed,
+            devices=devices if len(devices) > 1 else (),
+            ray_workers=ray_workers,
+            resume=out / "parts",
+            name=model.name,
+            progress=stage,
+        )
+    save_attack(result, out)
+    if as_json:
+        print(result.to_json(), end="")
+    elif not quiet:
+        for evaluation in result.evaluations:
+            print(evaluation.summary)
+        print(result.signature.line)
+        print(f"Results: {out / 'attack.json'}, {out / 'samples.parquet'}")
 
 
 @app.command("demo")
@@ -188,7 +274,7 @@ def _demo(
     from brittle.demo import run_demo
 
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much beside other load
-    _check_output(out, True)
+    _check_output(out, "audit.json", True)
     with _progress(quiet) as stage:
         story = run_demo(out, seed=seed, progress=stage)
     print("\n".join(story.lines))
@@ -208,6 +294,18 @@ def _report(
         raise InputError(f"audit: expected an audit.json; nothing is at {audit}")
     write_report(Audit.load(audit), out)
     print(f"Report: {out}")
+
+
+def save_attack(result: AttackResult, out: Path) -> None:
+    """Write ``attack.json`` and ``samples.parquet`` into a folder, whole or not at all; the parts go."""
+    import shutil
+
+    from brittle.files import replacing
+
+    with replacing(out / "samples.parquet") as beside:
+        result.samples_frame().to_parquet(beside, index=False)
+    result.save(out / "attack.json")
+    shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def save(audit: Audit, out: Path) -> None:
@@ -238,18 +336,14 @@ def _network(
     if (mean is None) != (std is None):
         raise InputError("mean, std: expected both or neither; got one")
     if mean is not None and std is not None:
-        normalize = Normalize(_numbers("mean", mean), _numbers("std", std))
+        normalize = Normalize(options.numbers("mean", mean), options.numbers("std", std))
         network = nn.Sequential(OrderedDict(normalize=normalize, model=network))
     return network.eval().to(device)
 
 
-def _samples(
-    spec: str | None, root: Path | None, split: str, limit: int, seed: int, size: tuple[int, ...] | None
-) -> Data | None:
+def _samples(spec: str, root: Path | None, split: str, limit: int, seed: int, size: tuple[int, ...] | None) -> Data:
     from brittle.data import load_data
 
-    if spec is None:
-        return None
     pair = (size[0], size[1]) if size else None
     return load_data(spec, root=root, split=split, limit=limit, seed=seed, image_size=pair)
 
@@ -282,96 +376,48 @@ def _progress(quiet: bool) -> Iterator[Stage]:
     )
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=quiet or not console.is_terminal) as bars:
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def stage(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done, total=total)
+                tasks[name] = bars.add_task(name, total=total, rate="")
+            speed = bars.tasks[tasks[name]].speed
+            bars.update(tasks[name], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 
         yield stage
 
 
-def _check_output(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, name: str, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out: expected a folder; {out} is a file")
-    if (out / "audit.json").exists() and not overwrite:
-        raise InputError(f"out: {out} already holds an audit; choose another folder or pass --overwrite")
+    if (out / name).exists() and not overwrite:
+        what = name.partition(".")[0]
+        raise InputError(f"out: {out} already holds an {what}; choose another folder or pass --overwrite")
 
 
-def _arguments(pairs: list[str]) -> dict[str, object]:
-    arguments: dict[str, object] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name.isidentifier():
-            raise InputError(f"arch-arg: expected NAME=VALUE; got {pair!r}")
-        try:
-            arguments[name] = json.loads(value)
-        except ValueError:
-            arguments[name] = value
-    return arguments
+def _prepare(threads: int | None) -> None:
+    """Settings of this process that long runs gain from."""
+    options.threads(threads)
+    _keep_heap()
 
 
-def _norms(text: str) -> tuple[float, ...]:
-    norms = _numbers("p", text)
-    if not norms or any(q not in (2, math.inf) for q in norms) or len(set(norms)) < len(norms):
-        raise InputError(f"p: expected inf, 2 or inf,2; got {text!r}")
-    return tuple(norms)
+def _keep_heap() -> None:
+    """Let glibc keep freed memory: else it gives large tensors back and faults them in again at every pass."""
+    import ctypes
 
-
-def _budgets(entries: list[str] | None) -> dict[float, float]:
-    budgets: dict[float, float] = {}
-    for entry in entries or []:
-        norm, separator, value = entry.rpartition("=")
-        for q in _norms(norm) if separator else (math.inf, 2.0):
-            budgets[q] = _numbers("eps", value)[0]
-            if not 0 < budgets[q] < math.inf:
-                raise InputError(f"eps: expected a finite number above 0; got {value}")
-    return budgets
-
-
-def _numbers(name: str, text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name}: expected numbers separated by commas; got {text!r}") from None
-    if any(math.isnan(number) for number in numbers):
-        raise InputError(f"{name}: expected numbers; got {text!r}")
-    return numbers
-
-
-def _integers(name: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or count not in (None, len(parts)):
-        raise InputError(f"{name}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise InputError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices; got {name!r}")
-    return name
-
-
-def _threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        if threads < 1:
-            raise InputError(f"threads: expected at least 1; got {threads}")
-        torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the largest that is taken
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 if __name__ == "__main__":

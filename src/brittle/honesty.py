@@ -18,7 +18,7 @@ from torch import Tensor
 
 from brittle.attacks import apgd
 from brittle.attacks.losses import Loss, cross_entropy, loss_and_gradient, margins
-from brittle.attacks.square import square
+from brittle.attacks.square_search import square
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
 from brittle.norms import dual_exponent, lp_norm
@@ -33,10 +33,10 @@ SAMPLES = 64
 100 steps on 1,000 samples."""
 LEAST = 8
 """Fewest samples of a check that counts shares. Among three, a single odd one would raise a flag."""
-STEPS = 20
+STEPS = 15
 """Steps of the short attacks. Attacks that are compared have equal steps, so that their difference is what counts;
 within the whole range of the inputs a sound attack needs a few."""
-QUERIES = 200
+QUERIES = 100
 """Queries of the attack without gradients: they break next to nothing that sound gradients left, and much where the
 gradients lead nowhere."""
 SURVIVORS = 32
@@ -56,8 +56,8 @@ FALL = 0.05
 """Share of the samples by which a robust accuracy falls, from the least to the largest budget of its curve, if it is
 not flat."""
 PROMISED = 0.5
-"""Share of the survivors that break within the largest budget if their gradients are right. Only where gradients
-promise a fall is a flat curve odd: over small budgets a robust network's is flat as well."""
+"""Share of the survivors that should have broken within the largest budget by their own gradients, or have none. Only
+then is a flat curve odd: over small budgets a robust network's is flat as well."""
 WHOLE = 0.05
 """Share of the samples that withstand a budget as large as the whole range. Pictures of the other classes lie within
 it, so every one is a failure of the attacks; honest networks, also overconfident ones, leave none."""
@@ -69,8 +69,7 @@ COMPANY = 1e-2
 """Difference of a sample's logits alone and in a batch, likewise. Kernels of reduced precision (TF32), which may be
 chosen by the batch's size, differ by 10⁻³."""
 PROBABILITY = 1e-3
-"""How far from 1 a sample's outputs add up to and still count as probabilities."""
-
+"""How far from 1 the sum of a sample's outputs may be if they count as probabilities: half precision's rounding."""
 
 MEANINGS = {
     "zero gradients": (
@@ -97,8 +96,8 @@ MEANINGS = {
         " mislead it."
     ),
     "flat security curve": (
-        "Robust accuracy falls as the budget grows past what the gradients promise; if it does not, they promise what"
-        " following them does not keep."
+        "Robust accuracy falls once the budget exceeds what the gradients promise; where it does not, following them"
+        " leads nowhere."
     ),
     "budget of the whole range": (
         "Every picture is allowed, those of other classes too, so whatever is still right was missed by the attack"
@@ -155,12 +154,14 @@ def honesty_flags(
     with frozen(model):
         probe = _Probe(model, private_copy(model, worst.x), worst, threat, eps, batch_size)
         query_attack = query_attack or functools.partial(square, queries=QUERIES)
-        checks = (probe.of_model() if of_model else {}) | probe.of_budget(curve, query_attack)
-        for name, check in checks.items():
-            try:
-                flags.append(check())
-            except InputError as error:
-                missing.append(NotMeasured(name if name in _OF_MODEL else f"{name}, {norm_name(threat.p)}", str(error)))
+        groups = [(probe.of_model() if of_model else {}, "")]
+        groups += [(probe.of_budget(curve, query_attack), f", {norm_name(threat.p)}")]
+        for checks, where in groups:
+            for name, check in checks.items():
+                try:
+                    flags.append(check())
+                except InputError as error:
+                    missing.append(NotMeasured(name + where, str(error)))
     return tuple(flags), tuple(missing)
 
 
@@ -252,12 +253,15 @@ def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int) -> Flag:
     Args:
         curve: Robust accuracy over several budgets.
         distances: First-order estimate of the distance ``(N,)`` to the decision boundary, ``margin / ||gradient||``
-            in the dual norm, of samples that withstood the standard budget; empty when the curve falls.
+            in the dual norm, of samples that withstood the standard budget; 0 where the gradient is zero. Empty when
+            the curve falls.
         classes: Number of classes.
     """
     first, last = curve.robust[0], curve.robust[-1]
     promised = _count(distances < curve.eps[-1])
-    more = f", where by their gradients {_of(promised)} survivors should have broken" if promised.n else ""
+    more = (
+        f", though {_of(promised)} survivors should have broken by their gradients, or have none" if promised.n else ""
+    )
     return _flag(
         "flat security curve",
         is_flat(curve, classes) and _above(promised, PROMISED),
@@ -339,12 +343,12 @@ class _Probe:
 
     def right(self) -> Tensor:
         """Rows of samples that are right without attack."""
-        return _spread(self.worst.clean_correct, SAMPLES, "are right without attack")
+        return _enough(self.worst.clean_correct, SAMPLES, "are right without attack")
 
     def survivors(self, most: int) -> Tensor:
         """Rows of samples that withstood the attacks, and not because they are proven robust."""
         left = self.worst.robust_correct & ~self.worst.proven
-        return _spread(left, most, "withstood the attacks and are not proven robust")
+        return _enough(left, most, "withstood the attacks and are not proven robust")
 
     def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float) -> Tensor:
         """Which of the samples ``rows`` other attacks break, ``(n,)``; every example is checked again."""
@@ -367,8 +371,7 @@ class _Probe:
 
     def batch(self) -> Tensor:
         """Rows of one batch, right or wrong."""
-        every = torch.ones_like(self.worst.y, dtype=torch.bool)
-        return _spread(every, min(SAMPLES, self.batch_size), "", least=1)
+        return _thinned(torch.arange(len(self.worst.y)), min(SAMPLES, self.batch_size))
 
     def logits(self, rows: Tensor) -> Tensor:
         return logits_of(self.model, self.worst.x[rows], self.worst.y[rows])
@@ -395,7 +398,8 @@ class _Probe:
         classes, distances = self.worst.clean_logits.shape[1], torch.empty(0)
         if is_flat(curve, classes):
             margin, gradient = self.gradients(self.survivors(SAMPLES), margins)
-            distances = margin / lp_norm(gradient, dual_exponent(self.threat.p))
+            length = lp_norm(gradient, dual_exponent(self.threat.p))
+            distances = torch.where(length > 0, margin / length, 0.0)
         return flat_curve(curve, distances, classes)
 
     def whole_range(self) -> Flag:
@@ -414,11 +418,8 @@ class _Probe:
             rate = _count(self.broken(self.survivors(SURVIVORS), (query_attack,), self.eps))
             return query_gap(rate, _count(robust), p)
         found = self.worst.attack == queries.index(True)
-        rows = _spread((robust | found) & ~self.worst.proven, len(robust), "withstood the gradient attacks")
+        rows = _enough((robust | found) & ~self.worst.proven, len(robust), "withstood the gradient attacks")
         return query_gap(_count(found[rows]), _count(robust | found), p)
-
-
-_OF_MODEL = tuple(MEANINGS)[:4]
 
 
 def _flag(name: str, raised: bool, finding: str, p: float | None = None) -> Flag:
@@ -434,26 +435,37 @@ def _short(loss: str, random_start: bool) -> Attack:
 
 
 def _later(worst: WorstCase, threat: Threat) -> Rate | None:
-    """Samples that fell to DLR after they withstood cross-entropy; None unless the threat has both in this order."""
-    losses = []
-    for attack in threat.attacks:
-        option = inspect.signature(attack).parameters.get("loss")
-        losses.append(None if option is None else option.default)
-    if "ce" not in losses or "dlr" not in losses[losses.index("ce") :]:
-        return None
-    number = losses.index("dlr", losses.index("ce"))
-    return Rate(int((worst.attack == number).sum()), int(worst.clean_correct.sum()))
+    """Samples that fell to DLR after they withstood cross-entropy, by attacks that are equal otherwise; else None."""
+    kinds = [_loss_and_rest(attack) for attack in threat.attacks]
+    pairs = [
+        later
+        for first, (loss, rest) in enumerate(kinds)
+        for later, other in enumerate(kinds)
+        if loss == "ce" and other == ("dlr", rest) and first < later
+    ]
+    return Rate(int((worst.attack == pairs[0]).sum()), int(worst.clean_correct.sum())) if pairs else None
 
 
-def _spread(mask: Tensor, most: int, what: str, least: int = LEAST) -> Tensor:
-    """Rows of at most so many samples of the mask, spread evenly over the data.
+def _loss_and_rest(attack: Attack) -> tuple[object, tuple[object, dict[str, object]]]:
+    option = inspect.signature(attack).parameters.get("loss")
+    rest = {name: value for name, value in getattr(attack, "keywords", {}).items() if name != "loss"}
+    return None if option is None else option.default, (_unbound(attack), rest)
+
+
+def _enough(mask: Tensor, most: int, what: str) -> Tensor:
+    """Rows of at most so many samples of the mask.
 
     Raises:
-        InputError: There are fewer than ``least``.
+        InputError: There are fewer than :data:`LEAST`.
     """
     rows = mask.nonzero()[:, 0]
-    if len(rows) < least:
-        raise InputError(f"needs {least} samples that {what}; there are {len(rows)}")
+    if len(rows) < LEAST:
+        raise InputError(f"needs {LEAST} samples that {what}; there are {len(rows)}")
+    return _thinned(rows, most)
+
+
+def _thinned(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, spread evenly."""
     if len(rows) <= most:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).round().long()]

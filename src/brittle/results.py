@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brittle import codec
 from brittle.files import write_text
+from brittle.wording import budget, norm_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,6 +307,13 @@ class Evaluation:
         """Predictions changed by the attack, over the samples that were right without it."""
         return Rate(self.clean_correct - self.robust_correct, self.clean_correct)
 
+    @property
+    def summary(self) -> str:
+        """One line: budget, clean and robust accuracy, and how many samples are proven robust."""
+        proven = f"; {self.proven} proven robust" if self.proven else ""
+        accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
+        return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}"
+
     def to_frame(self) -> pd.DataFrame:
         """The per-sample results, one row a sample."""
         import pandas as pd
@@ -344,8 +353,8 @@ class CertifiedCurve:
 
     def at(self, eps: float) -> Rate:
         """Certified accuracy at a budget, or at the next larger one that was counted (then from below)."""
-        for budget, rate in zip(self.eps, self.certified, strict=True):
-            if budget >= eps:
+        for point, rate in zip(self.eps, self.certified, strict=True):
+            if point >= eps:
                 return rate
         return Rate(0, self.certified[-1].n)
 
@@ -526,6 +535,48 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class AttackResult:
+    """Robust accuracy of one network under a preset's attacks: the result of ``brittle attack``.
+
+    Attributes:
+        model: What the network is called.
+        evaluations: One a norm.
+        not_measured: Attacks that the network does not admit, with the reason.
+        signature: What makes two results comparable.
+        schema_version: Of the JSON.
+        seconds: How long it took.
+    """
+
+    model: str
+    evaluations: tuple[Evaluation, ...]
+    not_measured: tuple[NotMeasured, ...]
+    signature: Signature
+    schema_version: int = SCHEMA_VERSION
+    seconds: float = field(default=0.0, compare=False)
+
+    def samples_frame(self) -> pd.DataFrame:
+        """All per-sample results, one row a sample and budget."""
+        return _samples_frame(self.evaluations)
+
+    def to_json(self) -> str:
+        """The result as JSON (infinities as strings, without the per-sample results)."""
+        return codec.to_json(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> AttackResult:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            InputError: The text is not JSON, or not such a result of this schema version.
+        """
+        return codec.from_json(text, AttackResult, "attack", SCHEMA_VERSION)
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to ``path``, whole or not at all."""
+        write_text(Path(path), self.to_json())
+
+
+@dataclass(frozen=True)
 class Audit:
     """The result of :func:`brittle.audit`; see its docstring for what each part means."""
 
@@ -558,10 +609,7 @@ class Audit:
 
     def samples_frame(self) -> pd.DataFrame:
         """All per-sample results at the standard budgets, one row a sample and budget."""
-        import pandas as pd
-
-        frames = [evaluation.to_frame() for evaluation in self.evaluations]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        return _samples_frame(self.evaluations)
 
     def to_json(self) -> str:
         """The audit as JSON (infinities as strings, without the per-sample results)."""
@@ -584,6 +632,13 @@ class Audit:
     def load(path: str | Path) -> Audit:
         """Read an audit that :meth:`save` wrote."""
         return Audit.from_json(Path(path).read_bytes())
+
+
+def _samples_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    import pandas as pd
+
+    frames = [evaluation.to_frame() for evaluation in evaluations]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def _layer_row(layer: LayerResult) -> dict[str, Any]:

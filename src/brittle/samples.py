@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from brittle.data import OTHER_BUDGETS
 from brittle.data import Data as Labelled
 from brittle.errors import InputError
 
@@ -53,3 +55,27 @@ def chunks_of(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, int | Non
             held = [(xs[size:], ys[size:])] if count else []
     if count:
         yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held]), total
+
+
+def chosen_budgets(
+    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Data | None
+) -> dict[float, float]:
+    """One budget for every norm: the given one, else the data set's own, else 8/255 (inf) and 0.5 (2).
+
+    Args:
+        eps: Budget for every norm, or by norm; None for standard ones.
+        norms: 2, inf or both.
+        data: Where standard budgets are looked up.
+
+    Raises:
+        InputError: A budget is not above 0 and finite, or belongs to another norm.
+    """
+    standard = data.budgets if isinstance(data, Labelled) else OTHER_BUDGETS
+    given = dict(eps) if isinstance(eps, Mapping) else {} if eps is None else dict.fromkeys(norms, eps)
+    if unknown := [q for q in given if q not in norms]:
+        raise InputError(f"eps: expected budgets for p in {norms}; got one for {unknown[0]!r}")
+    budgets = {q: float(given.get(q, standard.get(q, OTHER_BUDGETS[q]))) for q in norms}
+    for q, budget in budgets.items():
+        if not 0 < budget < math.inf:
+            raise InputError(f"eps: expected a finite number above 0 for l_{q:g}; got {budget}")
+    return budgets

@@ -93,7 +93,7 @@ def on_ray(work: Work[Task, Result], tasks: Iterable[Task], model: Model, worker
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
     on_gpu = isinstance(model, nn.Module) and any(parameter.is_cuda for parameter in model.parameters())
-    remote = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(_on_one_thread)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(_on_one_thread)
     shared = ray.put((work, model))
     waiting: deque[Any] = deque()
     for task in tasks:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from brittle.attacks import universal_perturbation
 from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
-from brittle.attacks.pgd import check_steps
+from brittle.attacks.pool import check_steps
 from brittle.directions import top_right_singular_vectors
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from brittle.attacks.apgd import apgd, apgd_targeted
+from brittle.attacks.auto_pgd import apgd, apgd_targeted
 from brittle.attacks.losses import LOSSES, Loss, cross_entropy, dlr, targeted_dlr
-from brittle.attacks.pgd import fgsm, pgd
-from brittle.attacks.square import square
+from brittle.attacks.square_search import square
+from brittle.attacks.steepest import fgsm, pgd
 from brittle.attacks.universal import universal_perturbation
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {

@@ -127,4 +127,4 @@ def loss_and_gradient(
         (gradient,) = torch.autograd.grad(values.sum(), x)
     if gradient.stride() != x.stride():  # expanded, or laid out in another order: callers write into it
         gradient = torch.empty_like(x).copy_(gradient)
-    return values.detach(), logits.detach().argmax(1) != y, gradient
+    return values.detach().to(x.dtype), logits.detach().argmax(1) != y, gradient

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brittle.attacks.ball import ascend_, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.pgd import check_length, check_steps
+from brittle.attacks.pool import check_length, check_steps
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
 from brittle.inputs import check_batch

@@ -5,6 +5,7 @@ Relaxations speak of differences from the clean input, so maps act on difference
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,9 +81,11 @@ def as_map(op: Op, shape: tuple[int, ...], module: nn.Module | None, like: Tenso
             lambda d: F.linear(d, W), lambda r: F.linear(r, size), lambda g: g @ W, max(W.shape),
             float(size.sum(1).max()), W.norm(dim=1), matrix=W if len(shape) == 2 else None,
         )  # fmt: skip
-        return _rounded(own, like, _offset(op, module), _tf32(like, False))
+        return _rounded(own, like, _offset(op, module), reduced_precision(like))
     if isinstance(rule, Conv):
-        return _rounded(_convolution(op, rule, shape, like), like, _offset(op, module), _tf32(like, True))
+        return _rounded(
+            _convolution(op, rule, shape, like), like, _offset(op, module), reduced_precision(like, convolution=True)
+        )
     raise NoRule(f"{op.name}: no linear relaxation for {type(rule).__name__}")
 
 
@@ -102,12 +105,20 @@ def _rounded(own: Map, like: Tensor, offset: float = 0.0, extra: float = 0.0) ->
     )  # fmt: skip
 
 
-def _tf32(like: Tensor, convolution: bool) -> float:
-    """Both factors of every product may be cut to 10 bits on the accelerator."""
-    if like.device.type != "cuda" or like.dtype != torch.float32:
+def reduced_precision(like: Tensor, *, convolution: bool = False) -> float:
+    """What products of single precision lose more where torch may cut both factors, to 10 bits or to 7."""
+    if like.dtype != torch.float32:
         return 0.0
-    allowed = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
-    return 2.1 * 2.0**-10 if allowed else 0.0
+    bits = {"high": 10, "medium": 7}.get(torch.get_float32_matmul_precision())
+    if like.device.type == "cuda" and bits is None:
+        allowed = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
+        bits = 10 if allowed else None
+    return 0.0 if bits is None else 2.1 * 2.0**-bits
+
+
+def sum_factor(terms: int, like: Tensor) -> float:
+    """Raises a radius by what its sum, and that of a middle of at most its magnitude, can lose in any order."""
+    return 1 + 4 * ((terms + 16) * unit_roundoff(like.dtype) + reduced_precision(like))
 
 
 def _offset(op: Op, module: nn.Module | None) -> float:
@@ -153,7 +164,7 @@ def _convolution(op: Op, rule: Conv, shape: tuple[int, ...], like: Tensor) -> Ma
         return result
 
     flat = K.flatten(1)
-    terms = max(flat.shape[1], flat.shape[0] // geometry.groups * flat[0, :].numel() // K.shape[1])
+    terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
     lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
     return Map(forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths)
 
@@ -161,8 +172,7 @@ def _convolution(op: Op, rule: Conv, shape: tuple[int, ...], like: Tensor) -> Ma
 def _average(op: Op, rule: Average, shape: tuple[int, ...], like: Tensor) -> Map:
     run = rule.run
     _check_batches(op, run, shape, like)
-    terms = shape[1:].numel() if isinstance(shape, torch.Size) else int(torch.Size(shape[1:]).numel())
-    return Map(run, run, _adjoint(run, shape), terms, 1.0)
+    return Map(run, run, _adjoint(run, shape), math.prod(shape[1:]), 1.0)
 
 
 def _rearrangement(op: Op, rule: Rearrange, shape: tuple[int, ...], like: Tensor) -> Map:

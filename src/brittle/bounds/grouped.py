@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from brittle.bounds.affine import sum_factor
 from brittle.bounds.graph import Concat, Input, Op, Slope, Sum
 from brittle.bounds.interval import Interval, Network, Reach
 from brittle.bounds.pullback import offsets, pull_back
@@ -41,7 +42,7 @@ class Stretch:
     def ends(self, network: Network, reach: Reach) -> Interval:
         """Lower and upper ends of the activation's input, ``(N, n)``."""
         ball, mid = reach.ball, reach.inputs[self.target].flatten(1)
-        grow = 1 + 4 * (self.source.shape[1] + 16) * torch.finfo(mid.dtype).eps
+        grow = sum_factor(self.source.shape[1], mid)
         if ball.length is None:
             mid = mid + ball.mid.flatten(1) @ self.source.mT
             rad = ball.rad.flatten(1) @ self.source.abs().mT * grow
@@ -49,8 +50,8 @@ class Stretch:
             rad = (torch.linalg.vector_norm(self.source, dim=1) * ball.length * grow).expand_as(mid)
         for number, matrix in self.inner.items():
             middle, radius = offsets(network, reach, number, self.slopes[number])
-            grow = 1 + 4 * (matrix.shape[1] + 16) * torch.finfo(mid.dtype).eps
-            mid, rad = mid + middle @ matrix.mT, rad + radius @ matrix.abs().mT * grow
+            mid = mid + middle @ matrix.mT
+            rad = rad + radius @ matrix.abs().mT * sum_factor(matrix.shape[1], mid)
         for number, sums in self.sums.items():
             rad = rad + reach.errors[number][:, None] * sums
         return mid - rad, mid + rad
@@ -148,8 +149,7 @@ def _stretch(network: Network, target: int, slopes: dict[int, Tensor]) -> Stretc
             source = g[0].flatten(1)
         elif number not in network.maps or network.maps[number].terms:
             flat = g[0].flatten(1)
-            grow = 1 + 2 * flat.shape[1] * torch.finfo(flat.dtype).eps
-            sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * grow
+            sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat.shape[1], flat)
     own = {number: slopes[number] for number in inner}
     return Stretch(target, source, own, inner, sums)
 

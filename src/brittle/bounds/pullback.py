@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.affine import unit_roundoff
+from brittle.bounds.affine import sum_factor
 from brittle.bounds.graph import Concat, Input, MaxPool, Slope, Sum
 from brittle.bounds.interval import Ball, Interval, Network, Reach, activation
 from brittle.bounds.pooling import Pooled
@@ -235,5 +235,4 @@ def _absolute(g: Tensor) -> Tensor:
 
 
 def _sum_factor(flat: Tensor) -> float:
-    """Raises a radius by what its sum, and that of a middle of at most its magnitude, can lose in any order."""
-    return 1 + 4 * (flat.shape[-1] + 16) * unit_roundoff(flat.dtype)
+    return sum_factor(flat.shape[-1], flat)

@@ -8,7 +8,8 @@ margins back to the input; the entries whose relaxation costs most are bounded a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,9 +88,9 @@ def read_relaxation(
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     if groups < 1:
         raise InputError(f"groups: expected at least 1; got {groups}")
-    with frozen(model), torch.inference_mode(False), torch.no_grad():
+    like = _like(model)
+    with frozen(model), _plain_arithmetic(like):
         _check_finite(model)
-        like = _like(model)
         graph = trace(model, input_shape)
         reader = _NamedReader(graph, frozenset(), False, [])
         ops = tuple(reader.read())
@@ -163,8 +164,8 @@ def margin_bounds(
         raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
     if rounds < 0 or rows < 1:
         raise InputError(f"rounds: expected at least 0, rows: at least 1; got {rounds} and {rows}")
-    with frozen(relaxation.model), torch.inference_mode(False), torch.no_grad():
-        like = _like(relaxation.model)
+    like = _like(relaxation.model)
+    with frozen(relaxation.model), _plain_arithmetic(like):
         x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
         network = relaxation.network
         size = sum(math.prod(network.shape(n)) for n in range(len(network.ops)))
@@ -237,6 +238,13 @@ def _shape(ops: Sequence[Op], number: int) -> tuple[int, ...]:
     shape = ops[ops[number].inputs[0]].shape
     assert shape is not None
     return shape
+
+
+@contextmanager
+def _plain_arithmetic(like: Tensor) -> Iterator[None]:
+    """No gradients, and every operation in the type of its inputs."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield
 
 
 def _like(model: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from brittle.attacks.ball import ascend_
 from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
 from brittle.attacks.packing import State, Tell, run, widest
-from brittle.attacks.pgd import Pool, check_steps, checked_width
+from brittle.attacks.pool import Pool, check_steps, checked_width
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
 from brittle.inputs import check_batch

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import Ball, ascend_, check_budget, project_
+from brittle.attacks.ball import Ball, ascend_, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.packing import State, Tell, run, widest
-from brittle.attacks.starts import random_start, sample_ids
-from brittle.errors import InputError
+from brittle.attacks.pool import Pool, check_length, check_steps, checked_width
 from brittle.frozen import Model, frozen
 from brittle.inputs import check_batch
 from brittle.norms import per_sample
@@ -117,71 +115,6 @@ def pgd(
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The samples of one attack, and where their results go.
-
-    Attributes:
-        x: Inputs ``(N, ...)``, clipped to the bounds.
-        y: Labels ``(N,)``.
-        eps: Budgets ``(N,)``, in float64.
-        p: Norm of the budgets.
-        bounds: Smallest and largest admissible input value.
-        seed: Seed of the random starts; None to start at x.
-        names: The samples' ids.
-        x_adv: Results ``(N, ...)``.
-    """
-
-    x: Tensor
-    y: Tensor
-    eps: Tensor
-    p: float
-    bounds: tuple[float, float]
-    seed: int | None
-    names: Sequence[int]
-    x_adv: Tensor
-
-    @staticmethod
-    def of(
-        x: Tensor,
-        y: Tensor,
-        eps: float | Tensor,
-        p: float,
-        bounds: tuple[float, float],
-        seed: int | None,
-        ids: Tensor | None,
-    ) -> Pool:
-        """Checked and clipped samples; results not yet set.
-
-        Raises:
-            InputError: A budget, the norm or the number of ids is wrong.
-        """
-        budgets = check_budget(eps, p, len(x)).to(x.device)
-        x = x.detach().clamp(*bounds)
-        return Pool(x, y.long(), budgets, p, bounds, seed, sample_ids(ids, len(x)), torch.empty_like(x))
-
-    def begin(self, rows: Tensor) -> State:
-        """What every search of these samples needs: the ball (``clean``, ``low``, ``high``, ``eps``), labels, start."""
-        ball = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds)
-        names = [self.names[row] for row in rows.tolist()]
-        start = ball.x.clone() if self.seed is None else random_start(ball, self.seed, names)
-        state = {"x": start, "y": self.y[rows], "eps": ball.eps, "step": torch.zeros_like(rows)}
-        if ball.low is not None and ball.high is not None:
-            return state | {"low": ball.low, "high": ball.high}
-        return state | {"clean": ball.x}
-
-    def project_(self, z: Tensor, state: State) -> Tensor:
-        """Project in place onto the slots' balls."""
-        clean = state.get("clean", z)
-        return project_(z, clean, state["eps"], state.get("low"), state.get("high"), self.bounds)
-
-    def finish(self, rows: Tensor, found: Tensor) -> None:
-        """Keep the examples of the samples ``rows``."""
-        if self.p == 2:  # the box of p = inf cannot be left
-            found = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds).tightened(found)
-        self.x_adv[rows] = found
-
-
-@dataclass(frozen=True)
 class _Ascent:
     """Steps of fixed length, as a packed search."""
 
@@ -214,23 +147,3 @@ class _Ascent:
 
     def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
         self.pool.finish(rows, state["best"][done])
-
-
-def check_length(step_size: float) -> float:
-    """A finite step length above 0, or InputError."""
-    if not 0 < step_size < math.inf:
-        raise InputError(f"step_size: expected a finite number above 0; got {step_size}")
-    return step_size
-
-
-def check_steps(steps: int, name: str = "steps") -> None:
-    """Raise InputError unless there is at least one step."""
-    if steps < 1:
-        raise InputError(f"{name}: expected at least 1; got {steps}")
-
-
-def checked_width(batch_size: int | None) -> int | None:
-    """The batch size, or InputError unless it is None or at least 1."""
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    return batch_size

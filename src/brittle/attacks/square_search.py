@@ -12,7 +12,7 @@ from torch import Tensor
 from brittle.attacks.hashing import stream_keys, uniform
 from brittle.attacks.losses import check_logits, margins
 from brittle.attacks.packing import State, Tell, run, widest
-from brittle.attacks.pgd import Pool, check_steps, checked_width
+from brittle.attacks.pool import Pool, check_steps, checked_width
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
 from brittle.inputs import check_batch

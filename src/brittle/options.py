@@ -1,0 +1,86 @@
+"""Reading the command line's option values; what cannot be read is an InputError that names the option."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from brittle.errors import InputError
+
+
+def arguments(pairs: list[str]) -> dict[str, object]:
+    """``NAME=VALUE`` pairs; values are read as JSON, else as text."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name.isidentifier():
+            raise InputError(f"arch-arg: expected NAME=VALUE; got {pair!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def norms(text: str) -> tuple[float, ...]:
+    """``inf``, ``2`` or ``inf,2``."""
+    found = numbers("p", text)
+    if not found or any(q not in (2, math.inf) for q in found) or len(set(found)) < len(found):
+        raise InputError(f"p: expected inf, 2 or inf,2; got {text!r}")
+    return tuple(found)
+
+
+def budgets(entries: list[str] | None) -> dict[float, float]:
+    """``P=EPS`` entries; ``EPS`` alone holds for every norm."""
+    found: dict[float, float] = {}
+    for entry in entries or []:
+        norm, separator, value = entry.rpartition("=")
+        for q in norms(norm) if separator else (math.inf, 2.0):
+            found[q] = numbers("eps", value)[0]
+            if not 0 < found[q] < math.inf:
+                raise InputError(f"eps: expected a finite number above 0; got {value}")
+    return found
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """Numbers separated by commas; ``name`` is the option's."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name}: expected numbers separated by commas; got {text!r}") from None
+    if any(math.isnan(number) for number in found):
+        raise InputError(f"{name}: expected numbers; got {text!r}")
+    return found
+
+
+def integers(name: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
+    """Positive integers separated by commas, ``count`` of them; ``name`` is the option's."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or count not in (None, len(parts)):
+        raise InputError(f"{name}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def device(name: str) -> str:
+    """A device that this machine has."""
+    import torch
+
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
+    if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices; got {name!r}")
+    return name
+
+
+def threads(threads: int | None) -> None:
+    """Set the number of CPU threads; None leaves torch's choice."""
+    if threads is not None:
+        import torch
+
+        if threads < 1:
+            raise InputError(f"threads: expected at least 1; got {threads}")
+        torch.set_num_threads(threads)
