@@ -38,7 +38,8 @@ ORDER = [
 ]
 """A module imports only from rows above its own (packages may import their own parts)."""
 NO_TORCH = {
-    "codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli", "options",
+    "codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli",
+    "options",
 }  # fmt: skip
 EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "pyautoattack"}
 
