@@ -18,6 +18,7 @@ from brittle.directions import layer_responses, leading_directions
 from brittle.errors import InputError
 from brittle.evaluation import class_count, part_of, summarise
 from brittle.frozen import device_of, frozen
+from brittle.honesty import honesty_flags
 from brittle.inputs import check_batch
 from brittle.layers import LayerView, read_layers
 from brittle.measure import input_sizes, measure_layer
@@ -28,6 +29,7 @@ from brittle.results import (
     Audit,
     CertifiedCurve,
     Evaluation,
+    Flag,
     LayerResponse,
     LayerResult,
     LipschitzResult,
@@ -44,7 +46,7 @@ from brittle.signing import signature_of
 from brittle.universal import judge_universal
 from brittle.verdict import judge
 from brittle.wording import norm_name
-from brittle.worst import Attack, Threat, WorstCase, worst_case
+from brittle.worst import Attack, Threat, WorstCase, passes_of, worst_case
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
 """Multiples of the standard budget at which the security curve is measured besides the budget itself."""
@@ -70,6 +72,7 @@ def audit(
     bounds: tuple[float, float] = (0.0, 1.0),
     input_shape: Sequence[int] | None = None,
     tighten: int = 0,
+    honesty: bool = True,
     batch_size: int = 256,
     seed: int = 0,
     name: str | None = None,
@@ -81,7 +84,8 @@ def audit(
     Theorem 3.1 with their sides) and the certified Lipschitz bounds. With data also clean and robust accuracy at
     the standard budgets and over a range of budgets, certified radii and the certified accuracy that they imply, the
     largest local gradient norms, the adversarial directions, the amplification layer by layer, and universal
-    perturbations against random ones. What cannot be measured soundly is listed by name under ``not_measured``.
+    perturbations against random ones. Checks say whether the robust accuracies can be trusted (``flags``). What cannot
+    be measured soundly is listed by name under ``not_measured``.
 
     Args:
         model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode.
@@ -97,6 +101,7 @@ def audit(
         input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
         tighten: Steps of optimisation of the certified bounds; 0 for closed forms. Each takes about as long as the
             closed forms.
+        honesty: Whether to check if the robust accuracies can be trusted (:func:`brittle.honesty.honesty_flags`).
         batch_size: Samples at once.
         seed: Seed of every random choice.
         name: What to call the model; its class name by default.
@@ -135,7 +140,7 @@ def audit(
     if samples is None:
         missing += [NotMeasured(what, "no data given") for what in _NEED_DATA]
     else:
-        run = _Run(model, samples, layers, leading_directions(layers), batch_size, tell)
+        run = _Run(model, samples, layers, leading_directions(layers), batch_size, tell, honesty)
         chosen, left_out = _chosen_attacks(attacks, model, samples[0], samples[1], steps)
         missing += left_out
         for q in norms:
@@ -149,10 +154,13 @@ def audit(
             why = "the first layer is no affine function of the input, or a constant"
             missing.append(NotMeasured("data-free universal perturbations", why))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
-    settings = _settings(budgets, found, restarts, bounds, shape, tighten)
+        missing += found.unchecked if honesty else [NotMeasured("honesty flags", "switched off")]
+    settings = _settings(budgets, found, restarts, bounds, shape, tighten, honesty)
     result = Audit(
         model=name or type(model).__name__,
-        verdict=judge(found.evaluations, results, lipschitz, found.responses, found.universal, found.certified),
+        verdict=judge(
+            found.evaluations, results, lipschitz, found.responses, found.universal, found.certified, found.flags
+        ),
         evaluations=tuple(found.evaluations),
         curves=tuple(found.curves),
         layers=tuple(results),
@@ -163,6 +171,7 @@ def audit(
         signature=signature_of(model, samples, seed, settings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         certified=tuple(found.certified),
+        flags=tuple(found.flags),
     )
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -174,6 +183,7 @@ def _settings(
     bounds: tuple[float, float],
     shape: tuple[int, ...] | None,
     tighten: int,
+    honesty: bool,
 ) -> dict[str, Setting]:
     return {
         "p": tuple(f"{q:g}" for q in budgets),
@@ -183,12 +193,14 @@ def _settings(
         "bounds": tuple(float(b) for b in bounds),
         "input_shape": shape,
         "tighten": tighten,
+        "honesty": honesty,
     }
 
 
 _NEED_DATA = (
     "clean and robust accuracy",
     "security curve",
+    "honesty flags",
     "certified radii and accuracy",
     "local gradient norms",
     "adversarial directions and amplification",
@@ -206,6 +218,8 @@ class _Found:
         self.responses: list[LayerResponse] = []
         self.universal: list[UniversalResult] = []
         self.silent: list[str] = []
+        self.flags: list[Flag] = []
+        self.unchecked: list[NotMeasured] = []
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,7 @@ class _Run:
     directions: Mapping[str, Tensor]
     batch_size: int
     tell: Stage
+    honesty: bool
 
     def at_budget(self, threat: Threat, eps: float, lipschitz: Tensor | None, found: _Found) -> None:
         """Attack within one budget, then the curves around it, the directions and the universal perturbation."""
@@ -242,6 +257,21 @@ class _Run:
                 progress=lambda done, total: self.tell(f"{label} curve", done, total),
             )
         )
+        if self.honesty:
+            flags, unchecked = honesty_flags(
+                self.model,
+                worst.x,
+                worst.y,
+                threat,
+                eps,
+                worst=worst,
+                curve=found.curves[-1],
+                of_model=len(found.curves) == 1,
+                batch_size=self.batch_size,
+            )
+            found.flags += flags
+            found.unchecked += unchecked
+            self.tell(f"{label} honesty", 1, 1)
         rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
         x, x_adv = worst.x[rows], self._perturbed(worst, rows, threat, eps)
         responses, silent = layer_responses(self.model, self.layers, x, x_adv, p=threat.p, directions=self.directions)
@@ -258,7 +288,7 @@ class _Run:
         x, y, label = *self.samples, norm_name(threat.p)
         device = device_of(self.model)
         self.tell(f"{label} attack", 0, len(x))
-        proven = proven_robust(self.model, x, y, eps=eps, p=threat.p, bounds=threat.bounds)
+        proven = proven_robust(self.model, x, y, eps=eps, p=threat.p, bounds=threat.bounds, passes=passes_of(threat))
         radii = None
         if lipschitz is not None:
             with frozen(self.model):

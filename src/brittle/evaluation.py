@@ -29,7 +29,7 @@ from brittle.private import private_copy
 from brittle.results import Evaluation, SampleResult, Setting
 from brittle.samples import Data, chunks_of
 from brittle.spread import on_devices, on_ray
-from brittle.worst import Attack, Threat, WorstCase, bound_options, worst_case
+from brittle.worst import Attack, Threat, WorstCase, bound_options, passes_of, worst_case
 
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where it is known, their total."""
@@ -245,7 +245,9 @@ def _part(
     tell = None if board is None else functools.partial(board.note, chunk.first)
     proven = None
     if certify:
-        proven = proven_robust(model, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds)
+        proven = proven_robust(
+            model, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds, passes=passes_of(threat)
+        )
     worst = worst_case(
         model,
         chunk.x,

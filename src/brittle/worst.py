@@ -294,6 +294,19 @@ def _unchecked_logits(model: Model, x: Tensor, batch_size: int) -> Tensor:
         return torch.cat([model(part) for part in x.split(batch_size)])
 
 
+def passes_of(threat: Threat) -> float:
+    """About how many passes with gradient a sample costs that withstands all attacks; a query counts a third."""
+    total = 0.0
+    for attack in threat.attacks:
+        options = {q.name: q.default for q in inspect.signature(attack).parameters.values()}
+        queries, steps, targets = (options.get(name) for name in ("queries", "steps", "targets"))
+        if isinstance(queries, int):
+            total += queries / 3
+        else:
+            total += (steps if isinstance(steps, int) else 1) * (targets if isinstance(targets, int) else 1)
+    return total * threat.restarts
+
+
 def admissible(x_adv: Tensor, x: Tensor, eps: float | Tensor, p: float, bounds: tuple[float, float]) -> Tensor:
     """``(N,)``: whether each example is finite, within the bounds and within the budget.
 

@@ -190,6 +190,7 @@ class _Apgd:
         self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
         self.target = pool.y if target is None else target
         self.interval = schedule.interval.to(pool.x.device)
+        self.checked = False
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
     def begin(self, rows: Tensor) -> State:
@@ -212,10 +213,11 @@ class _Apgd:
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         target = state["target"]
-        check = bool((state["step"] == 0).any())
-        return loss_and_gradient(
-            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=check
+        measured = loss_and_gradient(
+            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=not self.checked
         )
+        self.checked = True
+        return measured
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured

@@ -76,7 +76,7 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
             filled, holes = holes[: len(new_rows)], holes[len(new_rows) :]
             rows[filled] = new_rows
             for name, values in new_state.items():
-                state[name][filled] = values
+                state[name].index_copy_(0, filled, values)
         if len(holes):
             rows, state = _closed(rows, state, holes)
         if tell is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -114,15 +113,12 @@ def pgd(
     return pool.x_adv
 
 
-@dataclass(frozen=True)
 class _Ascent:
     """Steps of fixed length, as a packed search."""
 
-    model: Model
-    loss: Loss
-    pool: Pool
-    steps: int
-    lengths: Tensor
+    def __init__(self, model: Model, loss: Loss, pool: Pool, steps: int, lengths: Tensor) -> None:
+        self.model, self.loss, self.pool, self.steps, self.lengths = model, loss, pool, steps, lengths
+        self.checked = False
 
     def begin(self, rows: Tensor) -> State:
         state = self.pool.begin(rows)
@@ -130,8 +126,9 @@ class _Ascent:
         return state | {"best": state["x"].clone(), "best_loss": losses, "length": self.lengths[rows]}
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        check = bool((state["step"] == 0).any())
-        return loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=check)
+        measured = loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=not self.checked)
+        self.checked = True
+        return measured
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured
