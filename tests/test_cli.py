@@ -108,7 +108,7 @@ def test_an_audit_is_not_overwritten_unasked(audit, tmp_path, capsys):
     before = (tmp_path / "out" / "audit.json").read_bytes()
     capsys.readouterr()
     assert audit("--seed", "1") == 2
-    one_line(capsys, "already holds an audit", "--overwrite")
+    one_line(capsys, "already holds results (audit.json)", "--overwrite")
     assert (tmp_path / "out" / "audit.json").read_bytes() == before
     assert audit("--seed", "1", "--overwrite") == 0
 

@@ -35,6 +35,7 @@ def attack(
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     certify: bool = True,
+    compiled: bool = False,
     batch_size: int = 256,
     seed: int = 0,
     devices: Sequence[str] = (),
@@ -55,6 +56,7 @@ def attack(
         restarts: Runs of every attack.
         bounds: Smallest and largest admissible input value.
         certify: As :func:`brittle.evaluate`.
+        compiled: As :func:`brittle.evaluate`.
         batch_size: Samples at once.
         seed: Seed of every random choice.
         devices: As :func:`brittle.evaluate`.
@@ -88,6 +90,7 @@ def attack(
             batch_size=batch_size,
             seed=seed,
             certify=certify,
+            compiled=compiled,
             devices=devices,
             ray_workers=ray_workers,
             resume=resume,

@@ -208,6 +208,9 @@ def _attack(
     steps: Steps = None,
     restarts: Restarts = 1,
     certify: Annotated[bool, typer.Option(help="Leave out samples that are proven robust at the budget.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Attack a compiled copy (torch.compile): for long runs on a GPU.")
+    ] = False,
     batch_size: BatchSize = 256,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; several, separated by commas, share.")] = "cpu",
@@ -241,6 +244,7 @@ def _attack(
             steps=steps,
             restarts=restarts,
             certify=certify,
+            compiled=compiled,
             batch_size=batch_size,
             seed=seed,
             devices=devices if len(devices) > 1 else (),
@@ -400,8 +404,7 @@ def _check_output(out: Path, name: str, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out: expected a folder; {out} is a file")
     if (out / name).exists() and not overwrite:
-        what = name.partition(".")[0]
-        raise InputError(f"out: {out} already holds an {what}; choose another folder or pass --overwrite")
+        raise InputError(f"out: {out} already holds results ({name}); choose another folder or pass --overwrite")
 
 
 def _prepare(threads: int | None) -> None:

@@ -51,6 +51,7 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     certify: bool = True,
+    compiled: bool = False,
     devices: Sequence[str] = (),
     ray_workers: int = 0,
     resume: str | Path | None = None,
@@ -79,6 +80,7 @@ def evaluate(
         batch_size: Samples at once; halved when memory runs out.
         seed: Seed of the random starts; the result does not depend on ``batch_size``, apart from rounding.
         certify: Whether samples that are proven robust at the budget are left out of the attacks.
+        compiled: Whether attacks run on a compiled copy (``torch.compile``); for long runs on a GPU.
         devices: Devices that share the work, each with a copy of the model; empty: the model's own. The result does
             not depend on them, apart from rounding.
         ray_workers: Tasks at once on a Ray cluster; 0 for none. The extra ``cluster``.
@@ -103,14 +105,18 @@ def evaluate(
     threat = Threat(attacks, float(p), restarts, bounds, seed)
     keep = None if resume is None else _Kept.of(model, Path(resume), threat, eps, certify)
     board = _Board(progress, first.total)
-    work = functools.partial(_part, threat=threat, eps=eps, batch_size=batch_size, certify=certify, keep=keep)
+    work = functools.partial(
+        _part, threat=threat, eps=eps, batch_size=batch_size, certify=certify, keep=keep, compiled=compiled
+    )
     parts: list[Part] = []
     tasks = _chain(first, chunks)
     if ray_workers:
         results = on_ray(functools.partial(work, board=None), tasks, model, ray_workers)
     else:
         shared = not devices and isinstance(model, nn.Module)
-        quick = private_copy(model, first.x.to(device_of(model)).clamp(*bounds)) if shared else None
+        quick = None
+        if shared:
+            quick = private_copy(model, first.x.to(device_of(model)).clamp(*bounds), compiled=compiled)
         results = on_devices(functools.partial(work, board=board, quick=quick), tasks, model, list(devices))
     for part in results:
         parts.append(part)
@@ -236,6 +242,7 @@ def _part(
     certify: bool,
     keep: _Kept | None,
     board: _Board | None,
+    compiled: bool,
     quick: Model | None = None,
 ) -> Part:
     """Results of one chunk, from the folder or by attacking it."""
@@ -243,6 +250,8 @@ def _part(
     if kept is not None:
         return kept
     tell = None if board is None else functools.partial(board.note, chunk.first)
+    if quick is None and compiled:
+        quick = private_copy(model, chunk.x.to(device_of(model)).clamp(*threat.bounds), compiled=True)
     proven = None
     if certify:
         proven = proven_robust(
