@@ -17,7 +17,7 @@ from torch import Tensor
 
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
-from brittle.norms import lp_norm, per_sample
+from brittle.norms import distances, per_sample
 from brittle.passes import logits_of
 from brittle.private import private_copy
 from brittle.results import Rate, SecurityCurve
@@ -209,4 +209,4 @@ def _drawn_back(model: Model, worst: WorstCase, rows: Tensor, p: float, batch_si
         wrong = ~correct(logits_of(model, point, y, batch_size), y)
         best = torch.where(per_sample(wrong, x), point, best)
         high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
-    return best, lp_norm(best.double() - x.double(), p)
+    return best, distances(best, x, p)

@@ -22,7 +22,7 @@ from brittle.digest import digest
 from brittle.errors import InputError
 from brittle.files import write_text
 from brittle.frozen import Model, device_of, frozen
-from brittle.norms import lp_norm
+from brittle.norms import distances
 from brittle.passes import logits_of
 from brittle.presets import preset
 from brittle.private import private_copy
@@ -309,18 +309,16 @@ def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[
         "adversarial_prediction": worst.adversarial_logits.argmax(1),
         "clean_margin": margins(worst.clean_logits, worst.y),
         "adversarial_margin": margins(worst.adversarial_logits, worst.y),
-        "distance": lp_norm(worst.x_adv.double() - worst.x.double(), threat.p),
+        "distance": distances(worst.x_adv, worst.x, threat.p),
         "attack": worst.attack,
         "restart": worst.restart,
         "proven": worst.proven & worst.clean_correct,
     }
-    results = []
-    for index, values in enumerate(zip(*(column.tolist() for column in columns.values()), strict=True), first):
-        row = dict(zip(columns, values, strict=True))
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(Tensor.tolist, columns.values()), strict=True)]
+    for row in rows:
         row["attack"] = names[row["attack"]] if row["attack"] >= 0 else None
         row["restart"] = row["restart"] if row["restart"] >= 0 else None
-        results.append(SampleResult(index, **row))
-    return results
+    return [SampleResult(index, **row) for index, row in enumerate(rows, first)]
 
 
 def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:

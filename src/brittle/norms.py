@@ -44,6 +44,20 @@ def lp_norm(x: Tensor, p: float) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), ord=p, dim=1)
 
 
+def distances(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """``||a - b||_p`` of every sample: differences in the inputs' own precision, norms in float64.
+
+    Args:
+        a: ``(N, ...)``.
+        b: Likewise.
+        p: From 1 to inf.
+
+    Returns:
+        ``(N,)`` in float64, in units of the inputs; exact to half a unit in the last place of every difference.
+    """
+    return torch.linalg.vector_norm((a - b).flatten(1), ord=p, dim=1, dtype=torch.float64)
+
+
 def project_ball(x: Tensor, radius: float, p: float) -> Tensor:
     """The nearest point (in l2) to every sample within the lp ball around zero.
 

@@ -24,7 +24,7 @@ from brittle.attacks.losses import margins
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
 from brittle.inputs import check_batch
-from brittle.norms import check_attack_norm, lp_norm
+from brittle.norms import check_attack_norm, distances
 from brittle.passes import Counted, logits_of
 from brittle.private import private_copy
 
@@ -311,12 +311,12 @@ def admissible(x_adv: Tensor, x: Tensor, eps: float | Tensor, p: float, bounds: 
     """``(N,)``: whether each example is finite, within the bounds and within the budget.
 
     The budget (one for all or one a sample) is met to one part in 10^6, plus the rounding of single precision at the
-    bounds; distances are taken in float64.
+    bounds; norms are taken in float64.
     """
     slack = 2.0**-23 * max(abs(bounds[0]), abs(bounds[1])) if x_adv.dtype != torch.float64 else 0.0
     finite = torch.isfinite(x_adv).flatten(1).all(1)
     inside = ((x_adv >= bounds[0] - slack) & (x_adv <= bounds[1] + slack)).flatten(1).all(1)
-    return finite & inside & (lp_norm(x_adv.double() - x.double(), p) <= eps * (1 + 1e-6) + slack)
+    return finite & inside & (distances(x_adv, x, p) <= eps * (1 + 1e-6) + slack)
 
 
 def bound_options(attack: Attack) -> set[str]:

@@ -189,11 +189,13 @@ class _Apgd:
     ) -> None:
         self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
         self.target = pool.y if target is None else target
-        self.interval = schedule.interval.to(pool.x.device)
-        self.checked = False
+        self.due = (schedule.interval > 0).to(pool.x.device)
+        self.few = (schedule.rho * schedule.interval).to(pool.x)
+        self.checked, self.fresh = False, False
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
     def begin(self, rows: Tensor) -> State:
+        self.fresh = True
         state = self.pool.begin(rows)
         x, eps = state["x"], state["eps"]
         return state | {
@@ -223,43 +225,50 @@ class _Apgd:
         losses, wrong, gradient = measured
         step = state["step"]
         improved = (losses > state["best_loss"]).nonzero()[:, 0]
-        for kept, now in (("best", state["x"]), ("best_gradient", gradient), ("best_loss", losses)):
-            state[kept].index_copy_(0, improved, now.index_select(0, improved))
+        if len(improved):
+            for kept, now in (("best", state["x"]), ("best_gradient", gradient), ("best_loss", losses)):
+                state[kept].index_copy_(0, improved, now.index_select(0, improved))
         state["wrong"] = wrong
-        self._check(state, losses, gradient)
-        self._move(state, gradient)
+        fresh = (step == 0).nonzero()[:, 0] if self.fresh else None
+        self.fresh = False
+        self._check(state, losses, gradient, fresh)
+        self._move(state, gradient, fresh)
         step += 1
         return wrong | (step > self.schedule.steps)
 
-    def _check(self, state: State, losses: Tensor, gradient: Tensor) -> None:
+    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor | None) -> None:
         """Count rising losses; at their checkpoints, samples that stall halve their step and return to their best."""
-        step, best_loss = state["step"], state["best_loss"]
-        state["rising"] += losses > state["last_loss"]
-        # The authors' implementation compares the first step's loss with 0, not with the starting point's.
-        state["last_loss"] = losses * (step > 0)
-        rows = self.interval[step].nonzero()[:, 0]
+        step = state["step"]
+        state["rising"].add_(losses > state["last_loss"])
+        state["last_loss"] = losses
+        if fresh is not None:  # the authors' implementation compares the first step's loss with 0
+            state["last_loss"][fresh] = 0
+        rows = self.due[step].nonzero()[:, 0]
         if len(rows) == 0:
             return
-        stalled = ~state["halved_at_check"][rows] & (state["best_at_check"][rows] >= best_loss[rows])
-        halved = (state["rising"][rows] <= self.schedule.rho * self.interval[step[rows]]) | stalled
-        state["halved_at_check"][rows], state["best_at_check"][rows] = halved, best_loss[rows]
-        state["rising"][rows] = 0
-        back = rows[halved]
-        state["length"][back] /= 2
-        # A sample that is broken at this very step is done: finish() keeps the point before this return.
-        back = back[~state["wrong"][back]]
-        state["x"][back], gradient[back] = state["best"][back], state["best_gradient"][back]
+        best_loss = state["best_loss"][rows]
+        stalled = (state["best_at_check"][rows] >= best_loss) & ~state["halved_at_check"][rows]
+        halved = (state["rising"][rows] <= self.few[step[rows]]) | stalled
+        state["halved_at_check"].index_copy_(0, rows, halved)
+        state["best_at_check"].index_copy_(0, rows, best_loss)
+        state["rising"].index_fill_(0, rows, 0)
+        # A sample that is broken at this very step is done: finish() keeps the point before any return.
+        back = rows[halved & ~state["wrong"][rows]]
+        if len(back):
+            state["length"].index_copy_(0, back, state["length"][back] / 2)
+            state["x"].index_copy_(0, back, state["best"].index_select(0, back))
+            gradient.index_copy_(0, back, state["best_gradient"].index_select(0, back))
 
-    def _move(self, state: State, gradient: Tensor) -> None:
+    def _move(self, state: State, gradient: Tensor, fresh: Tensor | None) -> None:
         """The next points: a projected step, mixed with the step before; the oldest points' memory is used again."""
         x, previous, z = state["x"], state["previous"], state["spare"]
         direction = ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x))
         self.pool.project_(torch.add(x, direction, out=z), state)
-        fresh = (state["step"] == 0).nonzero()[:, 0]
-        first = z[fresh]
+        first = None if fresh is None else z[fresh]
         z.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
         self.pool.project_(z, state)
-        z[fresh] = first
+        if fresh is not None and first is not None:
+            z[fresh] = first
         state["x"], state["previous"], state["spare"] = z, x, previous
 
     def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
