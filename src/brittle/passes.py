@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from brittle.attacks.losses import check_logits
-from brittle.attacks.packing import out_of_memory
+from brittle.attacks.packing import in_parts, out_of_memory
 from brittle.errors import InputError
 from brittle.frozen import Model
-
-logger = logging.getLogger(__name__)
 
 
 def logits_of(model: Model, x: Tensor, y: Tensor, batch_size: int | None = None) -> Tensor:
@@ -28,38 +25,22 @@ def logits_of(model: Model, x: Tensor, y: Tensor, batch_size: int | None = None)
     Raises:
         InputError: The model fails on this input, or its output is not a finite tensor that covers the labels.
     """
-    width, parts, start = batch_size or len(x), [], 0
-    while start < len(x):
-        part = slice(start, start + width)
-        logits = _logits(model, x[part], y[part], alone=width == 1)
-        if logits is None:
-            width = (min(width, len(x) - start) + 1) // 2
-            logger.warning("out of memory: going on with %d samples at once", width)
-            continue
-        parts.append(logits)
-        start += width
-    return torch.cat(parts)
+    return in_parts(lambda x, y: _logits(model, x, y), batch_size, x, y)
 
 
-def _logits(model: Model, x: Tensor, y: Tensor, alone: bool) -> Tensor | None:
-    """Logits of one batch; None when they did not fit into memory and fewer samples may."""
+def _logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             logits = model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if not out_of_memory(error):
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            message = f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {reason}"
-            raise InputError(message) from error
-        if alone or len(x) == 1:
+        if out_of_memory(error):
             raise
-    else:
-        check_logits(logits, x, y)
-        assert isinstance(logits, Tensor)
-        return logits.detach()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {reason}"
+        raise InputError(message) from error
+    check_logits(logits, x, y)
+    assert isinstance(logits, Tensor)
+    return logits.detach()
 
 
 @dataclass

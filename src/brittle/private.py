@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,8 @@ from brittle.geometry import is_stock
 
 AGREEMENT = 1e-3
 """Largest relative difference of logits and of input gradients, in l_2, at which a copy counts as the same network."""
+REPEATED = 1e-5
+"""The same for the network's own answers to one input: larger differences are noise, which a copy might freeze."""
 PROBES = 4
 """Samples on which a copy is compared with the network."""
 
@@ -39,41 +42,47 @@ def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
     if not isinstance(model, nn.Module):
         return model
     x = x[:PROBES]
-    with frozen(model):
+    with frozen(model), torch.enable_grad():
         wanted, again = _probe(model, x), _probe(model, x)
-        if wanted is None or again is None or not _agree(wanted, again):
+        if wanted is None or again is None or not _agree(wanted, again, REPEATED):
             return model
         for prepare in (*([_compiled] if compiled else []), _folded, _plain):
             candidate = _attempt(model, prepare)
             found = None if candidate is None else _probe(candidate, x)
-            if candidate is not None and found is not None and _agree(found, wanted):
+            if candidate is not None and found is not None and _agree(found, wanted, AGREEMENT):
                 return candidate
     return model
 
 
-def _attempt(model: nn.Module, prepare: object) -> nn.Module | None:
-    assert callable(prepare)
+def _attempt(model: nn.Module, prepare: Callable[[nn.Module], nn.Module]) -> nn.Module | None:
+    """A prepared copy; None when there is none that shares nothing with the network."""
     try:
-        result = prepare(copy.deepcopy(model))
+        result = copy.deepcopy(model)
+        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        if result is model or own & {id(tensor) for tensor in (*result.parameters(), *result.buffers())}:
+            return None
+        return prepare(result).eval().requires_grad_(False)
     except Exception:  # copying and tracing run the user's code, which may raise anything
         return None
-    assert isinstance(result, nn.Module)
-    return result.eval().requires_grad_(False)
 
 
 def _plain(model: nn.Module) -> nn.Module:
     """Weights computed once, convolutions in channels_last."""
     for module in list(model.modules()):
-        for name in list(getattr(module, "parametrizations", {})):
-            parametrize.remove_parametrizations(module, name)
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)
+        if parametrize.is_parametrized(module):
+            # Copies share the class that torch made for the original, and removing would change it.
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
     return model
 
 
 def _folded(model: nn.Module) -> nn.Module:
     """Batch norms folded into the convolution or linear layer whose output they alone read."""
-    graph = trace(_plain(model), None)
+    graph = trace(_plain(model), None, gradients=True)
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.op == "call_module" and node.args else None
@@ -87,6 +96,7 @@ def _folded(model: nn.Module) -> nn.Module:
         modules[str(source.target)] = merged
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
     graph.recompile()
     return _plain(graph)
 
@@ -128,11 +138,11 @@ def _probe(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return logits.detach(), gradient
 
 
-def _agree(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> bool:
-    """Whether logits and gradients differ by less than rounding may explain."""
+def _agree(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], within: float) -> bool:
+    """Whether logits and gradients differ by no more than this share of their l_2 norms."""
     for one, other in zip(a, b, strict=True):
         if one.shape != other.shape or not bool(torch.isfinite(one).all() & torch.isfinite(other).all()):
             return False
-        if float((one - other).double().norm()) > AGREEMENT * float(other.double().norm()):
+        if float((one - other).double().norm()) > within * float(other.double().norm()):
             return False
     return True

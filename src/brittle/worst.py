@@ -21,6 +21,7 @@ from torch import Tensor
 from brittle.attacks import ATTACKS
 from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
+from brittle.attacks.packing import in_parts
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
 from brittle.inputs import check_batch
@@ -173,7 +174,8 @@ def worst_case(
             network = searched if own else judge if not isinstance(model, torch.nn.Module) else model
             within = functools.partial(_done, len(x), len(pending), number, len(stages))
             here = functools.partial(_tell_within, tell, within)
-            candidate = _attacked(attack, network, x, y, ids, pending, budgets, threat, restart, batch_size, here)
+            with frozen(model):  # an attack may leave the network in another mode
+                candidate = _attacked(attack, network, x, y, ids, pending, budgets, threat, restart, batch_size, here)
             broken = state.keep(judge, candidate, pending)
             if own and searched.model is not model:
                 unsure = state.doubtful(searched, candidate, pending)
@@ -289,9 +291,9 @@ class _State:
 
 
 def _unchecked_logits(model: Model, x: Tensor, batch_size: int) -> Tensor:
-    """Logits that may be NaN or infinite: then the example counts for nothing."""
+    """Logits that may be NaN or infinite: such an answer is not right."""
     with torch.no_grad():
-        return torch.cat([model(part) for part in x.split(batch_size)])
+        return in_parts(model, batch_size, x)
 
 
 def passes_of(threat: Threat) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from brittle.attacks.ball import ascend_
 from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
-from brittle.attacks.packing import State, Tell, run, widest
+from brittle.attacks.packing import State, Tell, in_parts, run, widest
 from brittle.attacks.pool import Pool, check_steps, checked_width
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
@@ -130,9 +130,7 @@ def apgd_targeted(
     x_adv = pool.x.clone()
     schedule = Schedule.of(steps, rho)
     with frozen(model):
-        order = torch.cat(
-            [_others(model, *part) for part in zip(pool.x.split(width), pool.y.split(width), strict=True)]
-        )
+        order = in_parts(lambda x, y: _others(model, x, y), width, pool.x, pool.y)
         rows = torch.arange(len(x), device=x.device)
         for number in range(min(targets, order.shape[1])):
             names = torch.tensor([pool.names[row] for row in rows.tolist()])
@@ -191,11 +189,9 @@ class _Apgd:
         self.target = pool.y if target is None else target
         self.due = (schedule.interval > 0).to(pool.x.device)
         self.few = (schedule.rho * schedule.interval).to(pool.x)
-        self.checked, self.fresh = False, False
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
     def begin(self, rows: Tensor) -> State:
-        self.fresh = True
         state = self.pool.begin(rows)
         x, eps = state["x"], state["eps"]
         return state | {
@@ -215,11 +211,9 @@ class _Apgd:
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         target = state["target"]
-        measured = loss_and_gradient(
-            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=not self.checked
+        return loss_and_gradient(
+            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=state["step"] == 0
         )
-        self.checked = True
-        return measured
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured
@@ -229,19 +223,18 @@ class _Apgd:
             for kept, now in (("best", state["x"]), ("best_gradient", gradient), ("best_loss", losses)):
                 state[kept].index_copy_(0, improved, now.index_select(0, improved))
         state["wrong"] = wrong
-        fresh = (step == 0).nonzero()[:, 0] if self.fresh else None
-        self.fresh = False
+        fresh = (step == 0).nonzero()[:, 0]
         self._check(state, losses, gradient, fresh)
         self._move(state, gradient, fresh)
         step += 1
         return wrong | (step > self.schedule.steps)
 
-    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor | None) -> None:
+    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor) -> None:
         """Count rising losses; at their checkpoints, samples that stall halve their step and return to their best."""
         step = state["step"]
         state["rising"].add_(losses > state["last_loss"])
         state["last_loss"] = losses
-        if fresh is not None:  # the authors' implementation compares the first step's loss with 0
+        if len(fresh):  # the authors' implementation compares the first step's loss with 0
             state["last_loss"][fresh] = 0
         rows = self.due[step].nonzero()[:, 0]
         if len(rows) == 0:
@@ -259,15 +252,15 @@ class _Apgd:
             state["x"].index_copy_(0, back, state["best"].index_select(0, back))
             gradient.index_copy_(0, back, state["best_gradient"].index_select(0, back))
 
-    def _move(self, state: State, gradient: Tensor, fresh: Tensor | None) -> None:
+    def _move(self, state: State, gradient: Tensor, fresh: Tensor) -> None:
         """The next points: a projected step, mixed with the step before; the oldest points' memory is used again."""
         x, previous, z = state["x"], state["previous"], state["spare"]
         direction = ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x))
         self.pool.project_(torch.add(x, direction, out=z), state)
-        first = None if fresh is None else z[fresh]
+        first = z[fresh] if len(fresh) else None
         z.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
         self.pool.project_(z, state)
-        if fresh is not None and first is not None:
+        if first is not None:
             z[fresh] = first
         state["x"], state["previous"], state["spare"] = z, x, previous
 

@@ -102,7 +102,7 @@ def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
 
 
 def loss_and_gradient(
-    model: Callable[[Tensor], Tensor], loss: Loss, x: Tensor, y: Tensor, *, check: bool = False
+    model: Callable[[Tensor], Tensor], loss: Loss, x: Tensor, y: Tensor, *, check: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One pass: per-sample loss ``(N,)``, whether the prediction is wrong ``(N,)``, the loss's gradient in x.
 
@@ -111,7 +111,7 @@ def loss_and_gradient(
         loss: Maximised by the caller.
         x: Inputs.
         y: Labels ``(N,)``.
-        check: Whether to check the logits with :func:`check_logits`.
+        check: Samples whose logits are to be checked with :func:`check_logits` ``(N,)``, bool; none by default.
 
     Raises:
         InputError: The logits are no logits of these labels, or do not depend on the input differentiably.
@@ -119,8 +119,8 @@ def loss_and_gradient(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = model(x)
-        if check:
-            check_logits(logits, x, y)
+        if check is not None and bool(check.any()):
+            _check_rows(logits, x, y, check)
         values = loss(logits, y)
         if not values.requires_grad:
             raise InputError("model: expected logits that depend on the input through differentiable operations")
@@ -128,3 +128,10 @@ def loss_and_gradient(
     if gradient.stride() != x.stride():  # expanded, or laid out in another order: callers write into it
         gradient = torch.empty_like(x).copy_(gradient)
     return values.detach().to(x.dtype), logits.detach().argmax(1) != y, gradient
+
+
+def _check_rows(logits: object, x: Tensor, y: Tensor, rows: Tensor) -> None:
+    if isinstance(logits, Tensor) and len(logits) == len(x):
+        check_logits(logits.detach()[rows], x[rows], y[rows])
+    else:
+        check_logits(logits, x, y)

@@ -58,7 +58,7 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
     waiting = _Waiting(search, len(rows), total)
     finished = 0
     while len(rows):
-        measured = _measured(search, state)
+        measured = _fitting(lambda state=state: search.measure(state), len(rows))  # type: ignore[misc]
         if measured is None:
             keep = len(rows) // 2
             logger.warning("out of memory with %d samples at once: going on with %d", len(rows), keep)
@@ -121,12 +121,34 @@ def _closed(rows: Tensor, state: State, holes: Tensor) -> tuple[Tensor, State]:
     return rows[:size], {name: values[:size] for name, values in state.items()}
 
 
-def _measured(search: Search, state: State) -> Any:
-    """One pass; None when it did not fit into memory and fewer samples may."""
+def in_parts(work: Callable[..., Tensor], width: int | None, *tensors: Tensor) -> Tensor:
+    """``work`` on at most ``width`` rows of the tensors at once (all by default), halved when memory runs out.
+
+    Args:
+        work: From as many tensors to one with equal rows; changes nothing.
+        width: Most rows at once, at least 1.
+        tensors: With equal first axes, at least one row.
+    """
+    total, parts, start = len(tensors[0]), list[Tensor](), 0
+    width = widest(width, total)
+    while start < total:
+        rows = slice(start, start + width)
+        part = _fitting(lambda rows=rows: work(*(tensor[rows] for tensor in tensors)), width)  # type: ignore[misc]
+        if part is None:
+            width = (min(width, total - start) + 1) // 2
+            logger.warning("out of memory: going on with %d samples at once", width)
+            continue
+        parts.append(part)
+        start += width
+    return torch.cat(parts)
+
+
+def _fitting(work: Callable[[], Any], samples: int) -> Any:
+    """What ``work`` returns; None when it did not fit into memory and fewer samples may."""
     try:
-        return search.measure(state)
+        return work()
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not out_of_memory(error) or len(next(iter(state.values()))) == 1:
+        if not out_of_memory(error) or samples == 1:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

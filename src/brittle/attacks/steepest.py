@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brittle.attacks.ball import Ball, ascend_, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.packing import State, Tell, run, widest
+from brittle.attacks.packing import State, Tell, in_parts, run, widest
 from brittle.attacks.pool import Pool, check_length, check_steps, checked_width
 from brittle.frozen import Model, frozen
 from brittle.inputs import check_batch
@@ -49,15 +49,14 @@ def fgsm(
     """
     check_batch(x, y, bounds=bounds)
     budgets, objective = check_budget(eps, p, len(x)).to(x.device), named_loss(loss)
-    parts = []
+
+    def stepped(x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+        ball, every = Ball.of(x, eps, p, bounds), torch.ones_like(y, dtype=torch.bool)
+        _, _, gradient = loss_and_gradient(model, objective, ball.x, y, check=every)
+        return ball.tightened(ball.project(ball.x + per_sample(ball.eps, ball.x) * ascend_(gradient, p)))
+
     with frozen(model):
-        width = widest(checked_width(batch_size), len(x))
-        for part_x, part_y, part_eps in zip(x.split(width), y.split(width), budgets.split(width), strict=True):
-            ball = Ball.of(part_x, part_eps, p, bounds)
-            _, _, gradient = loss_and_gradient(model, objective, ball.x, part_y.long(), check=True)
-            step = per_sample(ball.eps, ball.x) * ascend_(gradient, p)
-            parts.append(ball.tightened(ball.project(ball.x + step)))
-    return torch.cat(parts)
+        return in_parts(stepped, checked_width(batch_size), x, y.long(), budgets)
 
 
 def pgd(
@@ -118,7 +117,6 @@ class _Ascent:
 
     def __init__(self, model: Model, loss: Loss, pool: Pool, steps: int, lengths: Tensor) -> None:
         self.model, self.loss, self.pool, self.steps, self.lengths = model, loss, pool, steps, lengths
-        self.checked = False
 
     def begin(self, rows: Tensor) -> State:
         state = self.pool.begin(rows)
@@ -126,9 +124,7 @@ class _Ascent:
         return state | {"best": state["x"].clone(), "best_loss": losses, "length": self.lengths[rows]}
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        measured = loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=not self.checked)
-        self.checked = True
-        return measured
+        return loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=state["step"] == 0)
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured

@@ -61,7 +61,9 @@ def universal_perturbation(
                 check_batch(x, y, bounds=bounds)
                 x, y = x.to(device), y.to(device).long()
                 u = torch.zeros_like(x[:1]) if u is None else u
-                _, _, gradient = loss_and_gradient(model, objective, (x + u).clamp(*bounds), y, check=True)
+                _, _, gradient = loss_and_gradient(
+                    model, objective, (x + u).clamp(*bounds), y, check=torch.ones_like(y, dtype=torch.bool)
+                )
                 direction = ascend_(gradient.sum(0, keepdim=True), p)
                 u = project_ball(u + length * direction, eps, p)
     if u is None:

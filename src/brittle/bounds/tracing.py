@@ -20,13 +20,24 @@ class NoRule(Exception):
 class _Tracer(fx.Tracer):
     """Stops at every module that has a rule of its own, and looks into all others."""
 
+    def __init__(self, gradients: bool) -> None:
+        super().__init__()
+        self.gradients = gradients
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if self.gradients and not torch.is_grad_enabled():
+            raise NoRule("forward switches gradients off, which a traced graph would not do")
+        return super().create_node(kind, *args, **kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and conv_geometry(m) is not None
         return known or isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, input_shape: Sequence[int] | None) -> fx.GraphModule:
+def trace(model: nn.Module, input_shape: Sequence[int] | None, *, gradients: bool = False) -> fx.GraphModule:
     """The module's graph; with ``input_shape`` every tensor's shape stands in its node's ``meta["shape"]``.
+
+    With ``gradients`` (and gradients enabled) the graph has the module's gradients as well as its values.
 
     Raises:
         NoRule: The module's forward cannot be traced.
@@ -37,7 +48,7 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None) -> fx.GraphModule
     if any(True for _ in model.children()) is False and type(model).__module__.startswith("torch.nn"):
         model = nn.Sequential(model)
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
+        traced = fx.GraphModule(model, _Tracer(gradients).trace(model))
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         raise NoRule(f"{type(model).__name__}: forward cannot be traced ({_first_line(error)})") from None
     if input_shape is not None:
