@@ -287,7 +287,6 @@ class _Run:
         """The worst case over samples that no certificate covers, and the certified radii of all."""
         x, y, label = *self.samples, norm_name(threat.p)
         device = device_of(self.model)
-        self.tell(f"{label} attack", 0, len(x))
         proven = proven_robust(self.model, x, y, eps=eps, p=threat.p, bounds=threat.bounds, passes=passes_of(threat))
         radii = None
         if lipschitz is not None:

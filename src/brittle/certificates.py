@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from brittle.attacks import fgsm
 from brittle.attacks.losses import margins
-from brittle.bounds.relaxation import margin_bounds, read_relaxation
+from brittle.bounds.relaxation import Relaxation, margin_bounds, read_relaxation
 from brittle.bounds.tracing import NoRule
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
@@ -51,25 +51,54 @@ def proven_robust(
     Returns:
         ``(N,)``, on the model's device; all False where no sound rule covers the network.
     """
-    device = device_of(model)
-    none = torch.zeros(len(x), dtype=torch.bool, device=device)
+    relaxation = worthwhile_relaxation(model, x, y, eps=eps, p=p, bounds=bounds, passes=passes)
+    if relaxation is None:
+        return torch.zeros(len(x), dtype=torch.bool, device=device_of(model))
+    return covered(relaxation, x, y, eps=eps, p=p, bounds=bounds)
+
+
+def worthwhile_relaxation(
+    model: Model, x: Tensor, y: Tensor, *, eps: float, p: float, bounds: tuple[float, float], passes: float
+) -> Relaxation | None:
+    """The network read for certificates; None where no sound rule covers it or they would not save time.
+
+    Args:
+        model: As :func:`proven_robust`.
+        x: Typical inputs ``(N, ...)``; some of them serve to try certificates.
+        y: Their labels ``(N,)``.
+        eps: As :func:`proven_robust`.
+        p: As :func:`proven_robust`.
+        bounds: As :func:`proven_robust`.
+        passes: As :func:`proven_robust`.
+    """
     if not isinstance(model, nn.Module) or len(x) == 0:
-        return none
-    x, y = x.to(device).clamp(*bounds), y.to(device)
-    some = torch.linspace(0, len(x) - 1, min(TRIED, len(x)), device=device).round().long()
+        return None
+    device = device_of(model)
     try:
+        x, y = x.to(device).clamp(*bounds), y.to(device)
+        some = torch.linspace(0, len(x) - 1, min(TRIED, len(x)), device=device).round().long()
         if math.isfinite(passes):
             with frozen(model):
+                logits_of(model, x[some], y[some])
                 stepped = fgsm(model, x[some], y[some], eps=eps, p=p, bounds=bounds)
                 left = (margins(logits_of(model, stepped, y[some]), y[some]) > 0).double().mean()
             if float(left) * passes < HOPE * COST:
-                return none
+                return None
         groups = min(48, max(4, len(x) // 60))
         relaxation = read_relaxation(model, x.shape[1:], examples=x, groups=groups)
         if math.isfinite(passes):
-            share = (margin_bounds(relaxation, x[some], y[some], eps=eps, p=p, bounds=bounds) > 0).double().mean()
+            share = covered(relaxation, x[some], y[some], eps=eps, p=p, bounds=bounds).double().mean()
             if float(share) * passes < COST:
-                return none
-        return margin_bounds(relaxation, x, y, eps=eps, p=p, bounds=bounds) > 0
-    except (NoRule, InputError):  # what is wrong with the model or the data, the evaluation itself will say
-        return none
+                return None
+        return relaxation
+    except (NoRule, InputError, RuntimeError, TypeError):  # what is wrong, the evaluation itself will say
+        return None
+
+
+def covered(
+    relaxation: Relaxation, x: Tensor, y: Tensor, *, eps: float, p: float, bounds: tuple[float, float]
+) -> Tensor:
+    """Which samples a network's relaxation proves robust at the budget ``(N,)``; on the network's device."""
+    device = device_of(relaxation.model)
+    margin = margin_bounds(relaxation, x.to(device).clamp(*bounds), y.to(device), eps=eps, p=p, bounds=bounds)
+    return margin > 0

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from brittle.attacks.packing import in_parts
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
 from brittle.norms import distances, per_sample
-from brittle.passes import logits_of
 from brittle.private import private_copy
 from brittle.results import Rate, SecurityCurve
 from brittle.worst import Threat, WorstCase, correct, worst_case
@@ -77,7 +77,8 @@ def security_curve(
     broken = torch.full_like(worst.y, len(points))
     with frozen(model):
         quick = private_copy(model, worst.x)
-        broken[lost] = _first_at_least(ladder, _drawn_back(model, worst, lost.nonzero()[:, 0], threat.p, batch_size)[1])
+        reached = _first_at_least(ladder, _drawn_back(model, worst, lost.nonzero()[:, 0], threat.p, batch_size)[1])
+        broken[lost] = reached.clamp_max(points.index(float(at)))
         while len(rows := (right & (broken - survived > 1)).nonzero()[:, 0]):
             probe = broken[rows] - ((broken - survived)[rows] // 3).clamp_min(1)
             attacked = worst_case(
@@ -158,7 +159,8 @@ def minimal_distances(
     right, x_adv = first.clean_correct, first.x.clone()
     distance = torch.full(right.shape, math.inf, dtype=torch.float64, device=right.device)
     distance[~right] = 0
-    survived = torch.where(right & first.robust_correct, largest, 0.0).double()
+    survived = torch.zeros_like(distance)
+    survived[right & first.robust_correct] = largest
     if radii is not None:
         survived = torch.maximum(survived, radii.to(survived).clamp_max(largest) * right)
     with frozen(model):
@@ -206,7 +208,8 @@ def _drawn_back(model: Model, worst: WorstCase, rows: Tensor, p: float, batch_si
     for _ in range(DRAWN if len(rows) else 0):
         middle = (low + high) / 2
         point = x + per_sample(middle, x) * full
-        wrong = ~correct(logits_of(model, point, y, batch_size), y)
+        with torch.no_grad():
+            wrong = ~correct(in_parts(model, batch_size, point), y)
         best = torch.where(per_sample(wrong, x), point, best)
         high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
     return best, distances(best, x, p)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
-import json
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from brittle import codec
 from brittle.attacks import apgd
+from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
-from brittle.certificates import proven_robust
-from brittle.digest import digest
+from brittle.bounds.relaxation import Relaxation
+from brittle.certificates import covered, worthwhile_relaxation
 from brittle.errors import InputError
-from brittle.files import write_text
 from brittle.frozen import Model, device_of, frozen
+from brittle.inputs import check_batch
+from brittle.keeping import Kept, Part
+from brittle.naming import attack_name, attack_settings
 from brittle.norms import distances
 from brittle.passes import logits_of
 from brittle.presets import preset
 from brittle.private import private_copy
-from brittle.results import Evaluation, SampleResult, Setting
+from brittle.results import Evaluation, SampleResult
 from brittle.samples import Data, chunks_of
 from brittle.spread import on_devices, on_ray
-from brittle.worst import Attack, Threat, WorstCase, bound_options, passes_of, worst_case
+from brittle.worst import Attack, Threat, WorstCase, passes_of, worst_case
 
 Progress = Callable[[int, int | None], None]
 """Called with the samples done and, where it is known, their total."""
@@ -78,11 +78,11 @@ def evaluate(
         restarts: Runs of every attack, each with a new seed.
         bounds: Smallest and largest admissible input value.
         batch_size: Samples at once; halved when memory runs out.
-        seed: Seed of the random starts; the result does not depend on ``batch_size``, apart from rounding.
+        seed: Seed of the random starts; verdicts do not depend on ``batch_size``, apart from rounding.
         certify: Whether samples that are proven robust at the budget are left out of the attacks.
         compiled: Whether attacks run on a compiled copy (``torch.compile``); for long runs on a GPU.
-        devices: Devices that share the work, each with a copy of the model; empty: the model's own. The result does
-            not depend on them, apart from rounding.
+        devices: Devices that share the work, each with a copy of the model; empty: the model's own. Verdicts do not
+            depend on them, apart from rounding (which samples certificates are tried on does, and so ``proven``).
         ray_workers: Tasks at once on a Ray cluster; 0 for none. The extra ``cluster``.
         resume: A folder that keeps what is done; running the same call again goes on where it stopped.
         progress: Called as samples are done.
@@ -101,26 +101,24 @@ def evaluate(
     first = next(chunks, None)
     if first is None:
         raise InputError("data: expected at least one sample; got none")
+    check_batch(first.x, first.y, bounds=bounds)
+    check_budget(eps, p, 1)
     attacks = chosen_attacks(attack, model, first.x, first.y)
     threat = Threat(attacks, float(p), restarts, bounds, seed)
-    keep = None if resume is None else _Kept.of(model, Path(resume), threat, eps, certify)
+    plan = _Plan(threat, eps, batch_size, certify, compiled)
+    keep = None if resume is None else Kept.of(model, Path(resume), plan.settings, threat.attacks, first.x, first.y)
     board = _Board(progress, first.total)
-    work = functools.partial(
-        _part, threat=threat, eps=eps, batch_size=batch_size, certify=certify, keep=keep, compiled=compiled
-    )
-    parts: list[Part] = []
-    tasks = _chain(first, chunks)
+    prepare = functools.partial(_prepared, plan=plan, x=first.x, y=first.y)
+    work = functools.partial(_part, plan=plan, keep=keep)
+    tasks = itertools.chain([first], chunks)
     if ray_workers:
-        results = on_ray(functools.partial(work, board=None), tasks, model, ray_workers)
+        results = on_ray(prepare, functools.partial(work, board=None), tasks, model, ray_workers)
     else:
-        shared = not devices and isinstance(model, nn.Module)
-        quick = None
-        if shared:
-            quick = private_copy(model, first.x.to(device_of(model)).clamp(*bounds), compiled=compiled)
-        results = on_devices(functools.partial(work, board=board, quick=quick), tasks, model, list(devices))
+        results = on_devices(prepare, functools.partial(work, board=board), tasks, model, list(devices))
+    parts: list[Part] = []
     for part in results:
         parts.append(part)
-        board.note(parts[-1].first, len(part.samples))
+        board.note(part.first, len(part.samples))
     return summarise(parts, threat, eps)
 
 
@@ -146,128 +144,91 @@ def class_count(model: Model, x: Tensor, y: Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
+    """Samples that are attacked as one pool.
+
+    Attributes:
+        first: Number of the first one.
+        x: Inputs ``(N, ...)``.
+        y: Labels ``(N,)``.
+        total: Samples of the data set, where known.
+    """
+
     first: int
     x: Tensor
     y: Tensor
     total: int | None
 
 
-def _numbered(data: Data, batch_size: int, small: bool) -> Iterator[_Chunk]:
+def _numbered(data: Data, batch_size: int, small: bool) -> Iterator[Chunk]:
     """Chunks with the number of their first sample; a few batches each where they are spread or kept."""
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    size, first = 4 * batch_size if small else CHUNK_SAMPLES, 0
-    for x, y, total in chunks_of(data, size):
-        bytes_each = x[0].numel() * x.element_size() if isinstance(x, Tensor) and len(x) else 1
-        width = len(x) if small else max(batch_size, CHUNK_BYTES // max(1, bytes_each))
-        for start in range(0, len(x), max(1, width)):
-            yield _Chunk(first + start, x[start : start + width], y[start : start + width], total)
+    first = 0
+    for x, y, total in chunks_of(data, 4 * batch_size if small else CHUNK_SAMPLES, batch_size, CHUNK_BYTES):
+        yield Chunk(first, x, y, total)
         first += len(x)
 
 
-def _chain(first: _Chunk, rest: Iterator[_Chunk]) -> Iterator[_Chunk]:
-    yield first
-    yield from rest
+@dataclass(frozen=True)
+class _Plan:
+    """What is done with every chunk."""
+
+    threat: Threat
+    eps: float
+    batch_size: int
+    certify: bool
+    compiled: bool
+
+    @property
+    def settings(self) -> list[str]:
+        """Everything but the attacks that results depend on."""
+        threat = self.threat
+        return [str(v) for v in (threat.p, threat.restarts, *threat.bounds, threat.seed, self.eps, self.certify)]
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one chunk of samples gave.
+class _Worker:
+    """A network with what was made of it once."""
 
-    Attributes:
-        first: Number of its first sample.
-        samples: Per-sample results.
-        rejected: Examples that were not admissible.
-        forwards: Samples put through the network without gradient.
-        backwards: Samples put through the network with a gradient.
-        schema_version: Of the file that keeps it.
-    """
-
-    first: int
-    samples: tuple[SampleResult, ...]
-    rejected: int
-    forwards: int
-    backwards: int
-    schema_version: int = 1
+    model: Model
+    quick: Model
+    relaxation: Relaxation | None
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A folder with one file a chunk, named by a fingerprint of everything that its content depends on."""
-
-    folder: Path
-    settings: str
-
-    @staticmethod
-    def of(model: Model, folder: Path, threat: Threat, eps: float, certify: bool) -> _Kept:
-        if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise InputError(f"resume: expected an nn.Module, whose weights can be told from others; got {kind}")
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"resume: expected a folder; {folder} is a file")
-        weights = digest({name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)})
-        attacks = [f"{_home(attack)} {attack_name(attack)} {_defaults(attack)}" for attack in threat.attacks]
-        numbers = [threat.p, threat.restarts, list(threat.bounds), threat.seed, eps, certify]
-        return _Kept(folder, json.dumps([str(model), weights, attacks, *map(str, numbers)]))
-
-    def path(self, chunk: _Chunk) -> Path:
-        """Where the results of a chunk lie."""
-        data = digest({"x": chunk.x, "y": chunk.y})
-        name = hashlib.sha256(f"{self.settings} {chunk.first} {data}".encode()).hexdigest()[:24]
-        return self.folder / f"samples-{chunk.first:08d}-{name}.json"
-
-    def read(self, chunk: _Chunk) -> Part | None:
-        """The kept results of a chunk; None when there are none that can be read."""
-        path = self.path(chunk)
-        if not path.is_file():
-            return None
-        try:
-            return codec.from_json(path.read_bytes(), Part, "resume", 1)
-        except InputError:
-            return None
-
-    def write(self, chunk: _Chunk, part: Part) -> None:
-        """Keep the results of a chunk, whole or not at all."""
-        write_text(self.path(chunk), codec.to_json(part))
+def _prepared(model: Model, *, plan: _Plan, x: Tensor, y: Tensor) -> _Worker:
+    """The private copy, and the relaxation where certificates are worth their cost."""
+    threat, relaxation = plan.threat, None
+    if plan.certify:
+        passes = passes_of(threat)
+        relaxation = worthwhile_relaxation(model, x, y, eps=plan.eps, p=threat.p, bounds=threat.bounds, passes=passes)
+    quick = private_copy(model, x.to(device_of(model)).clamp(*threat.bounds), compiled=plan.compiled)
+    return _Worker(model, quick, relaxation)
 
 
-def _part(
-    model: Model,
-    chunk: _Chunk,
-    *,
-    threat: Threat,
-    eps: float,
-    batch_size: int,
-    certify: bool,
-    keep: _Kept | None,
-    board: _Board | None,
-    compiled: bool,
-    quick: Model | None = None,
-) -> Part:
+def _part(worker: _Worker, chunk: Chunk, *, plan: _Plan, keep: Kept | None, board: _Board | None) -> Part:
     """Results of one chunk, from the folder or by attacking it."""
     kept = keep.read(chunk) if keep is not None else None
     if kept is not None:
         return kept
-    tell = None if board is None else functools.partial(board.note, chunk.first)
-    if quick is None and compiled:
-        quick = private_copy(model, chunk.x.to(device_of(model)).clamp(*threat.bounds), compiled=True)
+    threat, eps = plan.threat, plan.eps
+    check_batch(chunk.x, chunk.y, bounds=threat.bounds)
     proven = None
-    if certify:
-        proven = proven_robust(
-            model, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds, passes=passes_of(threat)
-        )
+    if worker.relaxation is not None:
+        classes = worker.relaxation.classes
+        check_batch(chunk.x, chunk.y, bounds=threat.bounds, classes=classes)
+        proven = covered(worker.relaxation, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds)
     worst = worst_case(
-        model,
+        worker.model,
         chunk.x,
         chunk.y,
         threat,
         eps,
         first=chunk.first,
-        batch_size=batch_size,
+        batch_size=plan.batch_size,
         proven=proven,
-        quick=quick,
-        tell=tell,
+        quick=worker.quick,
+        tell=None if board is None else functools.partial(board.note, chunk.first),
     )
     part = part_of(worst, threat, first=chunk.first)
     if keep is not None:
@@ -308,7 +269,7 @@ def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[
         "clean_prediction": worst.clean_logits.argmax(1),
         "adversarial_prediction": worst.adversarial_logits.argmax(1),
         "clean_margin": margins(worst.clean_logits, worst.y),
-        "adversarial_margin": margins(worst.adversarial_logits, worst.y),
+        "adversarial_margin": margins(worst.adversarial_logits, worst.y).nan_to_num(nan=-math.inf),
         "distance": distances(worst.x_adv, worst.x, threat.p),
         "attack": worst.attack,
         "restart": worst.restart,
@@ -332,7 +293,7 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
         bounds=(float(threat.bounds[0]), float(threat.bounds[1])),
         restarts=threat.restarts,
         seed=threat.seed,
-        settings={attack_name(attack): _defaults(attack) for attack in threat.attacks},
+        settings={attack_name(attack): attack_settings(attack) for attack in threat.attacks},
         n=len(samples),
         clean_correct=sum(right),
         robust_correct=sum(ok and s.attack is None for ok, s in zip(right, samples, strict=True)),
@@ -343,24 +304,3 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
         forwards=sum(part.forwards for part in parts),
         backwards=sum(part.backwards for part in parts),
     )
-
-
-def attack_name(attack: Attack) -> str:
-    """``apgd``, or ``apgd(loss='dlr', steps=50)`` for an attack with bound options."""
-    if isinstance(attack, functools.partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in attack.keywords.items())
-        return f"{attack_name(attack.func)}({options})"
-    return getattr(attack, "__name__", type(attack).__name__)
-
-
-def _home(attack: Attack) -> str:
-    """The module that an attack comes from."""
-    return _home(attack.func) if isinstance(attack, functools.partial) else str(getattr(attack, "__module__", ""))
-
-
-def _defaults(attack: Attack) -> Setting:
-    """The options that an attack runs with and the caller did not set, as one line."""
-    parameters = inspect.signature(attack).parameters.values()
-    passed = {"eps", "p", "bounds", "seed", "ids", "batch_size", "progress", *bound_options(attack)}
-    simple = [q for q in parameters if q.default is not q.empty and q.name not in passed]
-    return ", ".join(f"{q.name}={getattr(q.default, '__name__', q.default)!r}" for q in simple)

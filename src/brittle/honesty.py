@@ -16,27 +16,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from brittle.attacks import apgd
+from brittle.attacks import apgd, square
 from brittle.attacks.losses import Loss, cross_entropy, loss_and_gradient, margins
-from brittle.attacks.square_search import square
 from brittle.errors import InputError
 from brittle.frozen import Model, frozen
 from brittle.norms import dual_exponent, lp_norm
 from brittle.passes import logits_of
 from brittle.private import private_copy
 from brittle.results import Flag, NotMeasured, Rate, SecurityCurve
-from brittle.wording import budget, norm_name
+from brittle.wording import budget, norm_name, number
 from brittle.worst import Attack, Threat, WorstCase, worst_case
 
 SAMPLES = 64
-"""Most samples of a check: they tell a share of 5 % from one of 20 %, and all checks of one norm stay below a tenth of
-100 steps on 1,000 samples."""
+"""Most samples of a check: they tell a share of 5 % from one of 20 %, and all checks of one norm take at most a
+twentieth of the passes of 100 steps on 1,000 samples."""
 LEAST = 8
 """Fewest samples of a check that counts shares. Among three, a single odd one would raise a flag."""
 STEPS = 15
 """Steps of the short attacks. Attacks that are compared have equal steps, so that their difference is what counts;
 within the whole range of the inputs a sound attack needs a few."""
-QUERIES = 100
+QUERIES = 150
 """Queries of the attack without gradients: they break next to nothing that sound gradients left, and much where the
 gradients lead nowhere."""
 SURVIVORS = 32
@@ -223,7 +222,7 @@ def loss_gap(ce: Tensor, dlr: Tensor, p: float, later: Rate | None = None) -> Fl
             the one on the DLR loss after it.
     """
     rates = [_count(dlr & ~ce), _count(ce & ~dlr)]
-    full = "" if later is None else f"DLR broke {_of(later)} samples that cross-entropy had left. "
+    full = "" if later is None else f"Of {later.n} samples, {later.hits} withstood cross-entropy and fell to DLR. "
     return _flag(
         "cross-entropy against DLR",
         _above(rates[0], GAP) or _above(rates[1], BEHIND) or (later is not None and _above(later, GAP)),
@@ -288,21 +287,20 @@ def whole_range(right: Tensor, eps: float, p: float) -> Flag:
     )
 
 
-def query_gap(broken: Rate, robust: Rate, p: float) -> Flag:
+def query_gap(broken: Rate, left: Rate, p: float) -> Flag:
     """What an attack without gradients adds; raised when it takes more than :data:`UNFOUND` off the robust accuracy.
 
     Args:
-        broken: How many of the samples that the gradient attacks left, or of some of them, it breaks.
-        robust: The robust accuracy under the gradient attacks.
+        broken: How many of those samples, or of some of them, it breaks.
+        left: Samples that withstood the gradient attacks without being proven robust, among all samples.
         p: Norm of the budget.
     """
-    share = UNFOUND * robust.n / max(1, robust.hits)
-    points = 100 * broken.hits / max(1, broken.n) * robust.hits / max(1, robust.n)
+    points = 100 * broken.hits / max(1, broken.n) * left.hits / max(1, left.n)
     return _flag(
         "queries against gradients",
-        _above(broken, share),
-        f"Queries alone break {_of(broken)} samples that the gradient attacks left, which takes {points:.1f} points off"
-        f" the robust accuracy of {robust.percent}.",
+        _above(broken, UNFOUND * left.n / max(1, left.hits)),
+        f"Queries alone break {_of(broken)} samples that the gradient attacks left, which takes about {points:.1f}"
+        " points off the robust accuracy.",
         p,
     )
 
@@ -344,11 +342,6 @@ class _Probe:
     def right(self) -> Tensor:
         """Rows of samples that are right without attack."""
         return _enough(self.worst.clean_correct, SAMPLES, "are right without attack")
-
-    def survivors(self, most: int) -> Tensor:
-        """Rows of samples that withstood the attacks, and not because they are proven robust."""
-        left = self.worst.robust_correct & ~self.worst.proven
-        return _enough(left, most, "withstood the attacks and are not proven robust")
 
     def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float) -> Tensor:
         """Which of the samples ``rows`` other attacks break, ``(n,)``; every example is checked again."""
@@ -397,7 +390,8 @@ class _Probe:
             raise InputError("no security curve")
         classes, distances = self.worst.clean_logits.shape[1], torch.empty(0)
         if is_flat(curve, classes):
-            margin, gradient = self.gradients(self.survivors(SAMPLES), margins)
+            rows = _enough(self.worst.robust_correct, SAMPLES, "withstood the attacks")
+            margin, gradient = self.gradients(rows, margins)
             length = lp_norm(gradient, dual_exponent(self.threat.p))
             distances = torch.where(length > 0, margin / length, 0.0)
         return flat_curve(curve, distances, classes)
@@ -413,13 +407,14 @@ class _Probe:
         queries = [_unbound(attack) is square for attack in self.threat.attacks]
         if queries[0]:
             raise InputError("the first attack is by queries alone")
-        robust, p = self.worst.robust_correct, self.threat.p
-        if not any(queries):
-            rate = _count(self.broken(self.survivors(SURVIVORS), (query_attack,), self.eps))
-            return query_gap(rate, _count(robust), p)
-        found = self.worst.attack == queries.index(True)
-        rows = _enough((robust | found) & ~self.worst.proven, len(robust), "withstood the gradient attacks")
-        return query_gap(_count(found[rows]), _count(robust | found), p)
+        found = self.worst.attack == (queries.index(True) if any(queries) else len(queries))
+        left = (self.worst.robust_correct | found) & ~self.worst.proven
+        what = "withstood the gradient attacks and are not proven robust"
+        if any(queries):
+            broken = found[_enough(left, len(left), what)]
+        else:
+            broken = self.broken(_enough(left, SURVIVORS, what), (query_attack,), self.eps)
+        return query_gap(_count(broken), _count(left), self.threat.p)
 
 
 def _flag(name: str, raised: bool, finding: str, p: float | None = None) -> Flag:
@@ -496,4 +491,4 @@ def _tolerance(share: float, logits: Tensor) -> float:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{number(100 * share)} %"

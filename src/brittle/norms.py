@@ -45,7 +45,7 @@ def lp_norm(x: Tensor, p: float) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor, p: float) -> Tensor:
-    """``||a - b||_p`` of every sample: differences in the inputs' own precision, norms in float64.
+    """``||a - b||_p`` of every sample: differences in single precision or better, norms in float64.
 
     Args:
         a: ``(N, ...)``.
@@ -55,6 +55,8 @@ def distances(a: Tensor, b: Tensor, p: float) -> Tensor:
     Returns:
         ``(N,)`` in float64, in units of the inputs; exact to half a unit in the last place of every difference.
     """
+    if a.dtype not in (torch.float32, torch.float64):
+        a, b = a.float(), b.float()
     return torch.linalg.vector_norm((a - b).flatten(1), ord=p, dim=1, dtype=torch.float64)
 
 

@@ -22,6 +22,7 @@ from brittle.results import (
     Audit,
     CertifiedCurve,
     Evaluation,
+    Flag,
     LayerBound,
     LayerResult,
     NormBounds,
@@ -71,6 +72,7 @@ def report_html(audit: Audit) -> str:
             figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
             columns=columns,
             undecided=_undecided(audit),
+            flags=_by_name(audit.flags),
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=SHOWN,
             reasons=reasons,
@@ -249,6 +251,11 @@ def _undecided(audit: Audit) -> list[tuple[Evaluation, CertifiedCurve | None]]:
     return [(evaluation, curves.get(evaluation.p)) for evaluation in audit.evaluations if evaluation.n]
 
 
+def _by_name(flags: tuple[Flag, ...]) -> dict[str, list[Flag]]:
+    """The flags of one check together, in their order."""
+    return {name: [flag for flag in flags if flag.name == name] for name in dict.fromkeys(flag.name for flag in flags)}
+
+
 def _glossary(audit: Audit, columns: list[Column]) -> dict[str, str]:
     """The terms that this report uses, in their order of appearance."""
     used = [column.term for column in columns] if audit.layers else []
@@ -298,7 +305,7 @@ THEOREM: tuple[tuple[str, str, str, Callable[[LayerBound], Cell], Callable[[Any]
     ("norm, exact", "bound_{p}_exact", "Theorem 3.1", attrgetter("norm"), number),
     ("norm, upper bound (sharp)", "bound_{p}_sharp_10pct", "Theorem 3.1", lambda b: b.sharp * b.scale, _upper),
 )
-ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate")
+ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate", "Masked gradients")
 CERTIFIED_TERMS = ("Certified accuracy", "Certified radius")
 ARGUMENTS = {
     "product of norms": "The layers' operator norms, multiplied along the network. It ignores how layers fit together.",
@@ -332,6 +339,10 @@ GLOSSARY = {
     "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
     "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
     "Fooling rate": "Share of the samples right without attack whose predicted class changes under attack.",
+    "Masked gradients": (
+        "Gradients that are zero, random or misleading, so that attacks which follow them fail although adversarial"
+        " examples are near: the network looks more robust than it is."
+    ),
     "Certified accuracy": (
         "Share of the samples that are right without attack and whose certified radius exceeds the budget. A lower"
         " bound of the true robust accuracy, whatever the attack."

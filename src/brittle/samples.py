@@ -35,24 +35,56 @@ def batches_of(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, in
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
     size = getattr(getattr(data, "dataset", None), "__len__", None)
+    shape = None
     for batch in data:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
-        yield batch[0], torch.as_tensor(batch[1]), size() if callable(size) else None
+        x, y = _checked(batch)
+        if shape not in (None, x.shape[1:]):
+            raise InputError(f"data: expected inputs of one shape, {tuple(shape or ())}; got {tuple(x.shape[1:])}")
+        shape = x.shape[1:]
+        yield x, y, size() if callable(size) else None
 
 
-def chunks_of(data: Data, size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
-    """Chunks ``(x, y, total)`` of exactly ``size`` samples (the last may be smaller), whatever the batches were."""
+def _checked(batch: object) -> tuple[Tensor, Tensor]:
+    """One batch as inputs and labels of equal number."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
+    x, y = batch
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        raise InputError(f"data: expected inputs as a tensor (N, ...); got {type(x).__name__}")
+    try:
+        y = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"data: expected labels as integers (N,); got {type(y).__name__}") from None
+    if y.ndim != 1 or len(y) != len(x):
+        raise InputError(f"data: expected as many labels as inputs; got {len(x)} inputs and labels {tuple(y.shape)}")
+    return x, y
+
+
+def chunks_of(
+    data: Data, size: int, batch_size: int, most_bytes: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+    """Chunks ``(x, y, total)`` of exactly ``size`` samples (the last may be smaller), whatever the batches were.
+
+    Args:
+        data: Labelled samples, taken as they are asked for.
+        size: Samples of a chunk.
+        batch_size: Samples that tensors and data sets are read by, and the least size of a chunk.
+        most_bytes: Bytes of inputs of a chunk, at most; makes chunks smaller.
+    """
     held: list[tuple[Tensor, Tensor]] = []
     count, total = 0, None
-    for x, y, total in batches_of(data, size):
+    for x, y, total in batches_of(data, batch_size):
+        if most_bytes is not None and len(x):
+            size = min(size, max(batch_size, most_bytes // max(1, x[0].numel() * x.element_size())))
         held.append((x, y))
         count += len(x)
-        while count >= size:
+        if count >= size:
             xs, ys = torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
-            yield xs[:size], ys[:size], total
-            count -= size
-            held = [(xs[size:], ys[size:])] if count else []
+            whole = count - count % size
+            for start in range(0, whole, size):
+                yield xs[start : start + size], ys[start : start + size], total
+            count -= whole
+            held = [(xs[whole:].clone(), ys[whole:].clone())] if count else []
     if count:
         yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held]), total
 

@@ -9,6 +9,7 @@ from brittle.results import (
     FRACTIONS,
     CertifiedCurve,
     Evaluation,
+    Flag,
     LayerResponse,
     LayerResult,
     LipschitzResult,
@@ -28,10 +29,12 @@ def judge(
     responses: Sequence[LayerResponse],
     universal: Sequence[UniversalResult],
     certified: Sequence[CertifiedCurve] = (),
+    flags: Sequence[Flag] = (),
 ) -> Verdict:
     """The verdict: a level, a headline, and what was found and why, most important first."""
     level = _level(evaluations)
     sentences = [
+        *_distrust(flags),
         _attacked(evaluations),
         _proven(evaluations, certified),
         *_concentration(layers),
@@ -63,6 +66,18 @@ def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[La
         "broken": "The network breaks under attack",
     }[level]
     return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
+
+
+def _distrust(flags: Sequence[Flag]) -> Iterator[str]:
+    raised: dict[str, list[Flag]] = {}
+    for flag in flags:
+        if flag.raised:
+            raised.setdefault(flag.name, []).append(flag)
+    for name, same in raised.items():
+        norms = [norm_name(flag.p) for flag in same if flag.p is not None]
+        what = f"the robust accuracy in {' and '.join(norms)}" if norms else "any robust accuracy here"
+        found = [f"{norm_name(f.p)}: {f.finding}" if f.p is not None and len(same) > 1 else f.finding for f in same]
+        yield f"Do not trust {what} ({name}). {' '.join(found)}"
 
 
 def _attacked(evaluations: Sequence[Evaluation]) -> str:

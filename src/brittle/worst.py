@@ -157,12 +157,13 @@ def worst_case(
     budgets = check_budget(eps, threat.p, len(x)).to(device)
     x, y = x.to(device).clamp(*threat.bounds), y.to(device).long()
     ids = torch.arange(first, first + len(x)) if ids is None else ids
-    tell = tell or (lambda done: None)
+    tell = _rising(tell)
     with frozen(model):
         judge = Counted(model)
         clean = logits_of(judge, x, y, batch_size)
         searched = Counted(private_copy(model, x) if quick is None else quick)
-        sure = torch.zeros_like(y, dtype=torch.bool) if proven is None else proven.to(device)
+        sure = budgets == 0  # nothing to attack with
+        sure = sure if proven is None else sure | proven.to(device)
         state = _State.begin(model, x, y, clean, budgets, threat, batch_size)
         stages = list(itertools.product(range(threat.restarts), enumerate(threat.attacks)))
         for number, (restart, (index, attack)) in enumerate(stages):
@@ -195,6 +196,19 @@ def worst_case(
 def _done(total: int, pending: int, stage: int, stages: int, finished: float) -> float:
     """Samples whose verdict stands, each pending one counted by the share of its stages that are over."""
     return total - pending + pending * stage / stages + finished / stages
+
+
+def _rising(tell: Tell | None) -> Tell:
+    """Progress that speaks only when another whole sample is done."""
+    told = -1
+
+    def heard(done: float) -> None:
+        nonlocal told
+        if tell is not None and int(done) > told:
+            told = int(done)
+            tell(done)
+
+    return heard
 
 
 def _tell_within(tell: Tell, within: Callable[[float], float], done: float) -> None:
