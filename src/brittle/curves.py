@@ -70,6 +70,7 @@ def security_curve(
     ladder = torch.tensor(points, dtype=torch.float64, device=device)
     lost = right & ~worst.robust_correct
     survived = torch.full_like(worst.y, -1)
+    survived[right] = 0 if points[0] == 0 else -1  # no budget breaks nothing
     survived[worst.robust_correct] = points.index(float(at))
     if radii is not None:
         proven = (ladder[None, :] < radii.to(ladder)[:, None]).sum(1) - 1
