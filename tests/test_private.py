@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -655,3 +656,16 @@ def test_networks_with_two_and_three_dimensional_convolutions_are_folded():
     assert_same(copied, net)
     assert copied is not net
     assert norms_run(copied) == 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_copies_are_the_network_at_any_batch_size():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    net[2].running_mean.normal_()
+    copied = private_copy(net, torch.rand(4, 1, 3, 4), compiled=True)
+    assert copied is not net
+    assert type(copied).__name__ == "OptimizedModule"
+    for n in (1, 3, 7):
+        x = torch.rand(n, 1, 3, 4)
+        torch.testing.assert_close(copied(x), net(x), rtol=1e-4, atol=1e-5)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import ascend_
+from brittle.attacks.ball import ascended
 from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
 from brittle.attacks.packing import State, Tell, in_parts, run, widest
 from brittle.attacks.pool import Pool, check_steps, checked_width
@@ -76,7 +77,7 @@ def apgd(
     with frozen(model):
         search = _Apgd(model, pool, lambda logits, labels, _: objective(logits, labels), None, Schedule.of(steps, rho))
         run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
-    return pool.x_adv
+    return pool.examples()
 
 
 def apgd_targeted(
@@ -139,7 +140,7 @@ def apgd_targeted(
             gone = len(x) - len(rows)
             last = number + 1 == min(targets, order.shape[1])
             run(search, len(rows), width, x.device, _later(progress, gone) if last else None)
-            x_adv[rows] = part.x_adv
+            x_adv[rows] = part.examples()
             rows = rows[~search.broken]
             if progress is not None:
                 progress(len(x) - len(rows) if not last else len(x))
@@ -187,7 +188,7 @@ class _Apgd:
     ) -> None:
         self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
         self.target = pool.y if target is None else target
-        self.due = (schedule.interval > 0).to(pool.x.device)
+        self.due = (schedule.interval > 0).numpy()
         self.few = (schedule.rho * schedule.interval).to(pool.x)
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
@@ -198,8 +199,8 @@ class _Apgd:
             "target": self.target[rows],
             "previous": x.clone(),
             "spare": torch.empty_like(x),
-            "best": torch.empty_like(x),
-            "best_gradient": torch.empty_like(x),
+            "best": x.clone(),
+            "best_gradient": torch.zeros_like(x),
             "length": 2 * eps,
             "best_loss": torch.full_like(eps, -math.inf),
             "last_loss": torch.full_like(eps, math.inf),
@@ -217,31 +218,33 @@ class _Apgd:
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured
-        step = state["step"]
-        improved = (losses > state["best_loss"]).nonzero()[:, 0]
-        if len(improved):
-            for kept, now in (("best", state["x"]), ("best_gradient", gradient), ("best_loss", losses)):
-                state[kept].index_copy_(0, improved, now.index_select(0, improved))
+        improved, device = losses > state["best_loss"], losses.device
+        state["best_loss"] = torch.where(improved, losses, state["best_loss"])
+        share = per_sample(
+            improved.to(gradient.dtype), gradient
+        )  # 0 or 1: lerp_ is exact there, and the quickest choice
+        state["best"].lerp_(state["x"], share)
+        state["best_gradient"].lerp_(gradient, share)
         state["wrong"] = wrong
-        fresh = (step == 0).nonzero()[:, 0]
-        self._check(state, losses, gradient, fresh)
+        # Which samples begin, or are due for a check, is a matter of counting, quicker on the host.
+        steps = state["step"].cpu().numpy()
+        fresh, due = (torch.from_numpy(np.flatnonzero(which)).to(device) for which in (steps == 0, self.due[steps]))
+        self._check(state, losses, gradient, fresh, due)
         self._move(state, gradient, fresh)
-        step += 1
-        return wrong | (step > self.schedule.steps)
+        state["step"] += 1
+        return wrong | (state["step"] > self.schedule.steps)
 
-    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor) -> None:
-        """Count rising losses; at their checkpoints, samples that stall halve their step and return to their best."""
-        step = state["step"]
+    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor, rows: Tensor) -> None:
+        """Count rising losses; at their checkpoints ``rows`` that stall halve their step and return to their best."""
         state["rising"].add_(losses > state["last_loss"])
         state["last_loss"] = losses
         if len(fresh):  # the authors' implementation compares the first step's loss with 0
             state["last_loss"][fresh] = 0
-        rows = self.due[step].nonzero()[:, 0]
         if len(rows) == 0:
             return
         best_loss = state["best_loss"][rows]
         stalled = (state["best_at_check"][rows] >= best_loss) & ~state["halved_at_check"][rows]
-        halved = (state["rising"][rows] <= self.few[step[rows]]) | stalled
+        halved = (state["rising"][rows] <= self.few[state["step"][rows]]) | stalled
         state["halved_at_check"].index_copy_(0, rows, halved)
         state["best_at_check"].index_copy_(0, rows, best_loss)
         state["rising"].index_fill_(0, rows, 0)
@@ -255,8 +258,7 @@ class _Apgd:
     def _move(self, state: State, gradient: Tensor, fresh: Tensor) -> None:
         """The next points: a projected step, mixed with the step before; the oldest points' memory is used again."""
         x, previous, z = state["x"], state["previous"], state["spare"]
-        direction = ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x))
-        self.pool.project_(torch.add(x, direction, out=z), state)
+        self.pool.project_(ascended(x, gradient, state["length"], self.pool.p, z), state)
         first = z[fresh] if len(fresh) else None
         z.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
         self.pool.project_(z, state)

@@ -82,13 +82,15 @@ def project_(
     if low is not None and high is not None:
         return torch.clamp(z, low, high, out=z)
     z.sub_(x)
-    z.mul_(per_sample(eps / lp_norm(z, 2).clamp_min(torch.finfo(z.dtype).tiny).maximum(eps), z))
-    return z.add_(x).clamp_(*bounds)
+    shrink = eps / lp_norm(z, 2).clamp_min(torch.finfo(z.dtype).tiny).maximum(eps)
+    return torch.addcmul(x, z, per_sample(shrink, z), out=z).clamp_(*bounds)
 
 
-def ascend_(gradient: Tensor, p: float) -> Tensor:
-    """In place, the direction of steepest ascent per unit of the norm: the sign (inf), the unit gradient (2)."""
-    return gradient.div_(per_sample(lp_norm(gradient, 2) + 1e-12, gradient)) if p == 2 else gradient.sign_()
+def ascended(x: Tensor, gradient: Tensor, length: Tensor, p: float, out: Tensor) -> Tensor:
+    """``x`` and a step of ``length`` ``(N,)`` along the steepest ascent; uses ``gradient`` up and fills ``out``."""
+    if p == 2:
+        return torch.addcmul(x, gradient, per_sample(length / (lp_norm(gradient, 2) + 1e-12), x), out=out)
+    return torch.addcmul(x, gradient.sign_(), per_sample(length, x), out=out)
 
 
 def check_budget(eps: float | Tensor, p: float, n: int) -> Tensor:

@@ -127,6 +127,7 @@ def loss_and_gradient(
         (gradient,) = torch.autograd.grad(values.sum(), x)
     if gradient.stride() != x.stride():  # expanded, or laid out in another order: callers write into it
         gradient = torch.empty_like(x).copy_(gradient)
+    gradient.nan_to_num_(0.0, 0.0, 0.0)  # no direction is better than one that is no number
     return values.detach().to(x.dtype), logits.detach().argmax(1) != y, gradient
 
 

@@ -75,9 +75,13 @@ class Pool:
 
     def finish(self, rows: Tensor, found: Tensor) -> None:
         """Keep the examples of the samples ``rows``."""
-        if self.p == 2:  # the box of p = inf cannot be left
-            found = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds).tightened(found)
         self.x_adv[rows] = found
+
+    def examples(self) -> Tensor:
+        """All results ``(N, ...)``, within their budgets also after rounding."""
+        if self.p != 2:  # the box cannot be left
+            return self.x_adv
+        return Ball.of(self.x, self.eps, self.p, self.bounds).tightened(self.x_adv)
 
 
 def check_length(step_size: float) -> float:

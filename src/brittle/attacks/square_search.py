@@ -84,7 +84,7 @@ def square(
     with frozen(model), torch.no_grad():
         search = _Square(model, pool, seed, Windows.of(queries, p_init, height, width, p))
         run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
-    return pool.x_adv
+    return pool.examples()
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import Ball, ascend_, check_budget
+from brittle.attacks.ball import Ball, ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.packing import State, Tell, in_parts, run, widest
 from brittle.attacks.pool import Pool, check_length, check_steps, checked_width
 from brittle.frozen import Model, frozen
 from brittle.inputs import check_batch
-from brittle.norms import per_sample
 
 
 def fgsm(
@@ -53,7 +52,7 @@ def fgsm(
     def stepped(x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
         ball, every = Ball.of(x, eps, p, bounds), torch.ones_like(y, dtype=torch.bool)
         _, _, gradient = loss_and_gradient(model, objective, ball.x, y, check=every)
-        return ball.tightened(ball.project(ball.x + per_sample(ball.eps, ball.x) * ascend_(gradient, p)))
+        return ball.tightened(ball.project(ascended(ball.x, gradient, ball.eps, p, torch.empty_like(gradient))))
 
     with frozen(model):
         return in_parts(stepped, checked_width(batch_size), x, y.long(), budgets)
@@ -109,7 +108,7 @@ def pgd(
     with frozen(model):
         search = _Ascent(model, named_loss(loss), pool, steps, lengths)
         run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
-    return pool.x_adv
+    return pool.examples()
 
 
 class _Ascent:
@@ -132,7 +131,7 @@ class _Ascent:
         improved = ((losses > state["best_loss"]) | wrong).nonzero()[:, 0]
         state["best"][improved], state["best_loss"][improved] = x[improved], losses[improved]
         done = wrong | (state["step"] == self.steps)
-        x.add_(ascend_(gradient, self.pool.p).mul_(per_sample(state["length"], x)))
+        ascended(x, gradient, state["length"], self.pool.p, x)
         # A done sample's next point is never looked at: its best one is what finish() keeps.
         self.pool.project_(x, state)
         state["step"] += 1

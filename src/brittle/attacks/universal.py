@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import ascend_, check_budget
+from brittle.attacks.ball import ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.pool import check_length, check_steps
 from brittle.errors import InputError
@@ -64,8 +64,8 @@ def universal_perturbation(
                 _, _, gradient = loss_and_gradient(
                     model, objective, (x + u).clamp(*bounds), y, check=torch.ones_like(y, dtype=torch.bool)
                 )
-                direction = ascend_(gradient.sum(0, keepdim=True), p)
-                u = project_ball(u + length * direction, eps, p)
+                whole, step = gradient.sum(0, keepdim=True), torch.full((1,), length, dtype=u.dtype, device=device)
+                u = project_ball(ascended(u, whole, step, p, torch.empty_like(u)), eps, p)
     if u is None:
         raise InputError("batches: expected at least one pair of inputs and labels; got none")
     return u[0]
