@@ -217,7 +217,9 @@ def _part(worker: _Worker, chunk: Chunk, *, plan: _Plan, keep: Kept | None, boar
     if worker.relaxation is not None:
         classes = worker.relaxation.classes
         check_batch(chunk.x, chunk.y, bounds=threat.bounds, classes=classes)
-        proven = covered(worker.relaxation, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds)
+        proven = covered(
+            worker.relaxation, chunk.x, chunk.y, eps=eps, p=threat.p, bounds=threat.bounds, passes=passes_of(threat)
+        )
     worst = worst_case(
         worker.model,
         chunk.x,
