@@ -101,7 +101,7 @@ def evaluate(
     first = next(chunks, None)
     if first is None:
         raise InputError("data: expected at least one sample; got none")
-    check_batch(first.x, first.y, bounds=bounds)
+    check_batch(first.x[:1], first.y[:1], bounds=bounds)
     check_budget(eps, p, 1)
     attacks = chosen_attacks(attack, model, first.x, first.y)
     threat = Threat(attacks, float(p), restarts, bounds, seed)
@@ -212,7 +212,6 @@ def _part(worker: _Worker, chunk: Chunk, *, plan: _Plan, keep: Kept | None, boar
     if kept is not None:
         return kept
     threat, eps = plan.threat, plan.eps
-    check_batch(chunk.x, chunk.y, bounds=threat.bounds)
     proven = None
     if worker.relaxation is not None:
         classes = worker.relaxation.classes
@@ -266,22 +265,34 @@ def part_of(worst: WorstCase, threat: Threat, *, first: int = 0) -> Part:
 def sample_results(worst: WorstCase, threat: Threat, *, first: int = 0) -> list[SampleResult]:
     """One :class:`~brittle.results.SampleResult` a sample, numbered from ``first``."""
     names = [attack_name(attack) for attack in threat.attacks]
-    columns = {
-        "label": worst.y,
-        "clean_prediction": worst.clean_logits.argmax(1),
-        "adversarial_prediction": worst.adversarial_logits.argmax(1),
-        "clean_margin": margins(worst.clean_logits, worst.y),
-        "adversarial_margin": margins(worst.adversarial_logits, worst.y).nan_to_num(nan=-math.inf),
-        "distance": distances(worst.x_adv, worst.x, threat.p),
-        "attack": worst.attack,
-        "restart": worst.restart,
-        "proven": worst.proven & worst.clean_correct,
-    }
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(Tensor.tolist, columns.values()), strict=True)]
-    for row in rows:
-        row["attack"] = names[row["attack"]] if row["attack"] >= 0 else None
-        row["restart"] = row["restart"] if row["restart"] >= 0 else None
-    return [SampleResult(index, **row) for index, row in enumerate(rows, first)]
+    columns = (
+        worst.y,
+        worst.clean_logits.argmax(1),
+        worst.adversarial_logits.argmax(1),
+        margins(worst.clean_logits, worst.y),
+        margins(worst.adversarial_logits, worst.y).nan_to_num(nan=-math.inf),
+        distances(worst.x_adv, worst.x, threat.p),
+        worst.attack,
+        worst.restart,
+        worst.proven & worst.clean_correct,
+    )
+    return [
+        SampleResult(
+            index=index,
+            label=label,
+            clean_prediction=clean,
+            adversarial_prediction=adversarial,
+            clean_margin=clean_margin,
+            adversarial_margin=margin,
+            distance=distance,
+            attack=names[attack] if attack >= 0 else None,
+            restart=restart if restart >= 0 else None,
+            proven=proven,
+        )
+        for index, (label, clean, adversarial, clean_margin, margin, distance, attack, restart, proven) in enumerate(
+            zip(*map(Tensor.tolist, columns), strict=True), first
+        )
+    ]
 
 
 def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:

@@ -28,7 +28,8 @@ def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
     Parametrised weights (``torch.nn.utils.parametrize``) are computed once; a batch norm that follows a convolution
     or linear layer directly is folded into it; the copy's parameters want no gradients. Convolutions lay their
     weights out in channels_last, which is quicker on CPUs and GPUs. What cannot be copied, or traced, or answers
-    differently from the network on ``x`` is left out, in the worst case everything: then the model itself is returned.
+    differently from the network on ``x`` is left out, in the worst case everything: then the model itself is returned,
+    as it is where there is nothing to gain.
 
     Args:
         model: Network from ``(N, ...)`` to logits; left bit-equal. A plain callable is returned as it is.
@@ -39,7 +40,7 @@ def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
     Returns:
         A network with the same logits and input gradients up to rounding (relative difference below 0.001 on ``x``).
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or not (compiled or _gains(model)):
         return model
     x = x[:PROBES]
     with frozen(model), torch.enable_grad():
@@ -52,6 +53,12 @@ def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
             if candidate is not None and found is not None and _agree(found, wanted, AGREEMENT):
                 return candidate
     return model
+
+
+def _gains(model: nn.Module) -> bool:
+    """Whether there is anything to fold, to lay out anew or to compute once."""
+    kinds = (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(module, kinds) or parametrize.is_parametrized(module) for module in model.modules())
 
 
 def _attempt(model: nn.Module, prepare: Callable[[nn.Module], nn.Module]) -> nn.Module | None:

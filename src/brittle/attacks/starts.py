@@ -15,8 +15,12 @@ from brittle.errors import InputError
 
 def generator(seed: int, name: int) -> torch.Generator:
     """A CPU generator whose numbers depend on ``seed`` and on the sample's id ``name`` alone."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(_number(seed, name))
+
+
+def _number(seed: int, name: int) -> int:
+    digest = hashlib.sha256(b"%d:%d" % (seed, name)).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def random_start(ball: Ball, seed: int, names: Sequence[int]) -> Tensor:
@@ -33,12 +37,13 @@ def random_start(ball: Ball, seed: int, names: Sequence[int]) -> Tensor:
         ``(N, ...)``, like ``ball.x``.
     """
     noise = torch.empty(ball.x.shape, dtype=torch.float32)
-    for row, name in zip(noise, names, strict=True):
-        source = generator(seed, name)
+    source = torch.Generator()
+    for row, name in zip(noise.unbind(), names, strict=True):
+        source.manual_seed(_number(seed, name))
         if math.isinf(ball.p):
-            torch.rand(row.shape, generator=source, out=row)
+            row.uniform_(generator=source)
         else:
-            torch.randn(row.shape, generator=source, out=row)
+            row.normal_(generator=source)
     if math.isinf(ball.p):
         noise.mul_(2).sub_(1)
     return ball.start(noise.to(ball.x))
