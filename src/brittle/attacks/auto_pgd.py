@@ -193,6 +193,7 @@ class _Apgd:
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
     def begin(self, rows: Tensor) -> State:
+        """First states of the pool's ``rows`` ``(n,)``: points ``(n, ...)``, and ``(n,)`` of what is counted."""
         state = self.pool.begin(rows)
         x, eps = state["x"], state["eps"]
         return state | {
@@ -217,6 +218,7 @@ class _Apgd:
         )
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Take in what was measured and move on; broken samples and those out of steps are done ``(n,)``."""
         losses, wrong, gradient = measured
         improved, device = losses > state["best_loss"], losses.device
         state["best_loss"] = torch.where(improved, losses, state["best_loss"])
