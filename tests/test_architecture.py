@@ -12,7 +12,7 @@ ORDER = [
     {"errors", "wording"},
     {"files", "codec", "inputs", "compressibility", "digest", "options"},
     {"norms", "results", "frozen", "regularizers", "drawing", "geometry"},
-    {"attacks.losses", "attacks.ball", "attacks.packing", "spread"},
+    {"attacks.losses", "attacks.ball", "attacks.packing", "attacks.halving", "spread"},
     {"attacks.starts", "passes"},
     {"attacks.pool", "attacks.hashing"},
     {"attacks.steepest", "attacks.auto_pgd", "attacks.square_search", "attacks.universal"},

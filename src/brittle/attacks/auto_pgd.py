@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from brittle.attacks.ball import ascended
+from brittle.attacks.halving import Schedule, counts_of, first_counts
 from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
 from brittle.attacks.packing import State, Tell, in_parts, run, widest
 from brittle.attacks.pool import Pool, check_steps, checked_width
@@ -149,32 +149,6 @@ def apgd_targeted(
     return x_adv
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """At which steps Auto-PGD may halve a sample's step, after how many since the last such one.
-
-    Attributes:
-        steps: Gradient steps.
-        rho: Share of rising steps below which the step is halved.
-        interval: ``(steps + 1,)``: steps since the last checkpoint where there is one, else 0.
-    """
-
-    steps: int
-    rho: float
-    interval: Tensor
-
-    @staticmethod
-    def of(steps: int, rho: float) -> Schedule:
-        """Checkpoints at 0.22 of the steps, then 0.03 closer each time, at least 0.06 apart."""
-        first, shrink, smallest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-        interval, at = torch.zeros(steps + 1, dtype=torch.int64), first
-        while at <= steps:
-            interval[at] = first
-            first = max(first - shrink, smallest)
-            at += first
-        return Schedule(steps, rho, interval)
-
-
 class _Apgd:
     """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke."""
 
@@ -188,88 +162,59 @@ class _Apgd:
     ) -> None:
         self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
         self.target = pool.y if target is None else target
-        self.due = (schedule.interval > 0).numpy()
-        self.few = (schedule.rho * schedule.interval).to(pool.x)
         self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
 
     def begin(self, rows: Tensor) -> State:
-        """First states of the pool's ``rows`` ``(n,)``: points ``(n, ...)``, and ``(n,)`` of what is counted."""
+        """First states of the pool's ``rows`` ``(n,)``: points ``(n, ...)``, and what is counted (on the CPU)."""
         state = self.pool.begin(rows)
-        x, eps = state["x"], state["eps"]
+        x = state["x"]
         return state | {
             "target": self.target[rows],
             "previous": x.clone(),
-            "spare": torch.empty_like(x),
             "best": x.clone(),
             "best_gradient": torch.zeros_like(x),
-            "length": 2 * eps,
-            "best_loss": torch.full_like(eps, -math.inf),
-            "last_loss": torch.full_like(eps, math.inf),
-            "rising": torch.zeros_like(eps),
-            "best_at_check": torch.zeros_like(eps),  # not looked at while halved_at_check holds
-            "halved_at_check": torch.ones_like(rows, dtype=torch.bool),
-            "wrong": torch.zeros_like(rows, dtype=torch.bool),
+            "counts": first_counts(state["eps"]),
         }
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        target = state["target"]
+        target, fresh = state["target"], torch.from_numpy(counts_of(state["counts"])["step"] == 0)
         return loss_and_gradient(
-            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=state["step"] == 0
+            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=fresh
         )
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Take in what was measured and move on; broken samples and those out of steps are done ``(n,)``."""
         losses, wrong, gradient = measured
-        improved, device = losses > state["best_loss"], losses.device
-        state["best_loss"] = torch.where(improved, losses, state["best_loss"])
-        share = per_sample(
-            improved.to(gradient.dtype), gradient
-        )  # 0 or 1: lerp_ is exact there, and the quickest choice
-        state["best"].lerp_(state["x"], share)
-        state["best_gradient"].lerp_(gradient, share)
-        state["wrong"] = wrong
-        # Which samples begin, or are due for a check, is a matter of counting, quicker on the host.
-        steps = state["step"].cpu().numpy()
-        fresh, due = (torch.from_numpy(np.flatnonzero(which)).to(device) for which in (steps == 0, self.due[steps]))
-        self._check(state, losses, gradient, fresh, due)
-        self._move(state, gradient, fresh)
-        state["step"] += 1
-        return wrong | (state["step"] > self.schedule.steps)
+        x, counts = state["x"], counts_of(state["counts"])
+        followed = self.schedule.follow(counts, losses.double().cpu().numpy(), wrong.cpu().numpy())
+        share, length = torch.from_numpy(np.stack((followed.improved, counts["length"]))).to(x)
+        better = per_sample(share, x)  # 0 or 1: lerp_ is exact there, and the quickest choice
+        state["best"].lerp_(x, better)
+        state["best_gradient"].lerp_(gradient, better)
+        if followed.back.any():
+            rows = torch.from_numpy(followed.back.nonzero()[0]).to(x.device)
+            x.index_copy_(0, rows, state["best"].index_select(0, rows))
+            gradient.index_copy_(0, rows, state["best_gradient"].index_select(0, rows))
+        self._move(state, gradient, length, torch.from_numpy(followed.fresh.nonzero()[0]).to(x.device))
+        return torch.from_numpy(followed.done)
 
-    def _check(self, state: State, losses: Tensor, gradient: Tensor, fresh: Tensor, rows: Tensor) -> None:
-        """Count rising losses; at their checkpoints ``rows`` that stall halve their step and return to their best."""
-        state["rising"].add_(losses > state["last_loss"])
-        state["last_loss"] = losses
-        if len(fresh):  # the authors' implementation compares the first step's loss with 0
-            state["last_loss"][fresh] = 0
-        if len(rows) == 0:
-            return
-        best_loss = state["best_loss"][rows]
-        stalled = (state["best_at_check"][rows] >= best_loss) & ~state["halved_at_check"][rows]
-        halved = (state["rising"][rows] <= self.few[state["step"][rows]]) | stalled
-        state["halved_at_check"].index_copy_(0, rows, halved)
-        state["best_at_check"].index_copy_(0, rows, best_loss)
-        state["rising"].index_fill_(0, rows, 0)
-        # A sample that is broken at this very step is done: finish() keeps the point before any return.
-        back = rows[halved & ~state["wrong"][rows]]
-        if len(back):
-            state["length"].index_copy_(0, back, state["length"][back] / 2)
-            state["x"].index_copy_(0, back, state["best"].index_select(0, back))
-            gradient.index_copy_(0, back, state["best_gradient"].index_select(0, back))
+    def _move(self, state: State, gradient: Tensor, length: Tensor, fresh: Tensor) -> None:
+        """The next points, in the gradient's memory: a projected step, mixed with the step before.
 
-    def _move(self, state: State, gradient: Tensor, fresh: Tensor) -> None:
-        """The next points: a projected step, mixed with the step before; the oldest points' memory is used again."""
-        x, previous, z = state["x"], state["previous"], state["spare"]
-        self.pool.project_(ascended(x, gradient, state["length"], self.pool.p, z), state)
+        Projects ``x + m (z - x) + (1 - m) (x - previous)``, z the projected step and m the :data:`MOMENTUM`; the
+        ``fresh`` samples have no step before and go to z.
+        """
+        x = state["x"]
+        z = self.pool.project_(ascended(x, gradient, length, self.pool.p, gradient), state)
         first = z[fresh] if len(fresh) else None
-        z.mul_(MOMENTUM).add_(x, alpha=2 * (1 - MOMENTUM)).sub_(previous, alpha=1 - MOMENTUM)
-        self.pool.project_(z, state)
+        before = state["previous"].lerp_(x, 2)  # 2 x - previous: with m z and 1 - m of this the sum is the above
+        self.pool.project_(torch.lerp(before, z, MOMENTUM, out=z), state)
         if first is not None:
             z[fresh] = first
-        state["x"], state["previous"], state["spare"] = z, x, previous
+        state["x"], state["previous"] = z, x
 
     def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
-        wrong = state["wrong"][done]
+        wrong = torch.from_numpy(counts_of(state["counts"])["wrong"] == 1).to(done.device)[done]
         self.broken[rows] = wrong
         # The point that was just measured is "previous" now.
         self.pool.finish(rows, torch.where(per_sample(wrong, state["x"]), state["previous"][done], state["best"][done]))

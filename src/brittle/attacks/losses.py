@@ -93,7 +93,7 @@ def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
         raise InputError(f"model: expected a tensor of logits (N, classes); got {type(logits).__name__}")
     if logits.ndim != 2 or len(logits) != len(x):
         raise InputError(f"model: expected logits of shape ({len(x)}, classes); got {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
+    if not torch.isfinite(logits.detach()).all():
         bad = int((~torch.isfinite(logits).all(1)).sum())
         raise InputError(f"model: expected finite logits; got NaN or infinite ones for {bad} of {len(x)} samples")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= logits.shape[1]):
@@ -120,7 +120,7 @@ def loss_and_gradient(
         x = x.detach().requires_grad_()
         logits = model(x)
         if check is not None and bool(check.any()):
-            _check_rows(logits, x, y, check)
+            _check_rows(logits, x, y, check.to(x.device))
         values = loss(logits, y)
         if not values.requires_grad:
             raise InputError("model: expected logits that depend on the input through differentiable operations")
@@ -132,7 +132,10 @@ def loss_and_gradient(
 
 
 def _check_rows(logits: object, x: Tensor, y: Tensor, rows: Tensor) -> None:
-    if isinstance(logits, Tensor) and len(logits) == len(x):
-        check_logits(logits.detach()[rows], x[rows], y[rows])
-    else:
+    """Check the logits of some samples; quickly where those of all are good."""
+    try:
         check_logits(logits, x, y)
+    except InputError:
+        if not isinstance(logits, Tensor) or len(logits) != len(x):
+            raise
+        check_logits(logits.detach()[rows], x[rows], y[rows])

@@ -2,7 +2,7 @@
 
 A search is a state machine per sample. Its state is a dictionary of tensors whose first axis counts samples; none of
 its rows depends on another, so what happens to a sample does not depend on the batch it shares (apart from the
-rounding of matrix products of other shapes).
+rounding of matrix products of other shapes). What is only counted may stay on the CPU beside points on a GPU.
 """
 
 from __future__ import annotations
@@ -55,19 +55,20 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
     """
     rows = torch.arange(min(width, total), device=device)
     state = search.begin(rows)
-    waiting = _Waiting(search, len(rows), total)
+    waiting = _Waiting(search, len(rows), total, 1 + len(rows) // 4)
     finished = 0
     while len(rows):
         measured = _fitting(lambda state=state: search.measure(state), len(rows))  # type: ignore[misc]
         if measured is None:
             keep = len(rows) // 2
             logger.warning("out of memory with %d samples at once: going on with %d", len(rows), keep)
-            waiting.put(rows[keep:].clone(), {name: values[keep:].clone() for name, values in state.items()})
-            rows, state = rows[:keep].clone(), {name: values[:keep].clone() for name, values in state.items()}
+            waiting.put(*_copied(rows, state, slice(keep, None)))
+            rows, state = _copied(rows, state, slice(keep))
             continue
         done = search.advance(state, measured).nonzero()[:, 0]
         if len(done) == 0:
             continue
+        done = done.to(device)
         search.finish(rows[done], state, done)
         finished += len(done)
         holes = done
@@ -76,7 +77,7 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
             filled, holes = holes[: len(new_rows)], holes[len(new_rows) :]
             rows[filled] = new_rows
             for name, values in new_state.items():
-                state[name].index_copy_(0, filled, values)
+                state[name].index_copy_(0, filled.to(values.device), values)
         if len(holes):
             rows, state = _closed(rows, state, holes)
         if tell is not None:
@@ -84,10 +85,10 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
 
 
 class _Waiting:
-    """Samples that have no slot yet: those set aside first, then the ones not begun."""
+    """Samples that have no slot yet: those set aside first, then the ones not begun, some at a time."""
 
-    def __init__(self, search: Search, begun: int, total: int) -> None:
-        self.search, self.begun, self.total = search, begun, total
+    def __init__(self, search: Search, begun: int, total: int, ahead: int) -> None:
+        self.search, self.begun, self.total, self.ahead = search, begun, total, ahead
         self.aside: list[tuple[Tensor, State]] = []
 
     def put(self, rows: Tensor, state: State) -> None:
@@ -96,16 +97,21 @@ class _Waiting:
 
     def take(self, most: int, device: torch.device) -> tuple[Tensor, State] | None:
         """At most ``most`` samples with their states; None when nobody waits."""
-        if self.aside:
-            rows, state = self.aside.pop()
-            if len(rows) > most:
-                self.put(rows[most:], {name: values[most:] for name, values in state.items()})
-            return rows[:most], {name: values[:most] for name, values in state.items()}
-        if self.begun == self.total:
-            return None
-        rows = torch.arange(self.begun, min(self.begun + most, self.total), device=device)
-        self.begun += len(rows)
-        return rows, self.search.begin(rows)
+        if not self.aside:
+            if self.begun == self.total:
+                return None
+            end = min(self.begun + max(most, self.ahead), self.total)
+            rows, self.begun = torch.arange(self.begun, end, device=device), end
+            self.put(rows, self.search.begin(rows))
+        rows, state = self.aside.pop()
+        if len(rows) > most:
+            self.put(rows[most:], {name: values[most:] for name, values in state.items()})
+        return rows[:most], {name: values[:most] for name, values in state.items()}
+
+
+def _copied(rows: Tensor, state: State, part: slice) -> tuple[Tensor, State]:
+    """Some of the slots, in memory of their own."""
+    return rows[part].clone(), {name: values[part].clone() for name, values in state.items()}
 
 
 def _closed(rows: Tensor, state: State, holes: Tensor) -> tuple[Tensor, State]:
@@ -117,7 +123,7 @@ def _closed(rows: Tensor, state: State, holes: Tensor) -> tuple[Tensor, State]:
     last_rows, holes = last.nonzero()[:, 0], holes[holes < size]
     if len(holes):
         for values in (rows, *state.values()):
-            values[holes] = values[last_rows]
+            values[holes.to(values.device)] = values[last_rows.to(values.device)]
     return rows[:size], {name: values[:size] for name, values in state.items()}
 
 

@@ -63,7 +63,7 @@ class Pool:
         ball = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds)
         names = [self.names[row] for row in rows.tolist()]
         start = ball.x.clone() if self.seed is None else random_start(ball, self.seed, names)
-        state = {"x": start, "y": self.y[rows], "eps": ball.eps, "step": torch.zeros_like(rows)}
+        state = {"x": start, "y": self.y[rows], "eps": ball.eps}
         if ball.low is not None and ball.high is not None:
             return state | {"low": ball.low, "high": ball.high}
         return state | {"clean": ball.x}

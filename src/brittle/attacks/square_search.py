@@ -131,7 +131,7 @@ class _Square:
             self.pyramids = _pyramids(windows.sizes).flatten(0, 1).to(pool.x)
 
     def begin(self, rows: Tensor) -> State:
-        state = self.pool.begin(rows) | {"key": self.keys[rows]}
+        state = self.pool.begin(rows) | {"key": self.keys[rows], "step": torch.zeros_like(rows)}
         losses = torch.full(rows.shape, math.inf, dtype=torch.float64, device=rows.device)
         best = self._stripes(state) if math.isinf(self.pool.p) else self._grid(state)
         return state | {"best": best.reshape(state["x"].shape), "best_loss": losses}

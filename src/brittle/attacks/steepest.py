@@ -120,7 +120,12 @@ class _Ascent:
     def begin(self, rows: Tensor) -> State:
         state = self.pool.begin(rows)
         losses = torch.full_like(state["eps"], -math.inf)
-        return state | {"best": state["x"].clone(), "best_loss": losses, "length": self.lengths[rows]}
+        return state | {
+            "best": state["x"].clone(),
+            "best_loss": losses,
+            "length": self.lengths[rows],
+            "step": torch.zeros(len(rows), dtype=torch.int64),
+        }
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         return loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=state["step"] == 0)
@@ -130,7 +135,7 @@ class _Ascent:
         x = state["x"]
         improved = ((losses > state["best_loss"]) | wrong).nonzero()[:, 0]
         state["best"][improved], state["best_loss"][improved] = x[improved], losses[improved]
-        done = wrong | (state["step"] == self.steps)
+        done = wrong.cpu() | (state["step"] == self.steps)
         ascended(x, gradient, state["length"], self.pool.p, x)
         # A done sample's next point is never looked at: its best one is what finish() keeps.
         self.pool.project_(x, state)
