@@ -98,6 +98,11 @@ DIGITS, PHOTOS = {INF: (0.05, 0.1), 2.0: (0.5, 1.0)}, {INF: (1 / 255, 2 / 255), 
 NETS = {
     "fcn": Net("MNIST FCN", "mnist", fcn, DIGITS, 4, 1e-3),
     "fcn-adv": Net("MNIST FCN, adversarially trained", "mnist", fcn, DIGITS, 3, 2e-3, 60_000, 0.04, 7),
+    "fcn-0.1": Net("MNIST FCN, trained at l_inf 0.1", "mnist", fcn, DIGITS, 2, 2e-3, 60_000, 0.1, 7),
+    "fcn-100": Net(
+        "MNIST FCN of width 100, trained at l_inf 0.1", "mnist", functools.partial(fcn, width=100),
+        DIGITS, 2, 2e-3, 60_000, 0.1, 7,
+    ),
     "cnn": Net("CIFAR residual net", "cifar10", small_resnet, PHOTOS, 12, 1e-2),
     "cnn-adv": Net(
         "CIFAR residual net, adversarially trained", "cifar10", small_resnet,
@@ -107,11 +112,13 @@ NETS = {
     "vit-adv": Net("MNIST ViT, adversarially trained", "mnist", SmallViT, DIGITS, 8, 2e-3, 20_000, 0.1, 3),
     "resnet18": Net("CIFAR ResNet18", "cifar10", resnet18_cifar, PHOTOS, 10, 5e-3, 50_000),
 }  # fmt: skip
-SIX = [name for name in NETS if name != "resnet18"]
+SIX = ["fcn", "fcn-adv", "cnn", "cnn-adv", "vit", "vit-adv"]
 SPEED = {
     "fcn": [(INF, 0.1), (2.0, 1.0)],
     "cnn": [(INF, 2 / 255), (2.0, 0.125)],
     "fcn-adv": [(INF, 0.1), (INF, 0.05)],
+    "fcn-0.1": [(INF, 0.05)],
+    "fcn-100": [(INF, 0.05)],
     "cnn-adv": [(INF, 4 / 255)],
     "vit": [(INF, 0.05)],
     "vit-adv": [(INF, 0.1)],
