@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.models import fcn, resnet18_cifar
-from brittle.regularizers import group_lasso
+from brittle.training.penalties import row_norms
 
 KINDS = ("dense", "low-rank", "row-sparse")
 INF = math.inf
@@ -94,7 +94,7 @@ def _fit(kind: str, width: int, depth: int, data: brittle.Data, epochs: int = 4)
                 x = x if place == depth - 1 else x.relu()
             loss = F.cross_entropy(x, data.labels[rows])
             if kind == "row-sparse":
-                loss = loss + 2e-3 * torch.stack([group_lasso(W) for (W,) in layers[:-1]]).sum()
+                loss = loss + 2e-3 * sum(row_norms(W).sum() for (W,) in layers[:-1])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -10,8 +10,12 @@ import brittle
 PACKAGE = Path(brittle.__file__).parent
 ORDER = [
     {"errors", "wording"},
-    {"files", "codec", "inputs", "compressibility", "digest", "options"},
-    {"norms", "results", "frozen", "regularizers", "drawing", "geometry"},
+    {"files", "codec", "inputs", "compressibility", "digest", "options", "architectures", "architectures.checks"},
+    {"readers", "readers.contents", "downloads"},
+    {"architectures.fcn", "architectures.resnet", "architectures.vgg", "architectures.vit"},
+    {"readers.plain_pickle", "readers.mnist", "readers.svhn", "readers.npz", "readers.folders"},
+    {"readers.cifar"},
+    {"norms", "results", "frozen", "drawing", "geometry"},
     {"attacks.losses", "attacks.ball", "attacks.packing", "attacks.halving", "spread"},
     {"attacks.starts", "passes"},
     {"attacks.pool", "attacks.hashing"},
@@ -32,6 +36,12 @@ ORDER = [
     {"certificates"},
     {"evaluation", "honesty"},
     {"measure", "story", "universal", "attacking"},
+    {"training.recipe", "training.batches", "training.snapshots", "training.hosts", "training.selection"},
+    {"training.adversarial", "training.history", "training.nuclear", "training.low_rank", "training.constraints"},
+    {"training.penalties"},
+    {"training.loop"},
+    {"training"},
+    {"runs"},
     {"auditing"},
     {"demo"},
     {"cli"},
@@ -41,7 +51,7 @@ NO_TORCH = {
     "codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli",
     "options",
 }  # fmt: skip
-EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "pyautoattack"}
+EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "lightning_fabric", "tensorboard", "pyautoattack"}
 
 
 def modules() -> dict[str, Path]:

@@ -14,10 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import savemat
 
-from brittle.data import Data, check_batch, load_data
+from brittle.data import MEAN_STD, Data, check_batch, load_data, statistics_of
 from brittle.errors import InputError
+from brittle.models import Normalize
+from brittle.readers import folders
 
 
 class Hostile:
@@ -36,8 +41,8 @@ def data_of(n: int = 20) -> Data:
 
 def test_import_needs_no_optional_package():
     code = (
-        "import sys, brittle.data, brittle.models, brittle.checkpoints; "
-        "assert not {'torchvision', 'timm', 'PIL', 'sklearn'} & set(sys.modules)"
+        "import sys, brittle.data, brittle.models, brittle.checkpoints, brittle.downloads; "
+        "assert not {'torchvision', 'timm', 'PIL', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -107,7 +112,9 @@ def test_limit_is_take():
 
 @pytest.mark.parametrize("spec", ["", "digit", "folder", "folder:", "npz:", "digits:x", "imagenet:x"])
 def test_unknown_spec_lists_the_forms(spec):
-    with pytest.raises(InputError, match=r"digits, mnist, cifar10, folder:PATH, npz:PATH; got"):
+    with pytest.raises(
+        InputError, match=r"digits, mnist, cifar10, cifar100, svhn, imagenet, folder:PATH, npz:PATH; got"
+    ):
         load_data(spec)
 
 
@@ -123,7 +130,7 @@ def test_split_must_be_known():
 
 
 def test_image_size_is_for_folders():
-    with pytest.raises(InputError, match="image_size is for folder:PATH only"):
+    with pytest.raises(InputError, match="image_size is for imagenet and folder:PATH only"):
         load_data("digits", image_size=(8, 8))
 
 
@@ -133,7 +140,7 @@ def test_image_size_must_be_two_positive_numbers(size):
         load_data("folder:x", image_size=size)
 
 
-@pytest.mark.parametrize("spec", ["mnist", "cifar10"])
+@pytest.mark.parametrize("spec", ["mnist", "cifar10", "cifar100", "svhn", "imagenet"])
 def test_a_data_root_is_needed(spec):
     with pytest.raises(InputError, match=f"'{spec}' needs root"):
         load_data(spec)
@@ -347,7 +354,7 @@ def test_cifar10_damaged_pickle(tmp_path, damage):
     x, y = cifar_arrays(0)
     path = write_pickled(tmp_path, "test_batch", {"data": x, "labels": y})
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match="test_batch is not a CIFAR-10 batch"):
+    with pytest.raises(InputError, match="test_batch is not a CIFAR batch"):
         load_data("cifar10", root=tmp_path)
 
 
@@ -365,6 +372,271 @@ def test_cifar10_truncated_binary(tmp_path, size):
     (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(bytes(size))
     with pytest.raises(InputError, match=f"records of 3073 bytes .* {size} bytes"):
         load_data("cifar10", root=tmp_path)
+
+
+# --- CIFAR-100 ----------------------------------------------------------------------------------------------
+
+
+def write_cifar100(root: Path, name: str = "test", n: int = 6) -> tuple[np.ndarray, list[int]]:
+    folder = root / "cifar-100-python"
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(n)
+    x, fine = rng.integers(0, 256, (n, 3072), np.uint8), rng.integers(0, 100, n).tolist()
+    batch = {"data": x, "fine_labels": fine, "coarse_labels": [0] * n, "filenames": ["a.png"] * n}
+    (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return x, fine
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar100_has_fine_labels(tmp_path, split):
+    x, fine = write_cifar100(tmp_path, split)
+    data = load_data("cifar100", root=tmp_path, split=split)
+    assert torch.equal(data.inputs, torch.from_numpy(x).reshape(-1, 3, 32, 32) / 255)
+    assert (data.labels.tolist(), data.classes) == (fine, 100)
+    assert data.budgets == {math.inf: 8 / 255, 2.0: 0.5}
+
+
+def test_cifar100_agrees_with_torchvision(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    for name in ("train", "test"):
+        write_cifar100(tmp_path, name)
+    monkeypatch.setattr(datasets.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.CIFAR100, "_load_meta", lambda self: None)
+    theirs, ours = datasets.CIFAR100(tmp_path, train=False), load_data("cifar100", root=tmp_path)
+    assert torch.equal(ours.inputs, torch.from_numpy(theirs.data).permute(0, 3, 1, 2) / 255)
+    assert ours.labels.tolist() == theirs.targets
+
+
+def test_cifar100_hostile_pickle_is_not_run(tmp_path):
+    trace = tmp_path / "trace"
+    (tmp_path / "cifar-100-python").mkdir()
+    path = tmp_path / "cifar-100-python" / "test"
+    path.write_bytes(pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": Hostile(trace)}))
+    with pytest.raises(InputError, match=r"test .*asks for \w+\.mkdir, and code is never unpickled"):
+        load_data("cifar100", root=tmp_path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"data": np.zeros((2, 3072), np.uint8), "coarse_labels": [1, 2]}, "N integer fine_labels"),
+        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1]}, r"fine_labels \(1,\)"),
+        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [100]}, "number of classes, 100; got labels from 100"),
+        ({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [-1]}, "got labels from -1"),
+        ({"data": np.zeros((1, 32, 32, 3), np.uint8), "fine_labels": [1]}, r"\(1, 32, 32, 3\)"),
+    ],
+)
+def test_cifar100_contents_are_checked(tmp_path, content, message):
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "test").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match=message):
+        load_data("cifar100", root=tmp_path)
+
+
+def test_cifar100_missing_and_truncated_name_the_path(tmp_path):
+    with pytest.raises(InputError, match=r"cifar-100-python.train is missing.*nothing is downloaded"):
+        load_data("cifar100", root=tmp_path, split="train")
+    write_cifar100(tmp_path)
+    path = tmp_path / "cifar-100-python" / "test"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=r"cifar-100-python.test is not a CIFAR batch"):
+        load_data("cifar100", root=tmp_path)
+
+
+# --- SVHN ---------------------------------------------------------------------------------------------------
+
+
+def write_svhn(root: Path, split: str = "test", *, n: int = 12, packed: bool = True, **other: object) -> np.ndarray:
+    x = np.random.default_rng(n).integers(0, 256, (32, 32, 3, n), np.uint8)
+    y = (np.arange(n, dtype=np.uint8) % 10 + 1)[:, None]
+    savemat(root / f"{split}_32x32.mat", {"X": x, "y": y, **other}, do_compression=packed)
+    return x
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_svhn_is_read_exactly_and_label_ten_is_zero(tmp_path, split, packed):
+    x = write_svhn(tmp_path, split, packed=packed)
+    data = load_data("svhn", root=tmp_path, split=split)
+    assert data.inputs.shape == (12, 3, 32, 32)
+    for i in range(12):
+        assert torch.equal(data.inputs[i, 2], torch.from_numpy(x[:, :, 2, i]) / 255)
+    assert data.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert (data.classes, data.budgets) == (10, {math.inf: 8 / 255, 2.0: 0.5})
+
+
+def test_svhn_agrees_with_torchvision(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("torchvision.datasets")
+    write_svhn(tmp_path)
+    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+    theirs, ours = datasets.SVHN(tmp_path, split="test"), load_data("svhn", root=tmp_path)
+    assert torch.equal(ours.inputs, torch.from_numpy(theirs.data) / 255)
+    assert ours.labels.tolist() == theirs.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"y": np.zeros((12, 1), np.uint8)}, "labels from 1 to 10, where 10 is the digit 0; got 0 to 0"),
+        ({"y": np.full((12, 1), 11, np.uint8)}, "got 11 to 11"),
+        ({"y": np.full((12, 1), 1.5)}, r"got 1\.5 to 1\.5"),
+        ({"y": np.ones((11, 1), np.uint8)}, r"y \(11, 1\)"),
+        ({"y": np.array(["one"] * 12)}, "y .* of"),
+        ({"X": np.zeros((12, 32, 32, 3), np.uint8)}, r"got X \(12, 32, 32, 3\)"),
+        ({"X": np.zeros((32, 32, 3, 12))}, "of float64"),
+        ({"X": np.zeros((32, 32, 3, 0), np.uint8), "y": np.zeros((0, 1), np.uint8)}, "svhn: .*at least one example"),
+    ],
+)
+def test_svhn_contents_are_checked(tmp_path, other, message):
+    write_svhn(tmp_path, **other)
+    with pytest.raises(InputError, match=message):
+        load_data("svhn", root=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[:200], lambda c: c[:-30], lambda c: b"garbage" * 40])
+def test_svhn_damage_names_the_path(tmp_path, damage):
+    write_svhn(tmp_path)
+    path = tmp_path / "test_32x32.mat"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"test_32x32\.mat cannot be read as a MATLAB file with X and y"):
+        load_data("svhn", root=tmp_path)
+
+
+def test_svhn_missing_file_or_variable_names_the_path(tmp_path):
+    with pytest.raises(InputError, match=r"train_32x32\.mat is missing.*nothing is downloaded"):
+        load_data("svhn", root=tmp_path, split="train")
+    savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((32, 32, 3, 1), np.uint8)})
+    with pytest.raises(InputError, match=r"test_32x32\.mat cannot be read .*'y'"):
+        load_data("svhn", root=tmp_path)
+
+
+# --- ImageNet -----------------------------------------------------------------------------------------------
+
+SHAPES = [(40, 31), (31, 40), (37, 37), (90, 16)]  # width, height
+
+
+def write_imagenet(root: Path, mode: str = "RGB") -> list[Path]:
+    """Write noise of several sizes as ``root/SPLIT/WNID/name.JPEG`` and return the files of ``val`` in order."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for wnid in ("n01440764", "n02123045"):
+            folder = root / split / wnid
+            folder.mkdir(parents=True)
+            for i, (width, height) in enumerate(SHAPES):
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).convert(mode).save(folder / f"{split}_{i}.JPEG", quality=95)
+    return sorted((root / "val").glob("*/*"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("image_size", "shorter"), [(None, 256), ((14, 14), 16), ((7, 21), 24), ((33, 33), 38)])
+def test_imagenet_is_torchvisions_evaluation(tmp_path, mode, image_size, shorter):
+    transforms = pytest.importorskip("torchvision.transforms")
+    files = write_imagenet(tmp_path, mode)
+    steps = transforms.Resize(shorter), transforms.CenterCrop(image_size or 224), transforms.ToTensor()
+    expected = torch.stack([transforms.Compose(steps)(Image.open(file).convert("RGB")) for file in files])
+    data = load_data("imagenet", root=tmp_path, image_size=image_size)
+    assert torch.equal(data.inputs, expected)
+    assert (data.labels.tolist(), data.classes) == ([0] * 4 + [1] * 4, 2)
+    assert data.budgets == {math.inf: 4 / 255, 2.0: 3.0}
+
+
+def test_imagenet_splits_are_its_folders(tmp_path):
+    write_imagenet(tmp_path)
+    train, test = (load_data("imagenet", root=tmp_path, split=s, image_size=(8, 8)).inputs for s in ("train", "test"))
+    assert train.shape == test.shape
+    assert not torch.equal(train, test)
+    for file in (tmp_path / "train").glob("*/*"):
+        file.write_bytes(b"broken")
+    assert torch.equal(test, load_data("imagenet", root=tmp_path, image_size=(8, 8)).inputs)
+    with pytest.raises(InputError, match=r"n01440764.train_0\.JPEG cannot be read as an image"):
+        load_data("imagenet", root=tmp_path, split="train")
+
+
+def test_imagenet_layout_is_checked(tmp_path):
+    with pytest.raises(InputError, match="val is missing: expected a folder there"):
+        load_data("imagenet", root=tmp_path)
+    write_imagenet(tmp_path)
+    (tmp_path / "train" / "n99999999").mkdir()
+    with pytest.raises(InputError, match=r"train and .*val must hold the same classes.*only one of them has n99999999"):
+        load_data("imagenet", root=tmp_path)
+
+
+# --- all sets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("spec", ["digits", "mnist", "cifar10", "cifar100", "svhn", "imagenet", "folder:", "npz:"])
+def test_limit_picks_as_take_does_in_every_set(tmp_path, spec, split):
+    size = None
+    match spec:
+        case "mnist":
+            write_mnist(tmp_path, stem={"train": "train", "test": "t10k"}[split])
+        case "cifar10":
+            for seed, name in enumerate([*TRAIN, "test_batch"]):
+                x, y = cifar_arrays(seed, 9)
+                write_pickled(tmp_path, name, {"data": x, "labels": y})
+        case "cifar100":
+            write_cifar100(tmp_path, split, 9)
+        case "svhn":
+            write_svhn(tmp_path, split)
+        case "imagenet":
+            write_imagenet(tmp_path)
+            size = (8, 8)
+        case "folder:":
+            spec += str(write_folder(tmp_path / "images"))
+        case "npz:":
+            spec = write_npz(tmp_path / "a.npz", x=np.arange(36).reshape(9, 4) / 36, y=np.arange(9))
+    whole = load_data(spec, root=tmp_path, split=split, image_size=size)
+    for seed in (0, 1):
+        part, taken = (
+            load_data(spec, root=tmp_path, split=split, image_size=size, limit=4, seed=seed),
+            whole.take(4, seed),
+        )
+        assert torch.equal(part.inputs, taken.inputs)
+        assert torch.equal(part.labels, taken.labels)
+        assert part.classes == whole.classes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 2500), st.integers(1, 4), st.sampled_from([(), (1,), (2, 3)]), st.integers(0, 99))
+def test_statistics_are_the_mean_and_deviation_of_each_channel(n, channels, rest, seed):
+    x = np.random.default_rng(seed).random((n, channels, *rest), np.float32)
+    mean, std = statistics_of(Data("x", torch.from_numpy(x), torch.zeros(n, dtype=torch.int64), 1, {}))
+    axes = (0, *range(2, x.ndim))
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axes), rtol=1e-12)
+    if n * math.prod(rest) > 1:
+        np.testing.assert_allclose(std, x.astype(np.float64).std(axes), rtol=1e-12)
+    else:
+        assert std == (1.0,) * channels
+
+
+def test_a_constant_channel_has_deviation_one():
+    x = torch.full((3000, 2, 2, 2), 0.1)
+    x[:, 1, 0] = 0.7
+    mean, std = statistics_of(Data("x", x, torch.zeros(3000, dtype=torch.int64), 1, {}))
+    assert std[0] == 1.0
+    assert (mean[0], mean[1], std[1]) == pytest.approx((0.1, 0.4, 0.3), rel=1e-6)
+
+
+def test_statistics_normalise():
+    data = load_data("digits", split="train")
+    before = data.inputs.clone()
+    y = Normalize(*statistics_of(data))(data.inputs).double()
+    assert (y.mean().item(), y.std(correction=0).item()) == pytest.approx((0, 1), abs=1e-6)
+    assert torch.equal(data.inputs, before)
+
+
+def test_the_standard_statistics():
+    from brittle.data import FORMS
+
+    assert set(MEAN_STD) == {form for form in FORMS.split(", ") if ":" not in form}
+    for name, (mean, std) in MEAN_STD.items():
+        assert len(mean) == len(std) == (1 if name in ("digits", "mnist") else 3)
+        assert all(0 < s < 0.5 and 0 < m < 1 for m, s in zip(mean, std, strict=True))  # 0.5: the most in [0, 1]
+    computed = statistics_of(load_data("digits", split="train"))
+    assert tuple(tuple(round(v, 4) for v in values) for values in computed) == MEAN_STD["digits"]
 
 
 # --- folders ------------------------------------------------------------------------------------------------
@@ -473,6 +745,51 @@ def test_folder_layout_is_checked(tmp_path):
     (tmp_path / "test" / "cat").mkdir()
     with pytest.raises(InputError, match=r"cat must hold images .*it has none$"):
         load_data(f"folder:{tmp_path / 'test'}")
+
+
+def test_folder_divided_into_splits(tmp_path):
+    for held_out in ("test", "val"):
+        root = tmp_path / held_out
+        write_folder(root / "train", per_class=3)
+        write_folder(root / held_out, per_class=2)
+        for split, folder in (("train", "train"), ("test", held_out)):
+            ours, direct = load_data(f"folder:{root}", split=split), load_data(f"folder:{root / folder}")
+            assert torch.equal(ours.inputs, direct.inputs)
+            assert torch.equal(ours.labels, direct.labels)
+        assert len(load_data(f"folder:{root}", split="train").labels) == 6
+    (root / "val" / "cat").mkdir()
+    with pytest.raises(InputError, match=r"must hold the same classes.*cat"):
+        load_data(f"folder:{root}")
+
+
+def test_folders_with_images_are_classes_whatever_their_names(tmp_path):
+    for name in ("test", "train"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / name / "0.png")
+    for split in ("train", "test"):
+        assert load_data(f"folder:{tmp_path}", split=split).labels.tolist() == [0, 1]
+
+
+def test_images_beyond_half_of_the_memory_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    files = sorted(write_folder(tmp_path, per_class=10).glob("*/*.png"))
+    contents = [file.read_bytes() for file in files]
+    for file in files[1:]:
+        file.write_bytes(b"broken")
+    monkeypatch.setattr(folders, "_memory", lambda: 2 * 4 * 5 * 4 * 3 * 7)  # half holds seven images of float32
+    with pytest.raises(
+        InputError, match=r"20 images of .*\(3, 5, 4\) need .* of memory.*; give limit, at most \d+"
+    ) as e:
+        load_data(f"folder:{tmp_path}")
+    assert str(tmp_path) in str(e.value)
+    most = int(str(e.value).split()[-1])
+    assert 1 <= most <= 7
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content)
+    assert len(load_data(f"folder:{tmp_path}", limit=most).labels) == most
+    with pytest.raises(InputError, match="give limit"):
+        load_data(f"folder:{tmp_path}", limit=most + 1)
+    monkeypatch.setattr(folders, "_memory", lambda: None)
+    assert len(load_data(f"folder:{tmp_path}").labels) == 20
 
 
 # --- npz ----------------------------------------------------------------------------------------------------

@@ -10,10 +10,43 @@ import pytest
 import torch
 from torch import nn
 
+from brittle.architectures.resnet import CifarResNet, WideBottleneck, wide_resnet101_2
+from brittle.architectures.vgg import vgg16
+from brittle.architectures.vit import vit
 from brittle.errors import InputError, MissingExtra
-from brittle.models import ARCHITECTURES, Normalize, build_model, fcn, resnet18_cifar
+from brittle.layers import read_layers
+from brittle.models import ARCHITECTURES, INFERENCES, Normalize, build_model, fcn, resnet18_cifar
 
 numbers = itertools.count()
+TINY: dict[str, dict[str, object]] = {
+    "fcn": {"in_features": 192, "width": 16},
+    "resnet18-cifar": {"width": 4},
+    "wide-resnet101-2": {"width": 4},
+    "vgg16": {"width": 4},
+    "vit": {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "heads": 2},
+}
+"""Arguments of the smallest useful network of each kind; all take (N, 3, 8, 8)."""
+
+
+def counted(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def scrambled(model: nn.Module) -> nn.Module:
+    """The model in float64 and evaluation mode, with no parameter or statistic left at a default."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.double().state_dict().items():
+            noise = torch.rand(tensor.shape, generator=g, dtype=torch.float64)
+            if tensor.ndim > 1:
+                tensor.copy_((noise - 0.5) * 4 / tensor[0].numel() ** 0.5)
+            elif tensor.ndim == 1:
+                tensor.copy_(noise - 0.5 if name.endswith(("bias", "mean")) else noise + 0.5)
+    return model.eval()
 
 
 @pytest.fixture
@@ -137,9 +170,203 @@ def test_resnet_can_be_traced():
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
+# --- wide-resnet101-2 ---------------------------------------------------------------------------------------
+
+
+def test_wide_resnet_has_torchvisions_names_and_shapes_but_for_the_stem():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs, ours = shapes(torchvision.models.wide_resnet101_2()), shapes(wide_resnet101_2(classes=1000))
+        count = counted(wide_resnet101_2(classes=1000))
+    assert theirs.pop("conv1.weight") == (64, 3, 7, 7)
+    assert ours.pop("conv1.weight") == (64, 3, 3, 3)
+    assert ours == theirs
+    assert count + 64 * 3 * (7 * 7 - 3 * 3) == 126_886_696  # the published figure, with a stem of 7 x 7
+
+
+def test_wide_resnet_agrees_with_torchvisions_after_the_stem():
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    theirs = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], num_classes=10, width_per_group=128)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    ours = CifarResNet(WideBottleneck, (1, 2, 1, 1), 10, 64, 3).eval()
+    theirs.eval().load_state_dict(ours.state_dict())
+    x = torch.rand(2, 3, 13, 16)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_wide_resnet_has_the_stages_of_resnet_101():
+    model = wide_resnet101_2(classes=5, width=2, in_channels=1).eval()
+    stages = [model.layer1, model.layer2, model.layer3, model.layer4]
+    assert [len(stage) for stage in stages] == [3, 4, 23, 3]
+    assert [tuple(stage[-1].conv2.weight.shape) for stage in stages] == [(c, c, 3, 3) for c in (4, 8, 16, 32)]
+    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == 34
+    weights = sum(isinstance(m, nn.Conv2d | nn.Linear) for name, m in model.named_modules() if "downsample" not in name)
+    assert weights == 101
+
+
+# --- vgg16 --------------------------------------------------------------------------------------------------
+
+
+def test_vgg_has_torchvisions_features():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.vgg16_bn(), vgg16(classes=1000)
+        assert shapes(ours.features) == shapes(theirs.features)
+        assert counted(theirs) == 138_365_992  # published; all beyond the features is in its three linear layers
+        heads = counted(theirs.classifier), counted(ours.classifier)
+        assert heads == (25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000, 512 * 1000 + 1000)
+        assert counted(theirs) - counted(ours) == heads[0] - heads[1]
+        assert counted(vgg16()) == 14_728_266  # the usual figure for CIFAR-10, 14.7 M
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+def test_vgg_computes_torchvisions_features(size):
+    models = pytest.importorskip("torchvision.models.vgg")
+    layers = [c if c == "M" else c // 16 for c in models.cfgs["D"]]
+    theirs, ours = models.make_layers(layers, batch_norm=True).double().eval(), scrambled(vgg16(width=4))
+    theirs.load_state_dict(ours.features.state_dict())
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(ours.features(x), theirs(x))
+    torch.testing.assert_close(ours(x), ours.classifier(theirs(x).mean((2, 3))))
+
+
+def test_vgg_starts_as_torchvisions():
+    state = build_model("vgg16", {"width": 16}).state_dict()
+    assert state["features.24.weight"].std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+    assert not state["features.24.bias"].any()
+
+
+# --- vit ----------------------------------------------------------------------------------------------------
+
+FORMS = [
+    {"image_size": 8, "patch_size": 4, "width": 12, "depth": 1, "heads": 1, "mlp_ratio": 2},
+    {"image_size": 9, "patch_size": 3, "width": 8, "depth": 3, "heads": 4, "mlp_ratio": 1.5, "in_channels": 1},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("class_token", [False, True])
+def test_vit_agrees_with_timms(form, class_token):
+    theirs = pytest.importorskip("timm.models.vision_transformer").VisionTransformer(
+        img_size=form["image_size"], patch_size=form["patch_size"], embed_dim=form["width"], depth=form["depth"],
+        num_heads=form["heads"], mlp_ratio=form["mlp_ratio"], in_chans=form.get("in_channels", 3), num_classes=7,
+        class_token=class_token, global_pool="token" if class_token else "avg", fc_norm=False,
+    )  # fmt: skip
+    ours = scrambled(vit(**form, classes=7, class_token=class_token))
+    theirs.double().eval().load_state_dict(ours.state_dict())
+    x = torch.rand(5, *ours.patch_embed.shape, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_vit_agrees_with_torchs_transformer_layers(form):
+    ours = scrambled(vit(**form))
+    p, width = form["patch_size"], form["width"]
+    x = torch.rand(5, *ours.patch_embed.shape, dtype=torch.float64)
+    patches = nn.functional.unfold(x, p, stride=p).mT  # (N, T, C p p)
+    tokens = patches @ ours.patch_embed.proj.weight.flatten(1).mT + ours.patch_embed.proj.bias + ours.pos_embed
+    for block in ours.blocks:
+        layer = nn.TransformerEncoderLayer(
+            width, form["heads"], len(block.mlp.fc1.weight), 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+        ).double()
+        state = block.state_dict()
+        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
+            layer.get_parameter(name).data = state[name]
+        for theirs, mine in (
+            ("self_attn.in_proj_", "attn.qkv."), ("self_attn.out_proj.", "attn.proj."),
+            ("linear1.", "mlp.fc1."), ("linear2.", "mlp.fc2."),
+        ):  # fmt: skip
+            for part in ("weight", "bias"):
+                layer.get_parameter(theirs + part).data = state[mine + part]
+        tokens = layer(tokens)
+    tokens = nn.functional.layer_norm(tokens, (width,), ours.norm.weight, ours.norm.bias, 1e-6)
+    torch.testing.assert_close(ours(x), ours.head(tokens.mean(1)), rtol=1e-9, atol=1e-9)
+
+
+def test_vit_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = vit(224, 16, 192, 12, 3, classes=1000, class_token=True)
+    assert counted(model) == 5_717_416  # DeiT-Ti (Touvron et al. 2021): 5.7 M
+
+
+def test_vit_layers_can_all_be_read():
+    layers = read_layers(vit(**TINY["vit"]))
+    block = ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    names = [f"blocks.{i}.{name}" for i in range(2) for name in block]
+    assert [view.name for view in layers.views] == ["patch_embed.proj", *names, "head"]
+    unruly = [unread for unread in layers.unread if "normalisation" not in unread.reason]
+    assert [unread.reason for unread in unruly] == ["VisionTransformer: no rule to read pos_embed"]
+
+
+def test_vit_without_positions_does_not_know_the_order_of_its_patches():
+    model = scrambled(vit(**TINY["vit"]))
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    moved = x.roll((4, 4), (2, 3))
+    assert not torch.allclose(model(x), model(moved))
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    torch.testing.assert_close(model(x), model(moved))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 12), (2, 1, 8, 8), (2, 3, 16, 4), (3, 8, 8)])
+def test_vit_refuses_other_images(shape):
+    with pytest.raises(InputError, match=r"x must be \(N, 3, 8, 8\) for this network"):
+        vit(**TINY["vit"])(torch.rand(shape))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 9, "patch_size": 4}, "image_size must be a multiple of patch_size, 4; got 9"),
+        ({"width": 10, "heads": 3}, "width must be a multiple of heads, 3; got 10"),
+        *[({"mlp_ratio": r}, "mlp_ratio must be a number") for r in (0, -1, 0.001, float("nan"), float("inf"), "4")],
+    ],
+)
+def test_vit_arguments_are_checked(arguments, message):
+    with pytest.raises(InputError, match=message):
+        build_model("vit", arguments)
+
+
+# --- all our own networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["resnet18-cifar", "wide-resnet101-2", "vgg16"])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (28, 28), (33, 20), (64, 64)])
+@pytest.mark.parametrize(("classes", "in_channels"), [(10, 3), (2, 1)])
+def test_convolutional_networks_take_images_of_any_size(arch, size, classes, in_channels):
+    model = build_model(arch, {"width": 2, "classes": classes, "in_channels": in_channels}).eval()
+    assert model(torch.rand(2, in_channels, *size)).shape == (2, classes)
+
+
+@pytest.mark.parametrize(("image_size", "patch_size"), [(8, 2), (28, 7), (32, 4), (32, 32)])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_vit_takes_images_of_its_size(image_size, patch_size, class_token):
+    model = vit(image_size, patch_size, 8, 1, 2, classes=3, in_channels=2, class_token=class_token)
+    assert model(torch.rand(4, 2, image_size, image_size)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("arch", ["wide-resnet101-2", "vgg16"])
+def test_convolutional_networks_can_be_traced(arch):
+    model = build_model(arch, TINY[arch]).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gradients_reach_every_parameter(arch):
+    model = build_model(arch, TINY[arch]).double().eval()  # in training mode, a bias before a batch norm gets none
+    x = torch.rand(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nn.functional.cross_entropy(model(x), torch.arange(8)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("arch", "name"),
     [
+        *[("vgg16", name) for name in ("classes", "width", "in_channels")],
+        *[("wide-resnet101-2", name) for name in ("classes", "width", "in_channels")],
+        *[("vit", n) for n in ("image_size", "patch_size", "width", "depth", "heads", "classes", "in_channels")],
         *[("fcn", name) for name in ("in_features", "width", "depth", "classes")],
         *[("resnet18-cifar", name) for name in ("classes", "width", "in_channels")],
     ],
@@ -171,6 +398,25 @@ def test_resnet_arguments_follow_from_the_state(width, classes, in_channels):
     assert str(built) == str(model)
 
 
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(("classes", "in_channels"), [(10, 3), (2, 1)])
+@pytest.mark.parametrize("arch", ["vgg16", "wide-resnet101-2"])
+def test_convolutional_arguments_follow_from_the_state(arch, width, classes, in_channels):
+    model = build_model(arch, {"classes": classes, "width": width, "in_channels": in_channels})
+    assert str(build_model(arch, state=model.state_dict())) == str(model)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("class_token", [False, True])
+def test_vit_arguments_but_the_heads_follow_from_the_state(form, class_token):
+    model = vit(**form, class_token=class_token).eval()
+    built = build_model("vit", {"heads": form["heads"]}, model.state_dict()).eval()
+    assert str(built) == str(model)
+    built.load_state_dict(model.state_dict())
+    x = torch.rand(2, *model.patch_embed.shape)
+    assert torch.equal(built(x), model(x))
+
+
 def test_given_arguments_win_over_the_state():
     built = build_model("fcn", {"classes": 8}, fcn(6, 5, 2, 3).state_dict())
     assert [tuple(p.shape) for p in built.parameters()] == [(5, 6), (8, 5)]
@@ -190,6 +436,9 @@ def test_a_long_fcn_is_read_in_the_order_of_its_layers():
         ("fcn", {"1.weight": torch.ones(2, 3, 1, 1)}, r"got 1\.weight \(2, 3, 1, 1\)"),
         ("fcn", {"1.weight": torch.ones(2, 3), "2.weight": torch.ones(2, 2)}, "state is not one of fcn"),
         ("resnet18-cifar", fcn(depth=4).state_dict(), r"conv1\.weight .* got .*, \.\.\.$"),
+        ("wide-resnet101-2", {}, "state is not one of wide-resnet101-2: expected a kernel conv1"),
+        ("vgg16", resnet18_cifar(width=1).state_dict(), r"kernel features\.0\.weight and a matrix classifier\.weight"),
+        ("vit", vgg16(width=1).state_dict(), r"state is not one of vit: expected patch_embed\.proj\.weight, pos_embed"),
         ("resnet18-cifar", {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(2, 2)}, "state is not one of"),
     ],
 )
@@ -198,22 +447,23 @@ def test_a_state_of_another_network_is_refused(arch, state, message):
         build_model(arch, state=state)
 
 
-@pytest.mark.parametrize("arch", ["fcn", "resnet18-cifar"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_seed_decides_and_the_globals_stay(arch):
     torch.manual_seed(123)
     before, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    a, b, c = (build_model(arch, {"width": 4}, seed=seed).state_dict() for seed in (0, 0, 1))
+    a, b, c = (build_model(arch, TINY[arch], seed=seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_default_dtype() == dtype
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
     torch.manual_seed(5)
-    assert torch.equal(a[next(iter(a))], build_model(arch, {"width": 4}).state_dict()[next(iter(a))])
+    assert torch.equal(a[next(iter(a))], build_model(arch, TINY[arch]).state_dict()[next(iter(a))])
 
 
 def test_the_table_names_what_can_be_built():
+    assert set(TINY) == set(ARCHITECTURES) == set(INFERENCES)
     for arch in ARCHITECTURES:
-        assert isinstance(build_model(arch, {"width": 2}), nn.Module)
+        assert build_model(arch, TINY[arch])(torch.rand(2, 3, 8, 8)).shape == (2, 10)
 
 
 # --- build_model: unknown names and bad arguments -----------------------------------------------------------
@@ -224,7 +474,7 @@ def test_the_table_names_what_can_be_built():
     [
         (
             "fnc",
-            r"one of fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function; got 'fnc'; did you mean fcn",
+            r"one of fcn, .*, torchvision:NAME, timm:NAME or module:function; got 'fnc'; did you mean fcn",
         ),
         ("resnet18_cifar", r"did you mean resnet18-cifar\?"),
         ("zzzz", "got 'zzzz'$"),
@@ -265,6 +515,36 @@ def test_zoo_models_are_built_from_the_seed(arch):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert a.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_swin_of_timm_learns_small_images():
+    pytest.importorskip("timm")
+    size = {"img_size": 32, "patch_size": 2, "window_size": 4, "num_classes": 10}  # as build_model documents
+    small = {"embed_dim": 8, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 2, 4), "drop_path_rate": 0.0}
+    model = build_model("timm:swin_tiny_patch4_window7_224", {**size, **small})
+    assert [m.shift_size for m in model.layers[0].blocks] == [(0, 0), (2, 2)]  # the windows do move
+    learns(model, 32)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_our_own_networks_learn(arch):
+    learns(build_model(arch, TINY[arch]), 8)
+
+
+def learns(model: nn.Module, size: int) -> None:
+    """Thirty steps on one small batch halve the loss, and every parameter has moved."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.rand(16, 3, size, size, generator=g), torch.arange(16) % 10
+    before = [p.detach().clone() for p in model.parameters()]
+    optimiser, losses = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(30):
+        losses.append(nn.functional.cross_entropy(model(x), y))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < losses[0] / 2
+    assert not any(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
 @pytest.mark.usefixtures("no_network")

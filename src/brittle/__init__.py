@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from brittle.norms import operator_norm
     from brittle.report import write_report
     from brittle.results import Audit, Evaluation
+    from brittle.runs import load_run
     from brittle.sensitivity import jacobian_norms, largest_ratio
+    from brittle.training import Adversary, Recipe, factorised, merged, train
     from brittle.worst import Threat
 
 _HOMES = {
@@ -80,18 +82,21 @@ _HOMES = {
     "norms": ("operator_norm",),
     "report": ("write_report",),
     "results": ("Audit", "Evaluation"),
+    "runs": ("load_run",),
     "sensitivity": ("jacobian_norms", "largest_ratio"),
+    "training": ("Adversary", "Recipe", "factorised", "merged", "train"),
     "worst": ("Threat",),
 }  # fmt: skip
 
 __all__ = [
-    "Audit", "Data", "Evaluation", "InputError", "Normalize", "Threat", "adversarial_loss_bound", "alignment",
-    "apgd", "apgd_targeted", "audit", "build_model", "certified_accuracy", "certified_radii", "chain_bounds",
-    "effective_rank", "effective_sparsity", "evaluate", "fgsm", "fill", "jacobian_norms", "k_term_error",
-    "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound", "load_data", "minimal_distances",
-    "network_bounds", "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds",
-    "pgd", "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k",
-    "spread", "square", "stable_rank", "universal_perturbation", "write_report",
+    "Adversary", "Audit", "Data", "Evaluation", "InputError", "Normalize", "Recipe", "Threat",
+    "adversarial_loss_bound", "alignment", "apgd", "apgd_targeted", "audit", "build_model", "certified_accuracy",
+    "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm",
+    "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound",
+    "lipschitz_upper_bound", "load_data", "load_run", "merged", "minimal_distances", "network_bounds",
+    "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd",
+    "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k",
+    "spread", "square", "stable_rank", "train", "universal_perturbation", "write_report",
 ]  # fmt: skip
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.results import AttackResult, Audit
+    from brittle.runs import RunConfig
 
+FORMS = "digits, mnist, cifar10, cifar100, svhn, imagenet, folder:PATH or npz:PATH"
 app = typer.Typer(
     name="brittle",
     help="Audit neural networks: how compressible and how fragile they are, and why.",
@@ -98,9 +100,15 @@ def _root(
     pass
 
 
-Model = Annotated[Path, typer.Argument(help="Weights: .safetensors, or a checkpoint that holds plain tensors.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="Weights: .safetensors, or a checkpoint that holds plain tensors; or a folder of brittle train."
+    ),
+]
 Arch = Annotated[
-    str, typer.Option(help="What to fill: fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function.")
+    str | None,
+    typer.Option(help="What to fill: fcn, resnet18-cifar, torchvision:NAME, timm:NAME or module:function."),
 ]
 ArchArg = Annotated[list[str] | None, typer.Option(help="Argument of the architecture, NAME=VALUE (repeatable).")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds the data sets in torchvision's layout.")]
@@ -127,10 +135,11 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summ
 @app.command("audit")
 def _audit(
     model: Model,
-    arch: Arch,
+    arch: Arch = None,
     arch_arg: ArchArg = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10, folder:PATH or npz:PATH; weights alone without it.")
+        str | None,
+        typer.Option(help=f"{FORMS}. Without it: a run's own, or weights alone."),
     ] = None,
     data_root: DataRoot = None,
     split: Split = "test",
@@ -166,8 +175,8 @@ def _audit(
     budgets, norms = options.budgets(eps), options.norms(p)
     shape, size = options.integers("input-shape", input_shape), options.integers("image-size", image_size, count=2)
     _prepare(threads)
-    network = _network(model, arch, options.arguments(arch_arg or []), mean, std, options.device(device))
-    samples = None if data is None else _samples(data, data_root, split, limit, seed, size)
+    network, own = _network(model, arch, options.arguments(arch_arg or []), mean, std, options.device(device))
+    samples = _samples(data, data_root, split, limit, seed, size, own)
     from brittle.auditing import audit
 
     with _progress(quiet) as stage:
@@ -193,8 +202,8 @@ def _audit(
 @app.command("attack")
 def _attack(
     model: Model,
-    arch: Arch,
-    data: Annotated[str, typer.Option(help="digits, mnist, cifar10, folder:PATH or npz:PATH.")],
+    arch: Arch = None,
+    data: Annotated[str | None, typer.Option(help=f"{FORMS}. Without it: a run's own.")] = None,
     arch_arg: ArchArg = None,
     data_root: DataRoot = None,
     split: Split = "test",
@@ -230,8 +239,10 @@ def _attack(
     size = options.integers("image-size", image_size, count=2)
     devices = [options.device(name.strip()) for name in device.split(",")]
     _prepare(threads)
-    network = _network(model, arch, options.arguments(arch_arg or []), mean, std, devices[0])
-    samples = _samples(data, data_root, split, limit, seed, size)
+    network, own = _network(model, arch, options.arguments(arch_arg or []), mean, std, devices[0])
+    samples = _samples(data, data_root, split, limit, seed, size, own)
+    if samples is None:
+        raise InputError(f"data: expected one of {FORMS}; got none")
     from brittle.attacking import attack
 
     with _progress(quiet) as stage:
@@ -261,6 +272,151 @@ def _attack(
             print(evaluation.summary)
         print(result.signature.line)
         print(f"Results: {out / 'attack.json'}, {out / 'samples.parquet'}")
+
+
+@app.command("train")
+def _train(
+    data: Annotated[str, typer.Option(help=f"{FORMS}.")],
+    arch: Annotated[
+        str,
+        typer.Option(
+            help="fcn, resnet18-cifar, vgg16, wide-resnet101-2, vit, torchvision:NAME, timm:NAME or module:function."
+        ),
+    ] = "fcn",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("brittle-run"),
+    data_root: DataRoot = None,
+    download: Annotated[bool, typer.Option(help="Fetch the data set into --data-root if it is not there.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Most training samples; a random subset, by --seed.")] = None,
+    image_size: ImageSize = None,
+    arch_arg: ArchArg = None,
+    width: Annotated[int | None, typer.Option(help="Same as --arch-arg width=N.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Same as --arch-arg depth=N.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Per-channel means to normalise by; the data set's by default.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Per-channel standard deviations, likewise.")] = None,
+    fine_tune: Annotated[
+        Path | None, typer.Option(help="Start from these weights: a file, or a folder of brittle train.")
+    ] = None,
+    penalty: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Penalty and strength, NAME=NUMBER (repeatable): group_lasso, scale_invariant_group_lasso, "
+            "nuclear_norm, l1, joint_l1, spread_control."
+        ),
+    ] = None,
+    refresh: Annotated[int, typer.Option(help="Steps between exact evaluations of the nuclear norm's gradient.")] = 1,
+    rank: Annotated[
+        str | None, typer.Option(help="Train low-rank factors of this rank, or share of the full one.")
+    ] = None,
+    frobenius: Annotated[
+        str | None, typer.Option(help="Hold every layer's Frobenius norm: a constant, or 'initial'.")
+    ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Constraint and value, NAME=NUMBER (repeatable): spectral_cap, orthonormal, condition_cap, frobenius."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Names of the layers acted on, separated by commas; the paper's choice by default."),
+    ] = None,
+    adversarial: Annotated[
+        str | None, typer.Option(help="Adversarial training with this budget, P=EPS: inf=0.1 or 2=0.5.")
+    ] = None,
+    attack_steps: Annotated[int, typer.Option(help="Steps of the training attack.")] = 10,
+    adversarial_ratio: Annotated[float, typer.Option(help="Share of every batch that is attacked.")] = 0.5,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.01,
+    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = 0.9,
+    schedule: Annotated[
+        str, typer.Option(help="constant, cosine or step (at half and three quarters, times 0.1).")
+    ] = "constant",
+    crop: Annotated[int, typer.Option(help="Random crops from images padded by so many pixels.")] = 0,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
+    validation: Annotated[float, typer.Option(help="Share of the samples held out to select the weights.")] = 0.1,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better validation accuracy.")
+    ] = None,
+    select: Annotated[str, typer.Option(help="best (by validation) or last.")] = "best",
+    measure_every: Annotated[
+        int, typer.Option(help="Epochs between measurements of layers and bounds; 0 for none.")
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = "32-true",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, into the run's folder.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    processes: Annotated[int, typer.Option(help="Processes (GPUs) that share every batch.")] = 1,
+    seed: Seed = 0,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network with the papers' interventions; interrupted, the same command goes on where it stopped.
+
+    Example: brittle train --data mnist --data-root data --arch fcn --width 400 --penalty nuclear_norm=0.003 -o run
+    """
+    from brittle.files import emptied
+
+    _check_output(out, "weights.safetensors", overwrite)
+    if overwrite:
+        emptied(out, ("weights.safetensors", "state.json", "config.json"))
+    arguments = options.arguments(arch_arg or [])
+    arguments |= {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
+    penalties = options.strengths("penalty", penalty)
+    constraints: dict[str, float | None] = {**options.strengths("constraint", constraint)}
+    if frobenius is not None:
+        constraints["frobenius"] = None if frobenius == "initial" else options.numbers("frobenius", frobenius)[0]
+    budget = options.budgets([adversarial]) if adversarial is not None else {}
+    if len(budget) > 1:
+        raise InputError(f"adversarial: expected one norm, P=EPS; got {adversarial!r}")
+    share, size = options.rank(rank), options.integers("image-size", image_size, count=2)
+    if (mean is None) != (std is None):
+        raise InputError("mean, std: expected both or neither; got one")
+    options.device(device)
+    _prepare(threads)
+    from brittle.runs import Order, ordered_run
+    from brittle.training.recipe import Adversary, Recipe
+
+    recipe = Recipe(
+        epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+        momentum=momentum, schedule=schedule, penalties=penalties, refresh=refresh, constraints=constraints,
+        layers=None if layers is None else tuple(name.strip() for name in layers.split(",")),
+        adversary=next((Adversary(eps, p, attack_steps, ratio=adversarial_ratio) for p, eps in budget.items()), None),
+        crop=crop, flip=flip, validation=validation, patience=patience, select=select, precision=precision,
+        measure_every=measure_every, seed=seed,
+    )  # fmt: skip
+    if download:
+        from brittle.downloads import download as fetch
+
+        fetch(data, data_root)
+    samples = _samples(data, data_root, "train", limit, seed, size)
+    assert samples is not None
+    order = Order(
+        arch=arch,
+        arguments=arguments,
+        statistics=None
+        if mean is None or std is None
+        else (tuple(options.numbers("mean", mean)), tuple(options.numbers("std", std))),
+        rank=share,
+        start=fine_tune,
+        data_root=data_root,
+        limit=limit,
+        image_size=None if size is None else (size[0], size[1]),
+        recipe=recipe,
+    )
+    with _training_progress(quiet, tensorboard, out) as tell:
+        result = ordered_run(order, samples, out, device=device, processes=processes, tell=tell)
+    if not quiet:
+        row = result.epochs[result.epoch - 1]
+        held = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
+        print(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{held}")
+        print(f"Run: {out}; next: brittle audit {out}")
 
 
 @app.command("demo")
@@ -325,29 +481,50 @@ def save(audit: Audit, out: Path) -> None:
 
 
 def _network(
-    path: Path, arch: str, arguments: dict[str, object], mean: str | None, std: str | None, device: str
-) -> nn.Module:
-    from collections import OrderedDict
+    path: Path, arch: str | None, arguments: dict[str, object], mean: str | None, std: str | None, device: str
+) -> tuple[nn.Module, RunConfig | None]:
+    """The network of a file of weights, or of a run's folder with its configuration."""
+    if path.is_dir():
+        from brittle.runs import load_run
 
-    from torch import nn
-
+        if arch is not None or arguments or mean is not None or std is not None:
+            raise InputError(f"arch, arch-arg, mean, std: {path} is a run and knows its own; leave them out")
+        trained, config = load_run(path)
+        return trained.to(device), config
     from brittle.checkpoints import fill, read_state
-    from brittle.models import Normalize, build_model
+    from brittle.models import build_model
 
+    if arch is None:
+        raise InputError("arch: expected an architecture to fill with the weights; got none")
     state = read_state(path)
     network = build_model(arch, arguments, state)
     fill(network, state)
     if (mean is None) != (std is None):
         raise InputError("mean, std: expected both or neither; got one")
     if mean is not None and std is not None:
-        normalize = Normalize(options.numbers("mean", mean), options.numbers("std", std))
-        network = nn.Sequential(OrderedDict(normalize=normalize, model=network))
-    return network.eval().to(device)
+        from brittle.models import normalised
+
+        network = normalised(network, options.numbers("mean", mean), options.numbers("std", std))
+    return network.eval().to(device), None
 
 
-def _samples(spec: str, root: Path | None, split: str, limit: int, seed: int, size: tuple[int, ...] | None) -> Data:
+def _samples(
+    spec: str | None,
+    root: Path | None,
+    split: str,
+    limit: int | None,
+    seed: int,
+    size: tuple[int, ...] | None,
+    own: RunConfig | None = None,
+) -> Data | None:
+    """The data asked for; without any, what the run was trained on."""
     from brittle.data import load_data
 
+    if spec is None and own is None:
+        return None
+    if spec is None and own is not None:
+        spec, root, size = own.data, root or (Path(own.data_root) if own.data_root else None), size or own.image_size
+    assert spec is not None
     pair = (size[0], size[1]) if size else None
     return load_data(spec, root=root, split=split, limit=limit, seed=seed, image_size=pair)
 
@@ -398,6 +575,64 @@ def _progress(quiet: bool) -> Iterator[Stage]:
             bars.update(tasks[name], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 
         yield stage
+
+
+@contextmanager
+def _training_progress(quiet: bool, tensorboard: bool, out: Path) -> Iterator[Callable[[Any], None]]:
+    """A bar over all steps with loss, accuracy, throughput and time left, and a line an epoch; on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    shown = not quiet and console.is_terminal
+    with Progress(*columns, console=console, disable=not shown) as bars, _tensorboard(tensorboard, out) as log:
+        task = bars.add_task("starting", total=None)
+
+        def tell(moment: Any) -> None:
+            over = moment.epoch - 1 if moment.row is None else moment.epoch
+            done = over * moment.steps + (moment.step if moment.row is None else 0)
+            text = (
+                f"epoch {moment.epoch}/{moment.epochs}  loss {moment.loss:.4f}  accuracy {moment.accuracy:.2%}  "
+                f"{moment.samples_per_second:,.0f}/s"
+            )
+            bars.update(task, description=text, completed=done, total=moment.epochs * moment.steps)
+            if moment.row is not None:
+                log(moment.row)
+                held = moment.row.validation_accuracy
+                if shown:
+                    console.print(text + ("" if held is None else f"  validation {held:.2%}"), highlight=False)
+
+        yield tell
+
+
+@contextmanager
+def _tensorboard(wanted: bool, out: Path) -> Iterator[Callable[[Any], None]]:
+    """Writes every number of an epoch's row for TensorBoard."""
+    if not wanted:
+        yield lambda row: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        from brittle.errors import MissingExtra
+
+        raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from None
+    import dataclasses
+
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+
+        def log(row: Any) -> None:
+            for name, value in dataclasses.asdict(row).items():
+                if name != "epoch" and value is not None:
+                    writer.add_scalar(name, value, row.epoch)
+
+        yield log
 
 
 def _check_output(out: Path, name: str, overwrite: bool) -> None:

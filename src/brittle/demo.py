@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from brittle.attacks import apgd
 from brittle.auditing import Stage, audit
 from brittle.data import Data, load_data
-from brittle.regularizers import group_lasso, nuclear_norm
 from brittle.report import write_report
 from brittle.results import FRACTIONS, Audit
 from brittle.story import Chapter, Story, write_story
+from brittle.training.penalties import Penalty, group_lasso, nuclear_norm
 
 WIDTH, EPOCHS, BATCH = 256, 60, 64
 
@@ -43,7 +43,7 @@ class Recipe:
 
     name: str
     rank: int | None = None
-    penalty: Callable[[Tensor], Tensor] | None = None
+    penalty: Penalty | None = None
     strength: float = 0.0
 
 
@@ -123,8 +123,7 @@ def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, prog
             optimizer.zero_grad()
             loss = F.cross_entropy(network(data.inputs[rows]), data.labels[rows])
             if recipe.penalty is not None:
-                for layer in layers[:-1]:
-                    loss = loss + recipe.strength * recipe.penalty(_matrix(layer))
+                loss = loss + recipe.strength * recipe.penalty(network)
             loss.backward()
             optimizer.step()
             _rescale(layers, scales)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,3 +35,10 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def emptied(folder: Path, names: Sequence[str]) -> None:
+    """Remove files of these names from ``folder``, where they are."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            (folder / name).unlink()

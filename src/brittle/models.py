@@ -1,20 +1,26 @@
-"""Networks by name: two of our own, torchvision's, timm's, or any function that returns an ``nn.Module``."""
+"""Networks by name: our own, torchvision's, timm's, or any function that returns an ``nn.Module``."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import os
-import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import pairwise
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from brittle.architectures.fcn import fcn, fcn_arguments
+from brittle.architectures.resnet import BasicBlock, resnet18_cifar, resnet_arguments, wide_resnet101_2
+from brittle.architectures.vgg import vgg16, vgg16_arguments
+from brittle.architectures.vit import vit, vit_arguments
 from brittle.errors import InputError, MissingExtra
+
+__all__ = ["ARCHITECTURES", "INFERENCES", "BasicBlock", "Normalize", "build_model", "fcn", "resnet18_cifar"]
 
 Builder = Callable[..., nn.Module]
 FORBIDDEN = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
@@ -58,105 +64,9 @@ class Normalize(nn.Module):
         return torch.movedim((last - self.mean) / self.std, -1, 1)
 
 
-def fcn(
-    in_features: int = 784, width: int = 400, depth: int = 3, classes: int = 10, bias: bool = False
-) -> nn.Sequential:
-    """Build a fully connected ReLU network: flatten, ``depth - 1`` hidden layers, linear head.
-
-    Args:
-        in_features: Numbers in one input, after flattening.
-        width: Neurons of each hidden layer.
-        depth: Linear layers, the head included.
-        classes: Logits.
-        bias: Whether the linear layers have biases; the networks of arXiv 2507.17725 have none.
-
-    Returns:
-        A plain sequence that maps ``(N, ...)`` to logits ``(N, classes)``.
-
-    Raises:
-        InputError: A size is not a positive integer.
-
-    >>> [type(layer).__name__ for layer in fcn(depth=2)]
-    ['Flatten', 'Linear', 'ReLU', 'Linear']
-    """
-    _check_sizes(in_features=in_features, width=width, depth=depth, classes=classes)
-    sizes = [in_features, *[width] * (depth - 1)]
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes, bias=bias))
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch normalisation and a shortcut (He et al. 2016), ``(N, C, H, W)``."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(channels))
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, H, W)`` to ``(N, channels, H/stride, W/stride)``, rounded up."""
-        residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        out: Tensor = self.relu2(residual + self.downsample(x))
-        return out
-
-
-class CifarResNet18(nn.Module):
-    """ResNet-18 for small images: a 3 x 3 stem with stride 1, no max pooling; see :func:`resnet18_cifar`."""
-
-    def __init__(self, classes: int, width: int, in_channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.layer1 = _stage(width, width, 1)
-        self.layer2 = _stage(width, 2 * width, 2)
-        self.layer3 = _stage(2 * width, 4 * width, 2)
-        self.layer4 = _stage(4 * width, 8 * width, 2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.fc = nn.Linear(8 * width, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_channels, H, W)`` to logits ``(N, classes)``."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        logits: Tensor = self.fc(self.flatten(self.avgpool(x)))
-        return logits
-
-
-def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))
-
-
-def resnet18_cifar(classes: int = 10, width: int = 64, in_channels: int = 3) -> nn.Module:
-    """Build the CIFAR form of ResNet-18 (He et al. 2016): four stages of two blocks, parameters named as torchvision's.
-
-    Args:
-        classes: Logits.
-        width: Channels of the stem and the first stage; the next three have 2, 4 and 8 times as many.
-        in_channels: Channels of the images.
-
-    Returns:
-        A network from ``(N, in_channels, H, W)`` to logits ``(N, classes)``; ``torch.fx`` can trace it.
-
-    Raises:
-        InputError: A size is not a positive integer.
-    """
-    _check_sizes(classes=classes, width=width, in_channels=in_channels)
-    return CifarResNet18(classes, width, in_channels)
+def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind a :class:`Normalize`: modules ``normalize`` and ``model``."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=network))
 
 
 def build_model(
@@ -167,6 +77,11 @@ def build_model(
     seed: int = 0,
 ) -> nn.Module:
     """Build a freshly initialised network on the CPU; nothing is downloaded and no weights are read.
+
+    Swin transformers come from timm and fit small images with smaller patches and windows: for 32 x 32 pixels
+    ``build_model("timm:swin_tiny_patch4_window7_224", {"img_size": 32, "patch_size": 2, "window_size": 4})``.
+    torchvision's have no such arguments; they take 32 x 32 pixels, but pad all four of their stages, of 8 x 8 down
+    to 1 x 1 tokens, to windows of 7 x 7.
 
     Args:
         arch: A name in ``ARCHITECTURES``, ``torchvision:NAME`` (a classification model), ``timm:NAME``, or
@@ -283,42 +198,18 @@ def _own_globals(seed: int) -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def _check_sizes(**sizes: object) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"{name} must be a positive integer; got {size!r}")
-
-
-def _fcn_arguments(state: Mapping[str, Tensor]) -> dict[str, object]:
-    found = {int(m[1]): state[m[0]] for m in (re.fullmatch(r"(\d+)\.weight", key) for key in state) if m}
-    weights = [found[index] for index in sorted(found)]
-    if not found or sorted(found) != list(range(1, 2 * len(found), 2)) or any(w.ndim != 2 for w in weights):
-        raise InputError(f"state is not one of fcn: expected matrices 1.weight, 3.weight, ...; {_got(state)}")
-    return {
-        "in_features": weights[0].shape[1],
-        "width": weights[0].shape[0],
-        "depth": len(weights),
-        "classes": weights[-1].shape[0],
-        "bias": "1.bias" in state,
-    }
-
-
-def _resnet18_arguments(state: Mapping[str, Tensor]) -> dict[str, object]:
-    stem, head = state.get("conv1.weight"), state.get("fc.weight")
-    if stem is None or head is None or stem.ndim != 4 or head.ndim != 2:
-        expected = "a kernel conv1.weight and a matrix fc.weight"
-        raise InputError(f"state is not one of resnet18-cifar: expected {expected}; {_got(state)}")
-    return {"classes": head.shape[0], "width": stem.shape[0], "in_channels": stem.shape[1]}
-
-
-def _got(state: Mapping[str, Tensor]) -> str:
-    shapes = [f"{key} {tuple(tensor.shape)}" for key, tensor in list(state.items())[:3]]
-    return f"got {', '.join(shapes) or 'nothing'}{', ...' if len(state) > 3 else ''}"
-
-
-ARCHITECTURES: dict[str, Builder] = {"fcn": fcn, "resnet18-cifar": resnet18_cifar}
+ARCHITECTURES: dict[str, Builder] = {
+    "fcn": fcn,
+    "resnet18-cifar": resnet18_cifar,
+    "wide-resnet101-2": wide_resnet101_2,
+    "vgg16": vgg16,
+    "vit": vit,
+}
 INFERENCES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, object]]] = {
-    "fcn": _fcn_arguments,
-    "resnet18-cifar": _resnet18_arguments,
+    "fcn": fcn_arguments,
+    "resnet18-cifar": partial(resnet_arguments, arch="resnet18-cifar"),
+    "wide-resnet101-2": partial(resnet_arguments, arch="wide-resnet101-2"),
+    "vgg16": vgg16_arguments,
+    "vit": vit_arguments,
 }
 """For our own networks, the arguments that follow from the shapes of their weights."""

@@ -22,6 +22,29 @@ def arguments(pairs: list[str]) -> dict[str, object]:
     return found
 
 
+def strengths(name: str, entries: list[str] | None) -> dict[str, float]:
+    """``NAME=NUMBER`` entries, hyphens in names as underscores; ``name`` is the option's."""
+    found: dict[str, float] = {}
+    for entry in entries or []:
+        key, separator, value = entry.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"{name}: expected NAME=NUMBER; got {entry!r}")
+        found[key.strip().replace("-", "_")] = numbers(name, value)[0]
+    return found
+
+
+def rank(text: str | None) -> int | float | None:
+    """A rank (``8``), or a share of the full one (``0.25``)."""
+    if text is None:
+        return None
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    share = numbers("rank", text)[0]
+    if not 0 < share < 1:
+        raise InputError(f"rank: expected a positive integer or a share between 0 and 1; got {text!r}")
+    return share
+
+
 def norms(text: str) -> tuple[float, ...]:
     """``inf``, ``2`` or ``inf,2``."""
     found = numbers("p", text)

@@ -1,0 +1,202 @@
+"""A training run's folder: its configuration, from which the network can be built again, beside weights and history."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from brittle import __version__
+from brittle.checkpoints import fill, read_state
+from brittle.codec import from_json, to_json
+from brittle.data import MEAN_STD, Data, statistics_of
+from brittle.errors import InputError
+from brittle.files import write_text
+from brittle.models import ARCHITECTURES, build_model, normalised
+from brittle.training.hosts import Tell
+from brittle.training.loop import WEIGHTS, Training, train
+from brittle.training.low_rank import factorised, rank_map, with_pairs
+from brittle.training.recipe import Recipe
+
+CONFIG = "config.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run was made of; ``config.json`` of its folder.
+
+    Attributes:
+        arch: As :func:`brittle.build_model` takes it.
+        arguments: Of the architecture, those that follow from the data included.
+        mean: Per channel, of the ``Normalize`` that is the network's first module.
+        std: Likewise.
+        ranks: Rank by name of every layer that is a low-rank pair.
+        input_shape: Of one sample.
+        classes: Number of classes.
+        data: What was trained on, as :func:`brittle.load_data` takes it.
+        data_root: Where it lay; None for none.
+        limit: Most training samples; None for all.
+        image_size: ``(height, width)`` to which the images of a folder were resized; None for none.
+        start: File of the weights that were fine-tuned; None for fresh ones.
+        recipe: How it was trained.
+        version: Of Brittle.
+        schema_version: Of this document.
+    """
+
+    arch: str
+    arguments: dict[str, object]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    ranks: dict[str, int]
+    input_shape: tuple[int, ...]
+    classes: int
+    data: str
+    data_root: str | None = None
+    limit: int | None = None
+    image_size: tuple[int, int] | None = None
+    start: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    version: str = __version__
+    schema_version: int = VERSION
+
+
+def run_config(folder: Path) -> RunConfig:
+    """Read a run's ``config.json``.
+
+    Raises:
+        InputError: It is missing or not one.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: expected the folder of a training run; it holds no {CONFIG}")
+    return from_json(path.read_bytes(), RunConfig, str(path), VERSION)
+
+
+def load_run(folder: Path) -> tuple[nn.Module, RunConfig]:
+    """The trained network of a run, with its normalisation inside, in evaluation mode, and its configuration.
+
+    Raises:
+        InputError: The folder is not one of a run, the run is not finished, or its weights do not fit.
+    """
+    config = run_config(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: the run is not finished, it holds no {WEIGHTS}; run its command again to go on")
+    network = run_network(config)
+    fill(network, read_state(folder / WEIGHTS))
+    return network.eval(), config
+
+
+def run_network(config: RunConfig, *, seed: int = 0) -> nn.Module:
+    """The network of a configuration, freshly initialised: ``normalize``, then ``model``, low-rank pairs put in."""
+    network = normalised(build_model(config.arch, config.arguments, seed=seed), config.mean, config.std)
+    return with_pairs(network, config.ranks) if config.ranks else network
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a run, before the data have been looked at.
+
+    Attributes:
+        arch: As :func:`brittle.build_model` takes it.
+        arguments: Of the architecture; inputs, classes and image size follow from the data where not given.
+        statistics: Per-channel mean and standard deviation to normalise by; the data set's own by default.
+        rank: Rank of low-rank pairs, or a share of the full rank; None for full matrices.
+        start: Weights to fine-tune: a file (of the architecture alone or with its normalisation), or a run's folder.
+        data_root: Where the data lie, for the configuration.
+        limit: Most training samples, likewise.
+        image_size: Of the images of a folder, likewise.
+        recipe: How to train.
+    """
+
+    arch: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    rank: int | float | None = None
+    start: Path | None = None
+    data_root: Path | None = None
+    limit: int | None = None
+    image_size: tuple[int, int] | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def ordered_run(
+    order: Order, data: Data, folder: Path, *, device: str = "cpu", processes: int = 1, tell: Tell | None = None
+) -> Training:
+    """Build a network for the data and train it into a folder; interrupted, it goes on where it stopped.
+
+    Args:
+        order: What is asked for.
+        data: Training samples.
+        folder: For ``config.json``, weights and history.
+        device: As :func:`brittle.training.loop.train`.
+        processes: Likewise.
+        tell: Likewise.
+
+    Raises:
+        InputError: As ``train``, or a part of the order that does not fit the data.
+    """
+    network, config = ordered_network(order, data)
+    write_text(folder / CONFIG, to_json(config))
+    return train(network, data, order.recipe, folder=folder, device=device, processes=processes, tell=tell)
+
+
+def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+    """The network to start from, and the configuration of its run."""
+    mean, std = order.statistics or MEAN_STD.get(data.name) or statistics_of(data)
+    arguments = {**_fitting(order.arch, data), **order.arguments}
+    ranks: dict[str, int] = {}
+    if order.start is not None and order.start.is_dir():
+        network, started = load_run(order.start)
+        if (started.arch, started.mean, started.std) != (order.arch, tuple(mean), tuple(std)):
+            raise InputError(
+                f"fine_tune: {order.start} is a run of {started.arch} with other statistics or another name"
+            )
+        arguments, ranks = started.arguments, started.ranks
+    else:
+        inner = build_model(order.arch, arguments, seed=order.recipe.seed)
+        network = normalised(inner, mean, std)
+        if order.start is not None:
+            state = read_state(order.start)
+            fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
+    if order.rank is not None:
+        initial = "random" if order.start is None else "svd"
+        network = factorised(network, order.rank, layers=order.recipe.layers, initial=initial, seed=order.recipe.seed)
+        ranks = rank_map(network)
+    config = RunConfig(
+        arch=order.arch,
+        arguments=dict(arguments),
+        mean=tuple(mean),
+        std=tuple(std),
+        ranks=ranks,
+        input_shape=tuple(data.inputs.shape[1:]),
+        classes=data.classes,
+        data=data.name,
+        data_root=None if order.data_root is None else str(order.data_root),
+        limit=order.limit,
+        image_size=order.image_size,
+        start=None if order.start is None else str(order.start),
+        recipe=order.recipe,
+    )
+    return network, config
+
+
+def _fitting(arch: str, data: Data) -> dict[str, object]:
+    """The arguments of an architecture that follow from the data."""
+    shape = tuple(data.inputs.shape[1:])
+    known: dict[str, object] = {
+        "in_features": math.prod(shape),
+        "in_channels": shape[0],
+        "classes": data.classes,
+        "num_classes": data.classes,
+        "image_size": shape[-1],
+    }
+    if arch in ARCHITECTURES:
+        return {
+            name: value for name, value in known.items() if name in inspect.signature(ARCHITECTURES[arch]).parameters
+        }
+    return {"num_classes": data.classes} if arch.startswith(("torchvision:", "timm:")) else {}

@@ -1,0 +1,62 @@
+"""Adversarial training: PGD inside the training step (Madry et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from brittle.attacks.ball import Ball, ascended
+from brittle.attacks.hashing import uniform
+from brittle.attacks.losses import cross_entropy, loss_and_gradient
+from brittle.frozen import frozen
+from brittle.training.recipe import Adversary
+
+START = 7
+"""Which block of a sample's random numbers of an epoch starts its attack."""
+
+
+def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int = 0) -> Tensor:
+    """The inputs after all steps of PGD on the cross-entropy, from a random point of the budget.
+
+    Unlike an attack that measures robustness, no sample stops early and the last point is taken, not the worst one.
+    The model is attacked in evaluation mode (as the paper) and left bit-equal.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``.
+        x: Inputs ``(N, ...)`` in [0, 1].
+        y: Labels ``(N,)``.
+        adversary: Budget, norm, steps.
+        keys: ``(N,)`` int64, one random number stream a sample; the start depends on it and the epoch alone.
+        epoch: Counts the attacks on a sample.
+
+    Returns:
+        ``(N, ...)`` within the budget and within [0, 1].
+    """
+    ball = Ball.of(x, adversary.eps, adversary.p, (0.0, 1.0))
+    numbers = uniform(keys, torch.full_like(keys, (epoch << 3) + START), x[0].numel() * (1 if ball.p != 2 else 2))
+    z = ball.start(_noise(numbers, x, adversary.p))
+    length = torch.full_like(ball.eps, adversary.length)
+    with frozen(model):
+        for _ in range(adversary.steps):
+            _, _, gradient = loss_and_gradient(model, cross_entropy, z, y)
+            z = ball.project(ascended(z, gradient, length, adversary.p, gradient))
+    return z
+
+
+def mixed(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int, first: int) -> Tensor:
+    """The batch with its first ``first`` inputs attacked; the order is random already."""
+    if first == 0:
+        return x
+    attacked = adversarial(model, x[:first], y[:first], adversary, keys[:first], epoch)
+    return attacked if first == len(x) else torch.cat([attacked, x[first:]])
+
+
+def _noise(numbers: Tensor, x: Tensor, p: float) -> Tensor:
+    """Uniform signs and sizes for p = inf; for p = 2 normal numbers (Box & Muller 1958), a uniform direction."""
+    if math.isinf(p):
+        return (2 * numbers - 1).to(x.dtype).view_as(x)
+    radius, angle = numbers.chunk(2, dim=1)
+    normal = (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
+    return normal.to(x.dtype).view_as(x)

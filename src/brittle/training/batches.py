@@ -1,0 +1,82 @@
+"""Training samples served from memory: in an order, at places and mirrored as the seed says, whatever the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from brittle.attacks.hashing import uniform
+from brittle.attacks.starts import generator
+
+ORDER, KEYS = 1, 2
+"""Streams of random numbers: the order of an epoch, and the keys of the samples."""
+CROP_DOWN, CROP_ACROSS, FLIP = 0, 1, 2
+"""Places in a sample's block of random numbers of an epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Samples in memory, on the device they are trained on.
+
+    Attributes:
+        inputs: ``(N, ...)``.
+        labels: ``(N,)``.
+        size: Samples a batch; the last one of an epoch may hold fewer.
+        seed: Of everything random.
+        crop: Pixels of zero padding from which images ``(N, C, H, W)`` are cropped at a random place.
+        flip: Whether every other image is mirrored, at random.
+        keys: ``(N,)`` int64: one random number stream a sample, so that its crops do not depend on the batch.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    size: int
+    seed: int
+    crop: int
+    flip: bool
+    keys: Tensor
+
+    @staticmethod
+    def of(inputs: Tensor, labels: Tensor, size: int, *, seed: int, crop: int = 0, flip: bool = False) -> Batches:
+        """Batches of samples ``(N, ...)``."""
+        drawn = torch.randint(2**62, (len(labels),), generator=generator(seed, KEYS))
+        return Batches(inputs, labels, size, seed, crop, flip, drawn.to(labels.device))
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-len(self.labels) // self.size)
+
+    def order(self, epoch: int) -> tuple[Tensor, ...]:
+        """The rows of every batch of an epoch: a permutation drawn from the seed and the epoch."""
+        drawn = torch.randperm(len(self.labels), generator=generator(self.seed, (epoch << 8) + ORDER))
+        return drawn.to(self.labels.device).split(self.size)
+
+    def take(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Inputs, cropped and mirrored for that epoch, and labels of some samples."""
+        x, y = self.inputs.index_select(0, rows), self.labels.index_select(0, rows)
+        if self.crop or self.flip:
+            draws = uniform(self.keys[rows], torch.full_like(rows, epoch << 3), 3)
+            x = mirrored(x, draws[:, FLIP] < 0.5) if self.flip else x
+            x = cropped(x, (draws[:, [CROP_DOWN, CROP_ACROSS]] * (2 * self.crop + 1)).long(), self.crop)
+        return x, y
+
+
+def mirrored(x: Tensor, which: Tensor) -> Tensor:
+    """Images ``(N, C, H, W)``, those of ``which`` ``(N,)`` mirrored left to right."""
+    return torch.where(which[:, None, None, None], x.flip(3), x)
+
+
+def cropped(x: Tensor, corners: Tensor, padding: int) -> Tensor:
+    """Windows of the images ``(N, C, H, W)`` padded with zeros, at ``corners`` ``(N, 2)`` of the padded ones."""
+    if padding == 0:
+        return x
+    n, channels, height, width = x.shape
+    padded = F.pad(x, [padding] * 4)
+    down = corners[:, :1] + torch.arange(height, device=x.device)
+    across = corners[:, 1:] + torch.arange(width, device=x.device)
+    places = (down[:, :, None] * (width + 2 * padding) + across[:, None, :]).flatten(1)
+    taken = padded.flatten(2).gather(2, places[:, None].expand(n, channels, -1))
+    return taken.view(n, channels, height, width)

@@ -1,0 +1,165 @@
+"""What is written down while a network trains: one row an epoch, and one a layer where layers are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from brittle.bounds.graph import read_graph
+from brittle.bounds.product import own_factors, product_bound
+from brittle.bounds.tracing import NoRule
+from brittle.files import replacing
+from brittle.layers import read_layers
+from brittle.measure import measure_layer
+from brittle.results import FRACTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROUNDED_UP = 1 + 1e-6
+"""More than the product of float64 norms can lose by rounding."""
+TENTH = FRACTIONS.index(0.10)
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch.
+
+    Attributes:
+        epoch: From 1.
+        steps: Optimiser steps so far.
+        lr: Learning rate of its last step.
+        loss: Mean cross-entropy over the training samples as they were used (attacked, cropped), in nats.
+        penalty: Mean of the penalties with their strengths.
+        accuracy: Share of these that were right.
+        validation_loss: Mean cross-entropy of the validation samples; None without.
+        validation_accuracy: Share of them that is right; None without.
+        validation_robust: Share of them that is right and stays right under the training attack (an upper bound of
+            the robust accuracy: the attack is weak); None without an adversary.
+        seconds: Of the epoch, validation and measurement included.
+        samples_per_second: Of its steps.
+        lipschitz_inf: Product of norms: certified upper bound of the network's constant from l_inf to l_inf; None
+            where not measured.
+        lipschitz_2: Likewise in l_2.
+    """
+
+    epoch: int
+    steps: int
+    lr: float
+    loss: float
+    penalty: float
+    accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    validation_robust: float | None
+    seconds: float
+    samples_per_second: float
+    lipschitz_inf: float | None = None
+    lipschitz_2: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer after an epoch; all numbers as the audit's (theory page, "Compressibility").
+
+    Attributes:
+        epoch: From 1.
+        layer: Its name.
+        row_error: Relative k-term error of the row norms, the largest tenth kept.
+        spectral_error: Likewise of the singular values.
+        row_spread: Spread of the largest tenth of the row norms.
+        spectral_spread: Likewise of the singular values.
+        rank: Numerical rank.
+        stable_rank: Squared Frobenius over squared spectral norm.
+        frobenius: Frobenius norm.
+        norm_inf: Largest l_1 norm of a row (exact l_inf norm of the matrix).
+        norm_2: Largest singular value (exact l_2 norm of the matrix).
+    """
+
+    epoch: int
+    layer: str
+    row_error: float
+    spectral_error: float
+    row_spread: float
+    spectral_spread: float
+    rank: int
+    stable_rank: float
+    frobenius: float
+    norm_inf: float
+    norm_2: float
+
+
+def measured_layers(model: nn.Module, epoch: int) -> list[LayerRow]:
+    """Every layer that has a matrix."""
+    rows = []
+    for view in read_layers(model).views:
+        found = measure_layer(view, ())
+        rows.append(
+            LayerRow(
+                epoch=epoch,
+                layer=found.name,
+                row_error=found.row_error[TENTH],
+                spectral_error=found.spectral_error[TENTH],
+                row_spread=found.row_spread[TENTH],
+                spectral_spread=found.spectral_spread[TENTH],
+                rank=found.rank,
+                stable_rank=found.stable_rank,
+                frobenius=found.frobenius,
+                norm_inf=found.filter_norm_inf,
+                norm_2=found.filter_norm_2,
+            )
+        )
+    return rows
+
+
+def lipschitz(model: nn.Module, shape: Sequence[int]) -> dict[str, float | None]:
+    """The product of operator norms of a network in evaluation mode (certified upper bound), in both norms.
+
+    None where no sound rule covers the network. The audit's bounds are sharper, and cost far more.
+    """
+    found: dict[str, float | None] = {"lipschitz_inf": None, "lipschitz_2": None}
+    try:
+        ops = read_graph(model, shape)
+    except NoRule:
+        return found
+    for name, p in (("lipschitz_inf", math.inf), ("lipschitz_2", 2.0)):
+        with suppress(NoRule):
+            upper = product_bound(ops, own_factors(ops, p), p) * ROUNDED_UP
+            found[name] = upper if math.isfinite(upper) else None
+    return found
+
+
+def frame(rows: Iterable[EpochRow | LayerRow]) -> pd.DataFrame:
+    """The rows as a table."""
+    import pandas as pd
+
+    return pd.DataFrame([dataclasses.asdict(row) for row in rows])
+
+
+def write_history(folder: Path, epochs: Sequence[EpochRow], layers: Sequence[LayerRow]) -> None:
+    """``history`` and ``layers`` as CSV and as Parquet, each whole or not at all."""
+    for name, rows in (("history", epochs), ("layers", layers)):
+        if not rows:
+            continue
+        table = frame(rows)
+        with replacing(folder / f"{name}.csv") as beside:
+            table.to_csv(beside, index=False)
+        with replacing(folder / f"{name}.parquet") as beside:
+            table.to_parquet(beside, index=False)
+
+
+def epoch_row(plain: Mapping[str, Any]) -> EpochRow:
+    """The inverse of ``dataclasses.asdict``."""
+    return EpochRow(**plain)
+
+
+def layer_row(plain: Mapping[str, Any]) -> LayerRow:
+    """The inverse of ``dataclasses.asdict``."""
+    return LayerRow(**plain)

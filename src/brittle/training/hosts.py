@@ -1,0 +1,165 @@
+"""Where a training runs: in this process with plain torch, or on Lightning Fabric in several or in mixed precision."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from brittle.errors import MissingExtra
+
+T = TypeVar("T")
+Tell = Callable[[Any], None]
+
+
+class Host(Protocol):
+    """What the loop needs of the place it runs at."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The model and the optimiser as the steps use them."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients; with several processes, their mean."""
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+
+    def agreed(self, value: T) -> T:
+        """What the first process holds."""
+
+
+class Here:
+    """Plain torch in one process."""
+
+    rank, world = 0, 1
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Both as they are."""
+        return model, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Plain backward."""
+        loss.backward()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The value itself."""
+        return value
+
+    def agreed(self, value: T) -> T:
+        """The value itself."""
+        return value
+
+
+class OnFabric:
+    """One of Fabric's processes."""
+
+    def __init__(self, fabric: Any) -> None:
+        self.fabric = fabric
+        self.rank, self.world, self.device = fabric.global_rank, fabric.world_size, fabric.device
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Wrapped for gradients that are shared and for the precision."""
+        model, optimizer = self.fabric.setup(model, optimizer)
+        return model, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward with loss scaling where the precision asks for it."""
+        self.fabric.backward(loss)
+
+    def total(self, value: Tensor) -> Tensor:
+        """By all-reduce."""
+        summed: Tensor = self.fabric.all_reduce(value, reduce_op="sum")
+        return summed
+
+    def agreed(self, value: T) -> T:
+        """By broadcast."""
+        shared: T = self.fabric.broadcast(value)
+        return shared
+
+
+def launched(
+    work: Callable[[Host, Any, Tell | None], T],
+    job: Any,
+    *,
+    device: str,
+    processes: int,
+    precision: str,
+    tell: Tell | None,
+) -> T:
+    """Run ``work(host, job, tell)`` and return what the first process returns.
+
+    Args:
+        work: A function of a module, so that other processes can import it.
+        job: What it works on; pickled for other processes.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; with several processes on GPUs, one each from the first on.
+        processes: 1 and precision ``32-true``: plain torch here; else Lightning Fabric.
+        precision: As Fabric names it.
+        tell: Called in this process with what the first one reports.
+
+    Raises:
+        MissingExtra: Lightning is needed and not installed.
+    """
+    if processes == 1 and precision == "32-true":
+        return work(Here(device), job, tell)
+    Fabric = _fabric()
+    found = torch.device(device)
+    several = processes > 1
+    fabric = Fabric(
+        accelerator="cuda" if found.type == "cuda" else "cpu",
+        devices=processes if several or found.type == "cpu" else [found.index or 0],
+        strategy="ddp_spawn" if several else "auto",
+        precision=precision,
+    )
+    if not several:
+        fabric.launch()
+        return work(OnFabric(fabric), job, tell)
+    reports = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    reader = threading.Thread(target=_relay, args=(reports, tell), daemon=True)
+    reader.start()
+    try:
+        result: T = pickle.loads(fabric.launch(_in_process, work, _Parcel(job), reports))
+    finally:
+        reports.put(None)
+        reader.join(timeout=10)
+    return result
+
+
+def _fabric() -> Any:
+    """Fabric's class, of either package that holds it."""
+    for package in ("lightning_fabric", "lightning.fabric"):
+        with suppress(ImportError):
+            return importlib.import_module(package).Fabric
+    raise MissingExtra("lightning-fabric", "multi", "training in several processes or in mixed precision")
+
+
+class _Parcel:
+    """Hides what it holds from Fabric, which takes dataclasses apart and refuses frozen ones."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def _in_process(fabric: Any, work: Callable[[Host, Any, Tell | None], T], parcel: _Parcel, reports: Any) -> bytes:
+    """The first process's result as bytes: tensors handed over by themselves would go with the process."""
+    host = OnFabric(fabric)
+    result = work(host, parcel.content, reports.put if host.rank == 0 else None)
+    return pickle.dumps(result) if host.rank == 0 else b""
+
+
+def _relay(reports: Any, tell: Tell | None) -> None:
+    while (report := reports.get()) is not None:
+        if tell is not None:
+            tell(report)

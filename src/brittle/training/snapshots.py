@@ -1,0 +1,104 @@
+"""A training run's state on disk: tensors as safetensors, the rest as JSON, switched over in one rename.
+
+``state.json`` names the file of tensors that belongs to it, so that a run killed at any moment finds a whole state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from brittle.errors import InputError
+from brittle.files import replacing, write_text
+
+STATE = "state.json"
+Tensors = dict[str, Tensor]
+
+
+def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], step: int) -> None:
+    """Put a state into ``folder``, in place of the one before.
+
+    Args:
+        folder: Made if missing.
+        tensors: On any device, by name.
+        facts: What JSON can hold exactly (no NaN).
+        step: Names the file of tensors; a later state has a larger one.
+    """
+    name = f"state-{step:09d}.safetensors"
+    copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    with replacing(folder / name) as beside:
+        safetensors.torch.save_file(copies, str(beside))
+    write_text(folder / STATE, json.dumps({"tensors": name, **facts}, allow_nan=False, indent=1) + "\n")
+    _tidy(folder, keep=name)
+
+
+def read_snapshot(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
+    """The tensors and facts of the state in ``folder``; None when there is none.
+
+    Raises:
+        InputError: There is one that cannot be read.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(str(folder / Path(facts["tensors"]).name))
+    except Exception as error:  # the reader of safetensors has an exception of its own
+        raise InputError(
+            f"{folder}: its training state cannot be read: {error}; train anew with --overwrite"
+        ) from error
+    return tensors, facts
+
+
+def remove_snapshot(folder: Path) -> None:
+    """Remove the state from ``folder``: first what names it, then the tensors."""
+    with suppress(FileNotFoundError):
+        (folder / STATE).unlink()
+    _tidy(folder)
+
+
+def _tidy(folder: Path, keep: str = "") -> None:
+    for path in (*folder.glob("state-*.safetensors"), *folder.glob(".state*")):
+        if path.name != keep:
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's state, ``optimizer.<parameter's number>.<name>``; numbers as tensors too."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for number, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what :func:`optimizer_tensors` returned; the groups keep their options."""
+    own = optimizer.state_dict()
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors under ``prefix.name``."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The inverse of :func:`with_prefix`; others are left out."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
