@@ -32,6 +32,7 @@ from brittle.training.recipe import Recipe
 
 Step = Callable[[], None]
 STRENGTH = 1e-4
+EPOCHS = 2
 
 
 def networks(device: str) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
@@ -124,7 +125,7 @@ def measure_epoch(arguments: argparse.Namespace) -> list[str]:
     """An epoch of :func:`brittle.training.train` against the bare steps of the same batches."""
     data = load_data("mnist", root=arguments.data_root, split="train")
     network = fcn()
-    recipe = Recipe(epochs=1, validation=0.0, measure_every=0)
+    recipe = Recipe(epochs=EPOCHS, validation=0.0, measure_every=0)
 
     def ours() -> None:
         train(network, data, recipe)
@@ -132,7 +133,8 @@ def measure_epoch(arguments: argparse.Namespace) -> list[str]:
     def bare() -> None:
         own = copy.deepcopy(network)
         optimizer = torch.optim.AdamW(own.parameters(), 1e-3, weight_decay=0.01, fused=True)
-        for x, y in zip(data.inputs.split(128), data.labels.split(128), strict=True):
+        batches = list(zip(data.inputs.split(128), data.labels.split(128), strict=True))
+        for x, y in batches * EPOCHS:
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(own(x), y).backward()
             optimizer.step()
@@ -144,7 +146,7 @@ def measure_epoch(arguments: argparse.Namespace) -> list[str]:
         seconds.append((a, b))
     a, b = (statistics.median(s) for s in zip(*seconds, strict=True))
     ratio = statistics.median(ratios)
-    return [f"MNIST epoch, FCN of width 400, batch 128: {a:.2f} s, bare {b:.2f} s, ratio {ratio:.2f}"]
+    return [f"Two MNIST epochs, FCN of width 400, batch 128: {a:.2f} s, bare {b:.2f} s, ratio {ratio:.2f}"]
 
 
 def main() -> None:

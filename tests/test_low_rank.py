@@ -210,6 +210,9 @@ def test_modes_types_and_frozen_weights_are_kept():
     assert net[4].training
     assert net[4][0].training
     assert not merged(net)[4].weight.requires_grad
+    assert merged(net)[4].training
+    asleep = factorised(convnet(), 3)
+    assert not any(module.training for net in (asleep, merged(asleep)) for module in net.modules())
     assert all(p.grad is None for p in net.parameters())
 
 

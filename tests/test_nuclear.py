@@ -164,7 +164,7 @@ def test_gradient_in_between_is_the_old_factor():
 def test_refreshed_value_never_exceeds_the_norm():
     net, penalty = copy.deepcopy(mlp(torch.float64)), RefreshedNuclearNorm(3)
     for call in range(7):
-        value, exact = float(penalty(net)), float(nuclear_norm(net))
+        value, exact = penalty(net).item(), nuclear_norm(net).item()
         assert value <= exact * (1 + 1e-12)
         assert (value == pytest.approx(exact, rel=1e-12)) == (call % 3 == 0)
         moved(net, call)
@@ -203,8 +203,8 @@ def test_drift_without_change_is_zero_and_finite_for_zero_matrices():
         with torch.no_grad():
             net[0].weight.copy_(weight)
         penalty = RefreshedNuclearNorm(1, layers=["0"])
-        values = [float(penalty(net)) for _ in range(2)]
-        assert values == pytest.approx([float(nuclear_norm(net, layers=["0"]))] * 2)
+        values = [penalty(net).item() for _ in range(2)]
+        assert values == pytest.approx([nuclear_norm(net, layers=["0"]).item()] * 2)
         assert (penalty.drift.gradient, penalty.drift.value) == pytest.approx((0, 0), abs=1e-6)
 
 

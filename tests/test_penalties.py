@@ -87,10 +87,13 @@ def test_values_are_the_formulas(W):
         assert float(spread_control(net, scale_free=True)) == pytest.approx(relative, rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.parametrize(("m", "t"), [(1, 1), (2, 2), (40, 2), (41, 3), (60, 3), (61, 4), (140, 7), (141, 8)])
-def test_spread_control_takes_five_per_cent_of_the_rows_and_two_at_least(m, t):
+COUNTS = [(1, 1), (2, 2), (40, 2), (41, 3), (60, 3), (61, 4), (140, 7), (141, 8)]
+
+
+@pytest.mark.parametrize(("share", "m", "t"), [*[(0.05, *case) for case in COUNTS], (0.07, 100, 7), (1, 9, 9)])
+def test_spread_control_takes_a_share_of_the_rows_rounded_up_and_two_at_least(share, m, t):
     norms = torch.arange(m, 0, -1.0, dtype=torch.float64)
-    value, gradient = value_and_gradient(spread_control, norms[:, None])
+    value, gradient = value_and_gradient(spread_control, norms[:, None], share=share)
     assert value == pytest.approx(float(norms[:t].var(correction=0)), rel=1e-12)
     assert int(gradient[t:].count_nonzero()) == 0
 

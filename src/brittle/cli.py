@@ -305,7 +305,9 @@ def _train(
             "nuclear_norm, l1, joint_l1, spread_control."
         ),
     ] = None,
-    refresh: Annotated[int, typer.Option(help="Steps between exact evaluations of the nuclear norm's gradient.")] = 1,
+    refresh: Annotated[
+        int, typer.Option(help="Steps between evaluations of the nuclear norm's gradient, and between shrinkages.")
+    ] = 1,
     rank: Annotated[
         str | None, typer.Option(help="Train low-rank factors of this rank, or share of the full one.")
     ] = None,
@@ -315,7 +317,8 @@ def _train(
     constraint: Annotated[
         list[str] | None,
         typer.Option(
-            help="Constraint and value, NAME=NUMBER (repeatable): spectral_cap, orthonormal, condition_cap, frobenius."
+            help="Constraint and value, NAME=NUMBER (repeatable): spectral_cap, orthonormal, condition_cap, "
+            "row_shrinkage, singular_shrinkage, frobenius."
         ),
     ] = None,
     layers: Annotated[

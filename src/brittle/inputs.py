@@ -26,9 +26,10 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
         raise InputError(f"bounds must be (low, high) with low < high, both finite; got {bounds}")
     _check_kinds(x, y)
     x = x.detach()
-    if (bad := int((~torch.isfinite(x)).sum())) > 0:
+    low, high = (float(v) for v in x.aminmax())  # NaN where there is one: a pass over large data is dear
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = int((~torch.isfinite(x)).sum())
         raise InputError(f"x must be finite; {bad} of {x.numel()} values are NaN or infinite")
-    low, high = (float(v) for v in x.aminmax())
     if low < bounds[0] - 1e-6 or high > bounds[1] + 1e-6:
         raise InputError(
             f"x must lie in [{bounds[0]:g}, {bounds[1]:g}], with any normalisation inside the model; "

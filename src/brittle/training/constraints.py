@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
+from brittle.training.proximal import Shrinkage
 from brittle.training.selection import Chosen, chosen_layers
 
 Layers = nn.Module | Sequence[Chosen]
@@ -272,7 +273,9 @@ def _pairs(model: Layers, layers: Sequence[str] | None) -> list[Chosen]:
     pairs = [layer for layer in chosen if len(layer.modules) == 2]
     if not pairs or (layers is not None and len(pairs) < len(chosen)):
         whole = ", ".join(layer.name for layer in chosen if layer not in pairs)
-        raise InputError(f"layers: expected low-rank pairs, as brittle.factorised makes; got {whole or 'none'}")
+        raise InputError(
+            f"layers: expected low-rank pairs, as brittle.training.factorised makes; got {whole or 'none'}"
+        )
     return pairs
 
 
@@ -319,15 +322,30 @@ def _condition(model: nn.Module, value: float, *, layers: Sequence[str] | None =
     return partial(condition_cap, _pairs(model, layers), value)
 
 
+def _row_shrinkage(
+    model: nn.Module, value: float, *, layers: Sequence[str] | None = None, every: int = 1
+) -> Callable[[], None]:
+    return Shrinkage(model, value, singular=False, every=every, layers=layers)
+
+
+def _singular_shrinkage(
+    model: nn.Module, value: float, *, layers: Sequence[str] | None = None, every: int = 1
+) -> Callable[[], None]:
+    return Shrinkage(model, value, singular=True, every=every, layers=layers)
+
+
 CONSTRAINTS: dict[str, Callable[..., Callable[[], None]]] = {
     "frobenius": _frobenius,
     "spectral_cap": _spectral_cap,
     "orthonormal": _orthonormal,
     "condition_cap": _condition,
+    "row_shrinkage": _row_shrinkage,
+    "singular_shrinkage": _singular_shrinkage,
 }
 """By name, ``factory(model, value, *, layers=None)``: what it returns is to be called after every optimiser step.
 
 The value is the constant (None: each layer's norm at that moment), the cap, the number of Newton-Schulz steps, the
-largest condition number. The result acts on whatever parameters the chosen modules hold when it is called; it must be
-made anew when modules are replaced. Errors as those of the functions, raised by the factory.
+largest condition number, the shrinkage a step (with a further argument ``every``). The result acts on whatever
+parameters the chosen modules hold when it is called; it must be made anew when modules are replaced. Errors as those of
+the functions, raised by the factory.
 """

@@ -45,6 +45,8 @@ class EpochRow:
             the robust accuracy: the attack is weak); None without an adversary.
         seconds: Of the epoch, validation and measurement included.
         samples_per_second: Of its steps.
+        drift: Relative error of the reused nuclear gradient when it was last renewed,
+            ``||P_old - P_new||_F / ||P_new||_F``; None without reuse.
         lipschitz_inf: Product of norms: certified upper bound of the network's constant from l_inf to l_inf; None
             where not measured.
         lipschitz_2: Likewise in l_2.
@@ -61,6 +63,7 @@ class EpochRow:
     validation_robust: float | None
     seconds: float
     samples_per_second: float
+    drift: float | None = None
     lipschitz_inf: float | None = None
     lipschitz_2: float | None = None
 

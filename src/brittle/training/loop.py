@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from brittle.training.history import (
 from brittle.training.hosts import Host, Tell, launched
 from brittle.training.nuclear import RefreshedNuclearNorm
 from brittle.training.penalties import PENALTIES
+from brittle.training.proximal import Shrinkage
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import (
     Tensors,
@@ -230,11 +231,7 @@ class _Run:
         self.host, self.recipe, self.folder = host, job.recipe, job.folder
         self.tell = tell or (lambda moment: None)
         recipe, device = job.recipe, host.device
-        self.identity = {
-            "model": digest(job.model.state_dict()),
-            "data": digest({"inputs": job.inputs, "labels": job.labels}),
-            "recipe": _plain(recipe),
-        }
+        self.identity = {} if job.folder is None else _identity(job)
         self.batches = Batches.of(
             job.inputs.to(device), job.labels.to(device), recipe.batch_size,
             seed=recipe.seed, crop=recipe.crop, flip=recipe.flip,
@@ -244,9 +241,7 @@ class _Run:
         for parameter in self.module.parameters():
             parameter.grad = None
         self.penalties = [*_named_penalties(recipe), *job.penalties]
-        named = [
-            CONSTRAINTS[name](self.module, value, layers=recipe.layers) for name, value in recipe.constraints.items()
-        ]
+        named = [_constraint(name, value, self.module, recipe) for name, value in recipe.constraints.items()]
         self.constraints = [*named, *(constraint(self.module) for constraint in job.constraints)]
         optimizer = _optimizer(self.module, recipe)
         self.wrapped, self.optimizer = host.prepare(self.module, optimizer)
@@ -258,8 +253,10 @@ class _Run:
     def through(self) -> Training:
         """All epochs that are left."""
         self._resume()
-        for constraint in self.constraints if self.progress.epoch == self.progress.step == 0 else ():
-            constraint()
+        if self.progress.epoch == self.progress.step == 0:
+            for constraint in self.constraints:
+                if not isinstance(constraint, Shrinkage):
+                    constraint()
         steps = len(self.batches)
         while self.progress.epoch < self.recipe.epochs and not self._tired():
             self._epoch(steps)
@@ -346,7 +343,7 @@ class _Run:
         row = EpochRow(
             epoch, epoch * steps, float(self.optimizer.param_groups[0]["lr"]),
             loss / samples, penalty / samples, right / samples, *scores,
-            trained + time.monotonic() - started, samples / max(trained, 1e-9), **bounds,
+            trained + time.monotonic() - started, samples / max(trained, 1e-9), self._drift(), **bounds,
         )  # fmt: skip
         self._speak(steps)
         progress.epochs.append(row)
@@ -408,12 +405,25 @@ class _Run:
             **optimizer_tensors(self.plain_optimizer),
             "sums": self.sums,
         }
-        for number, (penalty, _) in enumerate(self.penalties):
-            if isinstance(penalty, RefreshedNuclearNorm):
-                tensors |= with_prefix(f"penalty.{number}", penalty.state_dict())
+        for name, counting in self._counting():
+            tensors |= with_prefix(name, counting.state_dict())
         facts = {"identity": self.identity, "progress": dataclasses.asdict(self.progress)}
         write_snapshot(self.folder, tensors, facts, self.progress.epoch * len(self.batches) + self.progress.step)
         self.saved = time.monotonic()
+
+    def _drift(self) -> float | None:
+        """How far the oldest reused nuclear gradient was off."""
+        drifts = [penalty.drift for penalty, _ in self.penalties if isinstance(penalty, RefreshedNuclearNorm)]
+        return max((drift.gradient for drift in drifts if drift is not None), default=None)
+
+    def _counting(self) -> Iterator[tuple[str, RefreshedNuclearNorm | Shrinkage]]:
+        """The interventions that depend on the calls before, by name."""
+        for number, (penalty, _) in enumerate(self.penalties):
+            if isinstance(penalty, RefreshedNuclearNorm):
+                yield f"penalty.{number}", penalty
+        for number, constraint in enumerate(self.constraints):
+            if isinstance(constraint, Shrinkage):
+                yield f"constraint.{number}", constraint
 
     def _resume(self) -> None:
         """Take over the state in the folder, if there is one of this very training."""
@@ -431,9 +441,8 @@ class _Run:
         self.best = {name: tensor.to(self.host.device) for name, tensor in under_prefix("best", tensors).items()}
         restore_optimizer(self.plain_optimizer, tensors)
         self.sums.copy_(tensors["sums"])
-        for number, (penalty, _) in enumerate(self.penalties):
-            if isinstance(penalty, RefreshedNuclearNorm):
-                penalty.load_state_dict(under_prefix(f"penalty.{number}", tensors))
+        for name, counting in self._counting():
+            counting.load_state_dict(under_prefix(name, tensors))
         self.progress = _Progress.read(facts["progress"])
 
     def _finish(self) -> Training:
@@ -448,6 +457,15 @@ class _Run:
         return Training(model, progress.best_epoch, tuple(progress.epochs), tuple(progress.layers))
 
 
+def _identity(job: _Job) -> dict[str, Any]:
+    """What a state must be of to go on from it."""
+    return {
+        "model": digest(job.model.state_dict()),
+        "data": digest({"inputs": job.inputs, "labels": job.labels}),
+        "recipe": _plain(job.recipe),
+    }
+
+
 def _named_penalties(recipe: Recipe) -> list[tuple[Penalty, float]]:
     found: list[tuple[Penalty, float]] = []
     for name, strength in recipe.penalties.items():
@@ -456,6 +474,11 @@ def _named_penalties(recipe: Recipe) -> list[tuple[Penalty, float]]:
         else:
             found.append((_Named(name, recipe.layers), strength))
     return found
+
+
+def _constraint(name: str, value: float | None, model: nn.Module, recipe: Recipe) -> Callable[[], object]:
+    every = {"every": recipe.refresh} if name in ("row_shrinkage", "singular_shrinkage") else {}
+    return CONSTRAINTS[name](model, value, layers=recipe.layers, **every)
 
 
 @dataclass(frozen=True)

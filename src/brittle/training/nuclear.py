@@ -113,6 +113,11 @@ class RefreshedNuclearNorm:
     rounding) and equals it when P is new. Every call counts, and P is renewed on the first and then on every
     ``refresh``-th: a pass over the weights is all that the other calls cost.
 
+    The bound is linear in W and has no lower end: once W has moved on, it pulls along directions that are no longer W's
+    own, and pushes small singular values through zero and up again. Strong penalties and the large first steps of Adam
+    make it useless within tens of calls, and can raise the nuclear norm; read :attr:`drift`, and lower ``refresh``
+    until its ``value`` is a few per cent.
+
     Attributes:
         drift: How good the factors were that the last renewal replaced; None before the first such.
 

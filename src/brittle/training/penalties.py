@@ -107,7 +107,7 @@ def spread_control(
 
 def _spread(W: Tensor, share: float, norm: int, scale_free: bool) -> Tensor:
     m = len(W)
-    t = min(m, max(2, math.ceil(share * m - 1e-9)))  # the margin undoes the rounding of 0.05 * 140 = 7.000000000000001
+    t = min(m, max(2, math.ceil(share * m - 1e-9)))  # the margin undoes the rounding of 0.07 * 100 = 7.000000000000001
     with torch.no_grad():
         top = row_norms(W, norm).topk(t, sorted=False).indices
     norms = row_norms(W.index_select(0, top), norm)

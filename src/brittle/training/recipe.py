@@ -67,7 +67,8 @@ class Recipe:
         milestones: Shares of all steps.
         decay: Factor at a milestone.
         penalties: Strength by name of :data:`brittle.training.penalties.PENALTIES`, added to the loss.
-        refresh: Steps for which the nuclear norm's polar factor is used before it is computed anew; 1 is exact.
+        refresh: Steps for which the nuclear norm's polar factor is used before it is computed anew, and between two
+            shrinkages; 1 is exact.
         constraints: Value by name of :data:`brittle.training.constraints.CONSTRAINTS`, applied after every step;
             None where the constraint has a value of its own (``frobenius``: the norms at the start).
         layers: Layers that penalties and constraints act on; None for the paper's choice.
