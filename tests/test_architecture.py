@@ -39,6 +39,7 @@ ORDER = [
     {"training.recipe", "training.batches", "training.snapshots", "training.hosts", "training.selection"},
     {"training.adversarial", "training.history", "training.nuclear", "training.low_rank", "training.proximal"},
     {"training.penalties", "training.constraints"},
+    {"training.assembly"},
     {"training.loop"},
     {"training"},
     {"runs"},

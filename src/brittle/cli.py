@@ -67,7 +67,8 @@ def run(arguments: list[str]) -> int:
         return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         return _complain(
-            "interrupted; nothing was half-written, run the same command again (an attack goes on where it stopped)",
+            "interrupted; nothing was half-written, run the same command again "
+            "(attacks and training go on where they stopped)",
             130,
         )
 

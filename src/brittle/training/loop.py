@@ -23,6 +23,7 @@ from brittle.errors import InputError
 from brittle.frozen import frozen
 from brittle.inputs import check_batch
 from brittle.training.adversarial import adversarial, mixed
+from brittle.training.assembly import Penalty, named_constraint, named_penalties, optimizer_of
 from brittle.training.batches import Batches
 from brittle.training.constraints import CONSTRAINTS
 from brittle.training.history import (
@@ -50,8 +51,6 @@ from brittle.training.snapshots import (
     write_snapshot,
 )
 
-Penalty = Callable[[nn.Module], Tensor]
-"""From a model to a scalar that is added to the loss."""
 Constraint = Callable[[nn.Module], Callable[[], object]]
 """From a model to what is done to its weights after every step."""
 
@@ -240,10 +239,10 @@ class _Run:
         self.module = copy.deepcopy(job.model).to(device).train()  # of several processes each needs its own
         for parameter in self.module.parameters():
             parameter.grad = None
-        self.penalties = [*_named_penalties(recipe), *job.penalties]
-        named = [_constraint(name, value, self.module, recipe) for name, value in recipe.constraints.items()]
+        self.penalties = [*named_penalties(recipe), *job.penalties]
+        named = [named_constraint(name, value, self.module, recipe) for name, value in recipe.constraints.items()]
         self.constraints = [*named, *(constraint(self.module) for constraint in job.constraints)]
-        optimizer = _optimizer(self.module, recipe)
+        optimizer = optimizer_of(self.module, recipe)
         self.wrapped, self.optimizer = host.prepare(self.module, optimizer)
         self.plain_optimizer = optimizer
         self.progress, self.best = _Progress(), dict[str, Tensor]()
@@ -324,7 +323,7 @@ class _Run:
                 f"expected a finite one: try a smaller learning rate than {self.recipe.lr:g}, or weaker penalties"
             )
         count = max(samples, 1.0)
-        rate = samples * self.host.world / max(self.progress.seconds, 1e-9)
+        rate = row.samples_per_second if row else samples * self.host.world / max(self.progress.seconds, 1e-9)
         epoch = self.progress.epoch + (row is None)
         self.tell(Moment(epoch, self.recipe.epochs, self.progress.step, steps, loss / count, right / count, rate, row))
 
@@ -464,44 +463,6 @@ def _identity(job: _Job) -> dict[str, Any]:
         "data": digest({"inputs": job.inputs, "labels": job.labels}),
         "recipe": _plain(job.recipe),
     }
-
-
-def _named_penalties(recipe: Recipe) -> list[tuple[Penalty, float]]:
-    found: list[tuple[Penalty, float]] = []
-    for name, strength in recipe.penalties.items():
-        if name == "nuclear_norm" and recipe.refresh > 1:
-            found.append((RefreshedNuclearNorm(recipe.refresh, layers=recipe.layers), strength))
-        else:
-            found.append((_Named(name, recipe.layers), strength))
-    return found
-
-
-def _constraint(name: str, value: float | None, model: nn.Module, recipe: Recipe) -> Callable[[], object]:
-    every = {"every": recipe.refresh} if name in ("row_shrinkage", "singular_shrinkage") else {}
-    return CONSTRAINTS[name](model, value, layers=recipe.layers, **every)
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A penalty of the package by name, so that other processes find it."""
-
-    name: str
-    layers: tuple[str, ...] | None
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        return PENALTIES[self.name](model, layers=self.layers)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("model: expected parameters to train; got none that require gradients")
-    fused = all(parameter.is_floating_point() for parameter in parameters)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused
-        )
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
