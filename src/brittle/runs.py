@@ -167,6 +167,8 @@ def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
         initial = "random" if order.start is None else "svd"
         network = factorised(network, order.rank, layers=order.recipe.layers, initial=initial, seed=order.recipe.seed)
         ranks = rank_map(network)
+        if not ranks:
+            raise InputError(f"rank: expected a rank below that of some chosen layer; got {order.rank}")
     config = RunConfig(
         arch=order.arch,
         arguments=dict(arguments),

@@ -40,6 +40,7 @@ from brittle.training.nuclear import RefreshedNuclearNorm
 from brittle.training.penalties import PENALTIES
 from brittle.training.proximal import Shrinkage
 from brittle.training.recipe import Recipe
+from brittle.training.selection import chosen_layers
 from brittle.training.snapshots import (
     Tensors,
     optimizer_tensors,
@@ -172,6 +173,8 @@ def train(
     for given, known in ((recipe.penalties, PENALTIES), (recipe.constraints, CONSTRAINTS)):
         if unknown := sorted(set(given) - set(known)):
             raise InputError(f"recipe: expected names among {', '.join(known)}; got {', '.join(unknown)}")
+    if recipe.layers is not None:
+        chosen_layers(model, recipe.layers)  # a wrong name is told before anything runs
     job = _Job(copy.deepcopy(model), inputs, labels, held, recipe, penalties, constraints, folder)
     return launched(_work, job, device=device, processes=processes, precision=recipe.precision, tell=tell)
 
