@@ -40,6 +40,7 @@ ORDER = [
     {"training.adversarial", "training.history", "training.nuclear", "training.low_rank", "training.proximal"},
     {"training.penalties", "training.constraints"},
     {"training.assembly"},
+    {"training.jobs"},
     {"training.loop"},
     {"training"},
     {"runs"},

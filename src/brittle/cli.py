@@ -279,11 +279,12 @@ def _attack(
 def _train(
     data: Annotated[str, typer.Option(help=f"{FORMS}.")],
     arch: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="fcn, resnet18-cifar, vgg16, wide-resnet101-2, vit, torchvision:NAME, timm:NAME or module:function."
+            help="fcn (the default), resnet18-cifar, vgg16, wide-resnet101-2, vit, torchvision:NAME, timm:NAME or "
+            "module:function; with --fine-tune RUN, the run's own."
         ),
-    ] = "fcn",
+    ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the run.")] = Path("brittle-run"),
     data_root: DataRoot = None,
     download: Annotated[bool, typer.Option(help="Fetch the data set into --data-root if it is not there.")] = False,
@@ -365,11 +366,7 @@ def _train(
 
     Example: brittle train --data mnist --data-root data --arch fcn --width 400 --penalty nuclear_norm=0.003 -o run
     """
-    from brittle.files import emptied
-
     _check_output(out, "weights.safetensors", overwrite)
-    if overwrite:
-        emptied(out, ("weights.safetensors", "state.json", "config.json"))
     arguments = options.arguments(arch_arg or [])
     arguments |= {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
     penalties = options.strengths("penalty", penalty)
@@ -415,7 +412,7 @@ def _train(
         recipe=recipe,
     )
     with _training_progress(quiet, tensorboard, out) as tell:
-        result = ordered_run(order, samples, out, device=device, processes=processes, tell=tell)
+        result = ordered_run(order, samples, out, anew=overwrite, device=device, processes=processes, tell=tell)
     if not quiet:
         row = result.epochs[result.epoch - 1]
         held = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Mapping
@@ -15,14 +16,18 @@ from brittle.checkpoints import fill, read_state
 from brittle.codec import from_json, to_json
 from brittle.data import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
-from brittle.files import write_text
+from brittle.files import emptied, write_text
 from brittle.models import ARCHITECTURES, build_model, normalised
 from brittle.training.hosts import Tell
-from brittle.training.loop import WEIGHTS, Training, train
+from brittle.training.jobs import prepared
+from brittle.training.loop import WEIGHTS, Training, run_job
 from brittle.training.low_rank import factorised, rank_map, with_pairs
 from brittle.training.recipe import Recipe
+from brittle.training.snapshots import remove_snapshot
 
 CONFIG = "config.json"
+FILES = (WEIGHTS, CONFIG, "history.csv", "history.parquet", "layers.csv", "layers.parquet")
+"""What a finished run leaves in its folder."""
 VERSION = 1
 
 
@@ -102,7 +107,7 @@ class Order:
     """What is asked of a run, before the data have been looked at.
 
     Attributes:
-        arch: As :func:`brittle.build_model` takes it.
+        arch: As :func:`brittle.build_model` takes it; None: that of the run that is fine-tuned, else ``fcn``.
         arguments: Of the architecture; inputs, classes and image size follow from the data where not given.
         statistics: Per-channel mean and standard deviation to normalise by; the data set's own by default.
         rank: Rank of low-rank pairs, or a share of the full rank; None for full matrices.
@@ -113,7 +118,7 @@ class Order:
         recipe: How to train.
     """
 
-    arch: str
+    arch: str | None = None
     arguments: Mapping[str, object] = field(default_factory=dict)
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     rank: int | float | None = None
@@ -125,15 +130,23 @@ class Order:
 
 
 def ordered_run(
-    order: Order, data: Data, folder: Path, *, device: str = "cpu", processes: int = 1, tell: Tell | None = None
+    order: Order,
+    data: Data,
+    folder: Path,
+    *,
+    anew: bool = False,
+    device: str = "cpu",
+    processes: int = 1,
+    tell: Tell | None = None,
 ) -> Training:
     """Build a network for the data and train it into a folder; interrupted, it goes on where it stopped.
 
     Args:
         order: What is asked for.
         data: Training samples.
-        folder: For ``config.json``, weights and history.
-        device: As :func:`brittle.training.loop.train`.
+        folder: For ``config.json``, weights and history; untouched where something in the order is wrong.
+        anew: Whether what the folder holds of another run goes; not before the order has been checked.
+        device: As :func:`brittle.training.train`.
         processes: Likewise.
         tell: Likewise.
 
@@ -141,49 +154,69 @@ def ordered_run(
         InputError: As ``train``, or a part of the order that does not fit the data.
     """
     network, config = ordered_network(order, data)
+    job = prepared(network, data, order.recipe, folder=folder, anew=anew)
+    if anew:
+        emptied(folder, FILES)
+        remove_snapshot(folder)
     write_text(folder / CONFIG, to_json(config))
-    return train(network, data, order.recipe, folder=folder, device=device, processes=processes, tell=tell)
+    return run_job(job, device=device, processes=processes, tell=tell)
 
 
 def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
     """The network to start from, and the configuration of its run."""
-    mean, std = order.statistics or MEAN_STD.get(data.name) or statistics_of(data)
-    arguments = {**_fitting(order.arch, data), **order.arguments}
-    ranks: dict[str, int] = {}
     if order.start is not None and order.start.is_dir():
-        network, started = load_run(order.start)
-        if (started.arch, started.mean, started.std) != (order.arch, tuple(mean), tuple(std)):
-            raise InputError(
-                f"fine_tune: {order.start} is a run of {started.arch} with other statistics or another name"
-            )
-        arguments, ranks = started.arguments, started.ranks
+        network, config = _continued(order, order.start)
     else:
-        inner = build_model(order.arch, arguments, seed=order.recipe.seed)
-        network = normalised(inner, mean, std)
-        if order.start is not None:
-            state = read_state(order.start)
-            fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
+        network, config = _built(order, data)
+    ranks = config.ranks
     if order.rank is not None:
         initial = "random" if order.start is None else "svd"
         network = factorised(network, order.rank, layers=order.recipe.layers, initial=initial, seed=order.recipe.seed)
         ranks = rank_map(network)
         if not ranks:
             raise InputError(f"rank: expected a rank below that of some chosen layer; got {order.rank}")
-    config = RunConfig(
-        arch=order.arch,
-        arguments=dict(arguments),
-        mean=tuple(mean),
-        std=tuple(std),
+    root = None if order.data_root is None else str(order.data_root.absolute())
+    return network, dataclasses.replace(
+        config,
         ranks=ranks,
         input_shape=tuple(data.inputs.shape[1:]),
         classes=data.classes,
         data=data.name,
-        data_root=None if order.data_root is None else str(order.data_root),
+        data_root=root,
         limit=order.limit,
         image_size=order.image_size,
-        start=None if order.start is None else str(order.start),
+        start=None if order.start is None else str(order.start.absolute()),
         recipe=order.recipe,
     )
+
+
+def _built(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+    """A network by name, fresh or filled from a file."""
+    arch = order.arch or "fcn"
+    mean, std = order.statistics or MEAN_STD.get(data.name) or statistics_of(data)
+    if len(mean) not in (1, data.inputs.shape[1]):
+        raise InputError(f"mean, std: expected one number for each of {data.inputs.shape[1]} channels; got {len(mean)}")
+    arguments = {**_fitting(arch, data), **order.arguments}
+    inner = build_model(arch, arguments, seed=order.recipe.seed)
+    network = normalised(inner, mean, std)
+    if order.start is not None:
+        state = read_state(order.start)
+        fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
+    return network, RunConfig(arch, dict(arguments), tuple(mean), tuple(std), {}, (), data.classes, data.name)
+
+
+def _continued(order: Order, start: Path) -> tuple[nn.Module, RunConfig]:
+    """The network of another run, with all that it was made of."""
+    network, config = load_run(start)
+    asked = {"arch": order.arch, **order.arguments}
+    own = {"arch": config.arch, **config.arguments}
+    others = [f"{name} {value!r}" for name, value in asked.items() if value is not None and own.get(name) != value]
+    if order.statistics not in (None, (config.mean, config.std)):
+        others.append(f"mean and std {order.statistics}")
+    if others:
+        raise InputError(
+            f"fine_tune: the run {start} was made with {own}; expected the same or none, got {', '.join(others)}"
+        )
     return network, config
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pickle
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from brittle.errors import MissingExtra
+from brittle.errors import InputError, MissingExtra
 
 T = TypeVar("T")
 Tell = Callable[[Any], None]
@@ -126,22 +127,58 @@ def launched(
     if not several:
         fabric.launch()
         return work(OnFabric(fabric), job, tell)
-    reports = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    reader = threading.Thread(target=_relay, args=(reports, tell), daemon=True)
+    reports, relay = torch.multiprocessing.get_context("spawn").SimpleQueue(), _Relay(tell)
+    reader = threading.Thread(target=relay.run, args=(reports,), daemon=True)
     reader.start()
     try:
         result: T = pickle.loads(fabric.launch(_in_process, work, _Parcel(job), reports))
-    finally:
-        reports.put(None)
-        reader.join(timeout=10)
+    except Exception:
+        _stop(reader, reports)
+        if isinstance(relay.error, InputError):
+            raise relay.error from None
+        raise
+    _stop(reader, reports)
+    if relay.error is not None:
+        raise relay.error
     return result
+
+
+class _Relay:
+    """Hands on what the first process reports; keeps the first error, its own or the other's."""
+
+    def __init__(self, tell: Tell | None) -> None:
+        self.tell, self.error = tell, cast("BaseException | None", None)
+
+    def run(self, reports: Any) -> None:
+        """Until None arrives, also after an error: nobody may wait for a full pipe."""
+        while (report := reports.get()) is not None:
+            if self.error is None and isinstance(report, BaseException):
+                self.error = report
+            elif self.error is None and self.tell is not None:
+                try:
+                    self.tell(report)
+                except BaseException as error:  # raised again where the caller can see it
+                    self.error = error
+
+
+def _stop(reader: threading.Thread, reports: Any) -> None:
+    reports.put(None)
+    reader.join(timeout=10)
+
+
+def _hushed() -> None:
+    """No announcements on standard error."""
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _fabric() -> Any:
     """Fabric's class, of either package that holds it."""
     for package in ("lightning_fabric", "lightning.fabric"):
         with suppress(ImportError):
-            return importlib.import_module(package).Fabric
+            found = importlib.import_module(package).Fabric
+            _hushed()
+            return found
     raise MissingExtra("lightning-fabric", "multi", "training in several processes or in mixed precision")
 
 
@@ -151,15 +188,18 @@ class _Parcel:
     def __init__(self, content: Any) -> None:
         self.content = content
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpacked in every process before Fabric announces itself there."""
+        _hushed()
+        self.__dict__.update(state)
+
 
 def _in_process(fabric: Any, work: Callable[[Host, Any, Tell | None], T], parcel: _Parcel, reports: Any) -> bytes:
     """The first process's result as bytes: tensors handed over by themselves would go with the process."""
     host = OnFabric(fabric)
-    result = work(host, parcel.content, reports.put if host.rank == 0 else None)
+    try:
+        result = work(host, parcel.content, reports.put if host.rank == 0 else None)
+    except InputError as error:
+        reports.put(InputError(str(error)))
+        raise
     return pickle.dumps(result) if host.rank == 0 else b""
-
-
-def _relay(reports: Any, tell: Tell | None) -> None:
-    while (report := reports.get()) is not None:
-        if tell is not None:
-            tell(report)

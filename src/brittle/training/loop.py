@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,11 @@ from torch import Tensor, nn
 from brittle.attacks.starts import generator
 from brittle.checkpoints import save_state
 from brittle.data import Data
-from brittle.digest import digest
 from brittle.errors import InputError
 from brittle.frozen import frozen
-from brittle.inputs import check_batch
 from brittle.training.adversarial import adversarial, mixed
 from brittle.training.assembly import Penalty, named_constraint, named_penalties, optimizer_of
 from brittle.training.batches import Batches
-from brittle.training.constraints import CONSTRAINTS
 from brittle.training.history import (
     EpochRow,
     LayerRow,
@@ -36,11 +32,10 @@ from brittle.training.history import (
     write_history,
 )
 from brittle.training.hosts import Host, Tell, launched
+from brittle.training.jobs import Constraint, Job, prepared
 from brittle.training.nuclear import RefreshedNuclearNorm
-from brittle.training.penalties import PENALTIES
 from brittle.training.proximal import Shrinkage
 from brittle.training.recipe import Recipe
-from brittle.training.selection import chosen_layers
 from brittle.training.snapshots import (
     Tensors,
     optimizer_tensors,
@@ -52,11 +47,10 @@ from brittle.training.snapshots import (
     write_snapshot,
 )
 
-Constraint = Callable[[nn.Module], Callable[[], object]]
-"""From a model to what is done to its weights after every step."""
-
 WEIGHTS = "weights.safetensors"
-STEP_SEEDS, VALIDATION_SEED, VALIDATION_KEYS = 1 << 40, 3, 4
+STEP_SEEDS, VALIDATION_KEYS = 1 << 40, 4
+FEWEST = 8
+"""A last batch of fewer samples is left out: batch norms need some, however many processes share it."""
 SPOKEN = 0.2
 """Seconds between two reports of progress."""
 SAVED = 60.0
@@ -105,20 +99,6 @@ class Training:
     layers: tuple[LayerRow, ...]
 
 
-@dataclass(eq=False)
-class _Job:
-    """All that a process needs."""
-
-    model: nn.Module
-    inputs: Tensor
-    labels: Tensor
-    held: tuple[Tensor, Tensor] | None
-    recipe: Recipe
-    penalties: Sequence[tuple[Penalty, float]]
-    constraints: Sequence[Constraint]
-    folder: Path | None
-
-
 def train(
     model: nn.Module,
     data: Data | tuple[Tensor, Tensor],
@@ -157,44 +137,21 @@ def train(
         The trained copy and its history.
 
     Raises:
-        InputError: Data that are no labelled inputs in [0, 1], an unknown penalty or constraint, a folder that holds
-            the state of another training, or a loss that is no longer finite.
+        InputError: Data that are no labelled inputs in [0, 1], a model that cannot run on them, an unknown penalty or
+            constraint, a folder that holds the state of another training, or a loss that is no longer finite.
         MissingExtra: Lightning is needed and not installed.
     """
-    recipe = recipe or Recipe()
-    if processes < 1:
-        raise InputError(f"processes: expected at least 1; got {processes}")
-    inputs, labels = _samples(data, "data")
-    held = None if validation is None else _samples(validation, "validation")
-    if held is None and recipe.validation > 0:
-        inputs, labels, held = _split(inputs, labels, recipe)
-    if (recipe.crop or recipe.flip) and inputs.ndim != 4:
-        raise InputError(f"crop, flip: expected images (N, C, H, W); got inputs of shape {tuple(inputs.shape)}")
-    for given, known in ((recipe.penalties, PENALTIES), (recipe.constraints, CONSTRAINTS)):
-        if unknown := sorted(set(given) - set(known)):
-            raise InputError(f"recipe: expected names among {', '.join(known)}; got {', '.join(unknown)}")
-    if recipe.layers is not None:
-        chosen_layers(model, recipe.layers)  # a wrong name is told before anything runs
-    job = _Job(copy.deepcopy(model), inputs, labels, held, recipe, penalties, constraints, folder)
-    return launched(_work, job, device=device, processes=processes, precision=recipe.precision, tell=tell)
+    job = prepared(
+        model, data, recipe, validation=validation, penalties=penalties, constraints=constraints, folder=folder
+    )
+    return run_job(job, device=device, processes=processes, tell=tell)
 
 
-def _samples(data: Data | tuple[Tensor, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    inputs, labels = (data.inputs, data.labels) if isinstance(data, Data) else data
-    try:
-        check_batch(inputs, labels)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-    return inputs, labels.long()
-
-
-def _split(inputs: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(labels), generator=generator(recipe.seed, VALIDATION_SEED)).to(labels.device)
-    n = round(recipe.validation * len(labels))
-    if not 0 < n < len(labels):
-        raise InputError(f"validation: a share of {recipe.validation} of {len(labels)} samples is {n}")
-    kept, held = order[n:].sort().values, order[:n].sort().values
-    return inputs[kept], labels[kept], (inputs[held], labels[held])
+def run_job(job: Job, *, device: str = "cpu", processes: int = 1, tell: Tell | None = None) -> Training:
+    """Run what :func:`brittle.training.jobs.prepared` has checked; arguments and result as :func:`train`."""
+    if not isinstance(processes, int) or processes < 1:
+        raise InputError(f"processes: expected an integer of at least 1; got {processes!r}")
+    return launched(_work, job, device=device, processes=processes, precision=job.recipe.precision, tell=tell)
 
 
 @dataclass
@@ -213,13 +170,16 @@ class _Progress:
     @staticmethod
     def read(plain: dict[str, Any]) -> _Progress:
         found = _Progress(**plain)
+        counts = found.epoch, found.step, found.waited, found.best_epoch
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or len(plain["epochs"]) != found.epoch:
+            raise ValueError("its progress is no progress")
         found.best = None if found.best is None else (found.best[0], found.best[1])
         found.epochs = [epoch_row(row) for row in plain["epochs"]]
         found.layers = [layer_row(row) for row in plain["layers"]]
         return found
 
 
-def _work(host: Host, job: _Job, tell: Tell | None) -> Training:
+def _work(host: Host, job: Job, tell: Tell | None) -> Training:
     """The training, in each of its processes."""
     devices = [host.device] if host.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -229,11 +189,11 @@ def _work(host: Host, job: _Job, tell: Tell | None) -> Training:
 class _Run:
     """One training: model, optimiser and data where they are trained, and how far it is."""
 
-    def __init__(self, host: Host, job: _Job, tell: Tell | None) -> None:
+    def __init__(self, host: Host, job: Job, tell: Tell | None) -> None:
         self.host, self.recipe, self.folder = host, job.recipe, job.folder
         self.tell = tell or (lambda moment: None)
         recipe, device = job.recipe, host.device
-        self.identity = {} if job.folder is None else _identity(job)
+        self.identity = job.identity
         self.batches = Batches.of(
             job.inputs.to(device), job.labels.to(device), recipe.batch_size,
             seed=recipe.seed, crop=recipe.crop, flip=recipe.flip,
@@ -274,7 +234,7 @@ class _Run:
         before = progress.seconds
         self.wrapped.train()
         for number, rows in enumerate(self.batches.order(progress.epoch)):
-            if number < progress.step or (number and len(rows) < 2 * self.host.world):
+            if number < progress.step or (number and len(rows) < max(FEWEST, 2 * self.host.world)):
                 continue  # done before an interruption; or too few for batch norms
             self._step(rows, recipe.rate(progress.epoch * steps + number, recipe.epochs * steps))
             progress.step = number + 1
@@ -320,22 +280,34 @@ class _Run:
 
     def _speak(self, steps: int, row: EpochRow | None = None) -> None:
         loss, right, _, samples = self.sums.tolist()
-        if not math.isfinite(loss):
-            raise InputError(
-                f"lr: the loss is {loss} in step {self.progress.step} of epoch {self.progress.epoch + 1}; "
-                f"expected a finite one: try a smaller learning rate than {self.recipe.lr:g}, or weaker penalties"
-            )
+        self._check_finite("loss", loss)
         count = max(samples, 1.0)
         rate = row.samples_per_second if row else samples * self.host.world / max(self.progress.seconds, 1e-9)
         epoch = self.progress.epoch + (row is None)
         self.tell(Moment(epoch, self.recipe.epochs, self.progress.step, steps, loss / count, right / count, rate, row))
 
+    def _check_finite(self, what: str, value: float | Tensor) -> None:
+        """Raise where training has diverged, before anything of it is kept."""
+        if not bool(torch.isfinite(torch.as_tensor(value)).all()):
+            found = value if isinstance(value, float) else "no longer finite"
+            raise InputError(
+                f"lr: the {what} is {found} after step {self.progress.step} of epoch {self.progress.epoch + 1}; "
+                f"expected a finite one: try a smaller learning rate than {self.recipe.lr:g}, or weaker penalties"
+            )
+
+    def _check_weights(self) -> None:
+        for name, weight in self.module.named_parameters():
+            self._check_finite(f"weight {name}", weight.detach())
+
     def _close(self, steps: int) -> None:
         """End an epoch: validation, measurements, selection, state."""
         progress, recipe, started = self.progress, self.recipe, time.monotonic()
         loss, right, penalty, samples = self.host.total(self.sums).tolist()
+        self._check_finite("loss", loss + penalty)
+        self._check_weights()
         trained = progress.seconds
         scores = self._validate()
+        self._check_finite("validation loss", scores[0] or 0.0)
         epoch, last = progress.epoch + 1, progress.epoch + 1 == recipe.epochs
         bounds: dict[str, float | None] = {}
         if recipe.measure_every and self.host.rank == 0 and (epoch % recipe.measure_every == 0 or last):
@@ -343,7 +315,7 @@ class _Run:
                 progress.layers += measured_layers(self.module, epoch)
                 bounds = lipschitz(self.module, self.batches.inputs.shape[1:])
         row = EpochRow(
-            epoch, epoch * steps, float(self.optimizer.param_groups[0]["lr"]),
+            epoch, epoch * steps, recipe.rate(epoch * steps - 1, recipe.epochs * steps),
             loss / samples, penalty / samples, right / samples, *scores,
             trained + time.monotonic() - started, samples / max(trained, 1e-9), self._drift(), **bounds,
         )  # fmt: skip
@@ -361,17 +333,16 @@ class _Run:
         """Keep the weights if they are the best so far; every process agrees with the first."""
         progress, adversary = self.progress, self.recipe.adversary
         better = True
-        if self.held is not None and self.recipe.select == "best":
-            assert row.validation_accuracy is not None
-            assert row.validation_loss is not None
+        if row.validation_accuracy is not None and row.validation_loss is not None:
             accuracy = row.validation_accuracy
-            if adversary is not None:
-                assert row.validation_robust is not None
+            if adversary is not None and row.validation_robust is not None:
                 accuracy += adversary.ratio * (row.validation_robust - accuracy)
-            score = accuracy, -row.validation_loss
-            better = self.host.agreed(progress.best is None or score > progress.best)
-            progress.waited = 0 if better else progress.waited + 1
-            progress.best = score if better else progress.best
+            score, best = self.host.agreed((accuracy, -row.validation_loss)), progress.best
+            progress.waited = 0 if best is None or score[0] > best[0] else progress.waited + 1
+            if best is None or score > best:
+                progress.best = score
+            elif self.recipe.select == "best":
+                better = False
         if better:
             progress.best_epoch = row.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
@@ -401,6 +372,7 @@ class _Run:
         """Write the state to go on from."""
         if self.host.rank or self.folder is None:
             return
+        self._check_weights()
         tensors: Tensors = {
             **with_prefix("model", self.module.state_dict()),
             **with_prefix("best", self.best),
@@ -410,7 +382,7 @@ class _Run:
         for name, counting in self._counting():
             tensors |= with_prefix(name, counting.state_dict())
         facts = {"identity": self.identity, "progress": dataclasses.asdict(self.progress)}
-        write_snapshot(self.folder, tensors, facts, self.progress.epoch * len(self.batches) + self.progress.step)
+        write_snapshot(self.folder, tensors, facts, self.progress.epoch * (len(self.batches) + 1) + self.progress.step)
         self.saved = time.monotonic()
 
     def _drift(self) -> float | None:
@@ -433,19 +405,19 @@ class _Run:
         if found is None:
             return
         tensors, facts = found
-        for name, value in self.identity.items():
-            if facts.get("identity", {}).get(name) != value:
-                raise InputError(
-                    f"folder: {self.folder} holds the state of a training with another {name}; expected the same, "
-                    "another folder, or --overwrite"
-                )
-        self.module.load_state_dict(under_prefix("model", tensors))
-        self.best = {name: tensor.to(self.host.device) for name, tensor in under_prefix("best", tensors).items()}
-        restore_optimizer(self.plain_optimizer, tensors)
-        self.sums.copy_(tensors["sums"])
-        for name, counting in self._counting():
-            counting.load_state_dict(under_prefix(name, tensors))
-        self.progress = _Progress.read(facts["progress"])
+        try:
+            self.module.load_state_dict(under_prefix("model", tensors))
+            self.best = {name: tensor.to(self.host.device) for name, tensor in under_prefix("best", tensors).items()}
+            restore_optimizer(self.plain_optimizer, tensors)
+            self.sums.copy_(tensors["sums"])
+            for name, counting in self._counting():
+                counting.load_state_dict(under_prefix(name, tensors))
+            self.progress = _Progress.read(facts["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"folder: {self.folder} holds a state that does not fit this training ({error}); train anew with "
+                "--overwrite"
+            ) from error
 
     def _finish(self) -> Training:
         model = copy.deepcopy(self.module).cpu().eval()
@@ -459,26 +431,5 @@ class _Run:
         return Training(model, progress.best_epoch, tuple(progress.epochs), tuple(progress.layers))
 
 
-def _identity(job: _Job) -> dict[str, Any]:
-    """What a state must be of to go on from it."""
-    return {
-        "model": digest(job.model.state_dict()),
-        "data": digest({"inputs": job.inputs, "labels": job.labels}),
-        "recipe": _plain(job.recipe),
-    }
-
-
 def _step_seed(seed: int, epoch: int, step: int) -> int:
     return generator(seed, STEP_SEEDS + (epoch << 24) + step).initial_seed()
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back."""
-    plain = dataclasses.asdict(recipe)
-    plain["milestones"], plain["layers"] = (
-        list(recipe.milestones),
-        None if recipe.layers is None else list(recipe.layers),
-    )
-    if recipe.adversary is not None:
-        plain["adversary"]["p"] = str(recipe.adversary.p)
-    return plain

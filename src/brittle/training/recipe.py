@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from brittle.errors import InputError
@@ -40,9 +40,9 @@ class Adversary:
     def __post_init__(self) -> None:
         check_attack_norm(self.p)
         _positive("eps", self.eps)
-        _positive("step_size", self.length)
         _count("steps", self.steps)
-        if not 0 < self.ratio <= 1:
+        _positive("step_size", self.length)
+        if not (_is_number(self.ratio) and 0 < self.ratio <= 1):
             raise InputError(f"ratio: expected a share above 0, at most 1; got {self.ratio}")
 
     @property
@@ -115,15 +115,26 @@ class Recipe:
             _count(name, getattr(self, name))
         if self.patience is not None:
             _count("patience", self.patience)
-        for name in ("crop", "measure_every"):
+        for name in ("crop", "measure_every", "seed"):
             _count(name, getattr(self, name), 0)
+        if not isinstance(self.flip, bool):
+            raise InputError(f"flip: expected true or false; got {self.flip!r}")
         _positive("lr", self.lr)
         _positive("decay", self.decay)
         _from_zero("weight_decay", self.weight_decay)
         for name, value in (("momentum", self.momentum), ("validation", self.validation)):
-            if not 0 <= value < 1:
-                raise InputError(f"{name}: expected a number from 0, below 1; got {value}")
-        if list(self.milestones) != sorted(self.milestones) or not all(0 < share < 1 for share in self.milestones):
+            if not (_is_number(value) and 0 <= value < 1):
+                raise InputError(f"{name}: expected a number from 0, below 1; got {value!r}")
+        for name, listed in (("milestones", self.milestones), ("layers", self.layers or ())):
+            if isinstance(listed, str) or not isinstance(listed, Sequence):
+                raise InputError(f"{name}: expected a sequence; got {listed!r}")
+        if not all(isinstance(name, str) for name in self.layers or ()):
+            raise InputError(f"layers: expected names of modules; got {self.layers!r}")
+        if (
+            not all(_is_number(share) for share in self.milestones)
+            or list(self.milestones) != sorted(self.milestones)
+            or not all(0 < share < 1 for share in self.milestones)
+        ):
             raise InputError(f"milestones: expected rising shares between 0 and 1; got {self.milestones}")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
@@ -152,11 +163,15 @@ def _count(name: str, value: object, least: int = 1) -> None:
         raise InputError(f"{name}: expected an integer of at least {least}; got {value!r}")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise InputError(f"{name}: expected a finite number above 0; got {value}")
+    if not (_is_number(value) and 0 < value < math.inf):
+        raise InputError(f"{name}: expected a finite number above 0; got {value!r}")
 
 
 def _from_zero(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"{name}: expected a finite number of at least 0; got {value}")
+    if not (_is_number(value) and 0 <= value < math.inf):
+        raise InputError(f"{name}: expected a finite number of at least 0; got {value!r}")
