@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain(
             "interrupted; nothing was half-written, run the same command again "
-            "(attacks and training go on where they stopped)",
+            "(an attack or a training goes on where it stopped)",
             130,
         )
 
