@@ -78,7 +78,8 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, refresh: int) -> dict[str, S
 
     found = {"plain": variant()}
     found |= {name: variant(penalty) for name, penalty in PENALTIES.items() if name != "joint_l1"}
-    found[f"nuclear_norm, refreshed every {refresh} steps"] = variant(RefreshedNuclearNorm(refresh))
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):  # there the exact one is cheap
+        found[f"nuclear_norm, refreshed every {refresh} steps"] = variant(RefreshedNuclearNorm(refresh))
     found["frobenius"] = variant(constraint=lambda own: CONSTRAINTS["frobenius"](own, None))
     return found
 
@@ -99,20 +100,15 @@ def measure_steps(arguments: argparse.Namespace) -> list[str]:
         if arguments.nets and not any(wanted in name for wanted in arguments.nets):
             continue
         variants = steps(network, x, y, arguments.refresh)
-        refreshed = next(variant for variant in variants if "refreshed" in variant)
+        first = {variant: timed(step, arguments.device) for variant, step in variants.items()}  # and warms up
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-        for repeat in range(arguments.repeats + 1):
+        for _ in range(arguments.repeats):
             for variant, step in variants.items():
-                if repeat and variant == "nuclear_norm" and repeat > arguments.exact:
-                    continue  # far too slow on the FCN for more
-                times = arguments.refresh if variant == refreshed else arguments.steps  # a whole period
-                if variant not in (refreshed, "nuclear_norm"):
+                if first[variant] < 10 * first["plain"]:
                     step()  # the weights of the variant before are in the caches
-                elif variant == "nuclear_norm":
-                    times = 1
-                taken = sum(timed(step, arguments.device) for _ in range(times)) / times
-                if repeat:  # the first one warms up
-                    seconds[variant].append(taken)
+                period = arguments.refresh if "refreshed" in variant else 1
+                times = period * max(1, round(arguments.seconds / (period * first[variant])))
+                seconds[variant].append(sum(timed(step, arguments.device) for _ in range(times)) / times)
         plain = seconds["plain"]
         columns[name] = {
             variant: statistics.median(a / b for a, b in zip(taken, plain, strict=False))
@@ -122,7 +118,8 @@ def measure_steps(arguments: argparse.Namespace) -> list[str]:
         print(f"{name}: measured", flush=True)
     rows = [row for row in next(iter(columns.values())) if row != "plain"]
     lines = [f"| time of a step, plain = 1 | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return lines + [f"| {row} | {' | '.join(f'{column[row]:.2f}' for column in columns.values())} |" for row in rows]
+    cells = {row: [f"{column[row]:.2f}" if row in column else "–" for column in columns.values()] for row in rows}
+    return lines + [f"| {row} | {' | '.join(cells[row])} |" for row in rows]
 
 
 def measure_epoch(arguments: argparse.Namespace) -> list[str]:
@@ -161,8 +158,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nets", nargs="*", help="parts of the names of the networks")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a variant in a repeat")
-    parser.add_argument("--exact", type=int, default=2, help="repeats of the exact nuclear norm")
+    parser.add_argument("--seconds", type=float, default=5, help="how long a variant is timed in a repeat, about")
     parser.add_argument("--refresh", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -8,24 +8,26 @@ compressible network that is not more fragile is shown as such.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 
+from brittle.architectures.fcn import fcn
 from brittle.attacks import apgd
 from brittle.auditing import Stage, audit
 from brittle.data import Data, load_data
 from brittle.report import write_report
 from brittle.results import FRACTIONS, Audit
 from brittle.story import Chapter, Story, write_story
-from brittle.training.penalties import Penalty, group_lasso, nuclear_norm
+from brittle.training.constraints import frobenius_normalisation
+from brittle.training.loop import Moment, train
+from brittle.training.low_rank import factorised
+from brittle.training.recipe import Recipe as TrainingRecipe
 
 WIDTH, EPOCHS, BATCH = 256, 60, 64
 
@@ -37,22 +39,20 @@ class Recipe:
     Attributes:
         name: What it is called.
         rank: Rank of the factors of both hidden layers; None for full matrices.
-        penalty: Penalty on both hidden matrices, with its strength.
-        strength: Multiplies the penalty.
+        penalties: Strength by name of penalties on both hidden matrices.
     """
 
     name: str
     rank: int | None = None
-    penalty: Penalty | None = None
-    strength: float = 0.0
+    penalties: Mapping[str, float] = field(default_factory=dict)
 
 
 RECIPES = (
     Recipe("dense"),
     Recipe("rank 16", rank=16),
     Recipe("rank 8", rank=8),
-    Recipe("nuclear norm", penalty=nuclear_norm, strength=0.03),
-    Recipe("row-sparse", penalty=group_lasso, strength=0.02),
+    Recipe("nuclear norm", penalties={"nuclear_norm": 0.03}),
+    Recipe("row-sparse", penalties={"group_lasso": 0.02}),
 )
 
 
@@ -99,66 +99,48 @@ def run_demo(
 def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, progress: Stage | None = None) -> nn.Module:
     """A network 64-256-256-10 trained after a recipe, every matrix held at the dense initialisation's Frobenius norm.
 
-    AdamW (1e-3, weight decay 0.01), batches of 64. The global random state is left as it was.
+    AdamW (1e-3, weight decay 0.01), batches of 64, after :func:`brittle.training.train`.
 
     Args:
         recipe: What to train.
         data: Training data.
         seed: Seed of the weights and of the batches.
         epochs: Passes over the data.
-        progress: Called after every epoch.
+        progress: Called with the epochs that are over.
 
     Returns:
         The network in evaluation mode.
     """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [data.inputs[0].numel(), WIDTH, WIDTH, data.classes]
-    layers = [_layer(n, m, recipe.rank if m == WIDTH else None, generator) for n, m in itertools.pairwise(sizes)]
-    scales = [math.sqrt(2.0 * m) for m in sizes[1:]]  # expected Frobenius norm of He's initialisation
-    network = nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
-    _rescale(layers, scales)
-    for epoch in range(epochs):
-        for rows in torch.randperm(len(data.labels), generator=generator).split(BATCH):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(network(data.inputs[rows]), data.labels[rows])
-            if recipe.penalty is not None:
-                loss = loss + recipe.strength * recipe.penalty(network)
-            loss.backward()
-            optimizer.step()
-            _rescale(layers, scales)
+    generator, widths = torch.Generator().manual_seed(seed), (WIDTH, WIDTH, data.classes)
+    with torch.random.fork_rng(devices=[]):
+        network: nn.Module = fcn(data.inputs[0].numel(), WIDTH, len(widths), data.classes)
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    for module in linear.values():
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    if recipe.rank is not None:
+        network = factorised(network, recipe.rank, initial="random", seed=seed)
+    # The expected Frobenius norm of He's initialisation, of every layer.
+    norms = {name: math.sqrt(2.0 * m) for name, m in zip(linear, widths, strict=True)}
+    plan = TrainingRecipe(
+        epochs=epochs, batch_size=BATCH, penalties=recipe.penalties, validation=0.0, measure_every=0, seed=seed
+    )
+
+    def tell(moment: Moment) -> None:
         if progress is not None:
-            progress(f"train {recipe.name}", epoch + 1, epochs)
-    optimizer.zero_grad(set_to_none=True)
-    return network.eval()
+            progress(f"train {recipe.name}", moment.epoch if moment.row else moment.epoch - 1, epochs)
+
+    return train(network, data, plan, constraints=[functools.partial(_held, norms)], tell=tell).model
 
 
-def _layer(n: int, m: int, rank: int | None, generator: torch.Generator) -> nn.Module:
-    """A dense layer without bias, or a pair of factors, with He's initialisation."""
+def _held(norms: Mapping[str, float], model: nn.Module) -> Callable[[], None]:
+    """Bring every layer to its Frobenius norm."""
+    steps = [frobenius_normalisation(model, norm, [name]) for name, norm in norms.items()]
 
-    def linear(inputs: int, outputs: int) -> nn.Linear:
-        layer = torch.nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-        return layer
+    def hold() -> None:
+        for step in steps:
+            step()
 
-    return linear(n, m) if rank is None else nn.Sequential(linear(n, rank), linear(rank, m))
-
-
-def _factors(layer: nn.Module) -> list[nn.Linear]:
-    return [module for module in layer.modules() if isinstance(module, nn.Linear)]
-
-
-def _matrix(layer: nn.Module) -> Tensor:
-    return functools.reduce(lambda W, factor: factor.weight @ W, _factors(layer)[1:], _factors(layer)[0].weight)
-
-
-@torch.no_grad()
-def _rescale(layers: Sequence[nn.Module], scales: Sequence[float]) -> None:
-    """``W <- c W / ||W||_F``; both factors of a pair take the same share."""
-    for layer, scale in zip(layers, scales, strict=True):
-        ratio = scale / float(_matrix(layer).norm())
-        for factor in (factors := _factors(layer)):
-            factor.weight.mul_(ratio ** (1 / len(factors)))
+    return hold
 
 
 def _chapter(result: Audit, dense: Audit) -> Chapter:

@@ -111,7 +111,7 @@ def _read_layers(model: nn.Module) -> Layers:
         if isinstance(module, ParametrizationList):
             seen |= set(module.modules())
     parents = {child: parent for parent in model.modules() for child in parent.children()}
-    pairs = _low_rank_pairs(model)
+    pairs = low_rank_pairs(model)
     for name, module in model.named_modules():
         if module in seen:
             continue
@@ -188,7 +188,7 @@ def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[Layer
         yield LayerView(f"{prefix}{part}_proj", kind, module, None, weight, parameters=weight.numel())
 
 
-def _low_rank_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
+def low_rank_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """First to second module of every bottleneck of two linear maps in a row within a plain ``Sequential``."""
     pairs: dict[nn.Module, nn.Module] = {}
     for module in model.modules():

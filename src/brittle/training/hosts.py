@@ -82,7 +82,7 @@ class OnFabric:
 
     def total(self, value: Tensor) -> Tensor:
         """By all-reduce."""
-        summed: Tensor = self.fabric.all_reduce(value, reduce_op="sum")
+        summed: Tensor = self.fabric.all_reduce(value.clone(), reduce_op="sum")  # it sums in place
         return summed
 
     def agreed(self, value: T) -> T:

@@ -55,6 +55,8 @@ SPOKEN = 0.2
 """Seconds between two reports of progress."""
 SAVED = 60.0
 """Seconds between two states written within an epoch."""
+TOGETHER = 20
+"""Steps after which several processes ask each other whether that time has come."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,14 @@ class _Run:
             if now - spoken > SPOKEN:
                 spoken = now
                 self._speak(steps)
-            if self.folder is not None and now - self.saved > SAVED:
-                self._save()
+            if self.folder is not None and self._due(number):
+                self._save(self.host.total(self.sums) / self.host.world)
+
+    def _due(self, number: int) -> bool:
+        """Whether to write a state now: several processes have to agree, as each adds its part, and do so seldom."""
+        if self.host.world > 1 and number % TOGETHER:
+            return False
+        return self.host.agreed(time.monotonic() - self.saved > SAVED)
 
     def _step(self, rows: Tensor, lr: float) -> None:
         recipe, host, epoch = self.recipe, self.host, self.progress.epoch
@@ -327,7 +335,7 @@ class _Run:
         self.sums.zero_()
         if self.folder is not None and self.host.rank == 0:
             write_history(self.folder, progress.epochs, progress.layers)
-            self._save()
+            self._save(self.sums)
 
     def _select(self, row: EpochRow) -> None:
         """Keep the weights if they are the best so far; every process agrees with the first."""
@@ -368,8 +376,8 @@ class _Run:
                         robust += int((stands & (self.module(attacked).argmax(1) == y[rows])).sum())
         return loss / len(y), right / len(y), None if adversary is None else robust / len(y)
 
-    def _save(self) -> None:
-        """Write the state to go on from."""
+    def _save(self, sums: Tensor) -> None:
+        """Write the state to go on from, with each process's share of this epoch's sums."""
         if self.host.rank or self.folder is None:
             return
         self._check_weights()
@@ -377,7 +385,7 @@ class _Run:
             **with_prefix("model", self.module.state_dict()),
             **with_prefix("best", self.best),
             **optimizer_tensors(self.plain_optimizer),
-            "sums": self.sums,
+            "sums": sums,
         }
         for name, counting in self._counting():
             tensors |= with_prefix(name, counting.state_dict())

@@ -125,7 +125,7 @@ def _readable(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
     parametrised = any(isinstance(module, ParametrizationList) for module in model.modules())
     with frozen(model) if parametrised else nullcontext():
-        return layer_view._low_rank_pairs(model)
+        return layer_view.low_rank_pairs(model)
 
 
 def _checked(layers: Sequence[str]) -> Sequence[str]:
