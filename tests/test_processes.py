@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from brittle.errors import InputError, MissingExtra
-from brittle.training import Adversary, Recipe, group_lasso, train
+from brittle.training import Adversary, Recipe, group_lasso, loop, train
+from brittle.training.snapshots import read_snapshot
 from networks import digits, seeded, untouched
 
 pytest.importorskip("lightning_fabric")
@@ -106,6 +107,33 @@ def test_two_processes_go_on_where_one_stopped(tmp_path):
     moments = []
     two = train(small(), some(85), PLAIN, processes=2, tell=moments.append, **options)
     assert {moment.epoch for moment in moments} == {2}
+    assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
+
+
+class Stopping:
+    """A penalty of 0 that makes its process write a state after every step, and raises at one of its calls."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, 0
+
+    def __setstate__(self, state):
+        loop.SAVED, loop.TOGETHER = -1.0, 1
+        self.__dict__.update(state)
+
+    def __call__(self, model):
+        self.calls += 1
+        if self.calls == self.at:
+            raise InputError("stopped")
+        return torch.zeros(())
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch_with_the_whole_epochs_sums(tmp_path):
+    options = {"validation": held(), "processes": 2, "folder": tmp_path}
+    with pytest.raises(InputError, match="stopped"):
+        train(small(), some(85), PLAIN, penalties=[(Stopping(7), 1.0)], **options)  # four steps an epoch
+    assert read_snapshot(tmp_path)[1]["progress"]["step"] == 2
+    two = train(small(), some(85), PLAIN, penalties=[(Stopping(0), 1.0)], **options)
     assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
 
 
