@@ -53,6 +53,9 @@ def proven_robust(
 
     Returns:
         ``(N,)``, on the model's device; all False where no sound rule covers the network.
+
+    Raises:
+        InputError: An argument is out of range, where certificates are tried at all.
     """
     relaxation = worthwhile_relaxation(model, x, y, eps=eps, p=p, bounds=bounds, passes=passes)
     if relaxation is None:

@@ -47,7 +47,7 @@ class RunConfig:
         data_root: Where it lay; None for none.
         limit: Most training samples; None for all.
         image_size: ``(height, width)`` to which the images of a folder were resized; None for none.
-        start: File of the weights that were fine-tuned; None for fresh ones.
+        start: File or run's folder of the weights that were fine-tuned; None for fresh ones.
         recipe: How it was trained.
         version: Of Brittle.
         schema_version: Of this document.

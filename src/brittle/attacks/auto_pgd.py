@@ -43,8 +43,8 @@ def apgd(
     """Auto-PGD (Croce & Hein 2020): PGD with momentum whose step length is halved per sample when progress stalls.
 
     Starts at a random point of the budget's sphere with step length ``2 eps``. At checkpoints (0.22, then ever
-    closer, at least 0.06 of the steps apart) a sample's step is halved and it returns to its best point when fewer
-    than ``rho`` of the steps since the last checkpoint raised the loss, or when neither its step nor its best loss
+    closer, at least 0.06 of the steps apart) a sample's step is halved and it returns to its best point when at most
+    ``rho`` of the steps since the last checkpoint raised the loss, or when neither its step nor its best loss
     has changed. Agrees with the authors' implementation from equal starts; a sample is done once it is broken.
 
     Args:
@@ -55,7 +55,7 @@ def apgd(
         p: Norm of the budget: 2 or inf.
         steps: Gradient steps, at least 1.
         loss: ``"ce"``, ``"dlr"`` or a function.
-        rho: Share of rising steps below which the step is halved.
+        rho: Share of rising steps up to which the step is halved.
         random_start: Whether to start from a random point of the budget instead of from x.
         bounds: Smallest and largest admissible input value.
         seed: Seed of the random starts.

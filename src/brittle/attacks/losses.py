@@ -29,7 +29,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         y: Labels ``(N,)``.
 
     Returns:
-        ``(N,)``; positive exactly where the prediction is wrong.
+        ``(N,)``; positive exactly where another logit exceeds the label's.
 
     Raises:
         InputError: Fewer than three classes.

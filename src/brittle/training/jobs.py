@@ -46,7 +46,7 @@ class Job:
         penalties: Further penalties with their strengths.
         constraints: Further constraints.
         folder: Where history, weights and state go; None for nowhere.
-        identity: Digests of all this; a state of another one is refused. Empty without a folder.
+        identity: Digests of model, data and recipe; a state of another one is refused. Empty without a folder.
     """
 
     model: nn.Module

@@ -116,10 +116,10 @@ def train(
 ) -> Training:
     r"""Train a copy of a network.
 
-    Minimised is the mean cross-entropy plus every penalty times its strength; after every step of the optimiser the
-    constraints are applied. The order of the samples, crops, attacks and dropout follow from the recipe's seed alone,
-    so on the CPU a run that was interrupted, even killed, and is started again on its folder ends with bit for bit
-    the weights of an uninterrupted one.
+    Minimised is the mean cross-entropy plus every penalty times its strength; after every step of the optimiser, and
+    once before the first (but for shrinkages), the constraints are applied. The order of the samples, crops, attacks
+    and dropout follow from the recipe's seed alone, so on the CPU a run that was interrupted, even killed, and is
+    started again on its folder ends with bit for bit the weights of an uninterrupted one.
 
     Args:
         model: The network to start from, inputs ``(N, ...)`` in [0, 1] to logits ``(N, classes)``; left bit-equal.
@@ -129,7 +129,9 @@ def train(
         penalties: Further penalties with their strengths, any function of the model to a scalar.
         constraints: Further constraints: functions of the model that return what is to be called after a step.
         folder: Where the history (``history.csv``, ``layers.csv``, both as Parquet too), the weights
-            (``weights.safetensors``) and, until the end, the state to go on from are kept; None keeps nothing.
+            (``weights.safetensors``) and, until the end, the state to go on from are kept; None keeps nothing. What a
+            finished training left there is replaced. ``penalties`` and ``constraints`` given here are not compared
+            with those of the state.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         processes: Processes that share every batch (Lightning Fabric, extra ``multi``); gradients are those of
             the whole batch, batch norms see a process's own share. Give only functions that can be pickled.

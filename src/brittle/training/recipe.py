@@ -53,11 +53,14 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; the defaults are those of the paper (arXiv 2507.17725, section 4).
+    """How a network is trained.
+
+    Optimiser, learning rate, weight decay and selection by validation default to the paper's (arXiv 2507.17725,
+    section 4), as does the adversary's ratio.
 
     Attributes:
         epochs: Passes over the training samples.
-        batch_size: Samples a step.
+        batch_size: Samples a step; a last batch of fewer than 8 is left out (unless it is the only one).
         optimizer: ``"adamw"`` or ``"sgd"``.
         lr: Learning rate.
         weight_decay: Decoupled for AdamW, in the gradient for SGD.
@@ -80,7 +83,8 @@ class Recipe:
         select: ``"best"``: the weights of best validation accuracy (with an adversary the mixture that is trained
             on); ``"last"``: those of the last epoch, also without validation.
         precision: ``"32-true"``, or ``"16-mixed"`` and ``"bf16-mixed"`` (Lightning Fabric).
-        measure_every: Epochs between two measurements of all layers and bounds; 0 for none.
+        measure_every: Epochs between two measurements of all layers and bounds, also after the last of ``epochs``; 0
+            for none.
         seed: Seed of the order, the augmentation, the attack's starts, dropout and the validation samples.
 
     Raises:
