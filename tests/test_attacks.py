@@ -446,6 +446,14 @@ def test_universal_perturbations_hurt_more_than_random_ones_of_equal_size(p):
         assert errors > 0.1 + 1 - networks.accuracy(mlp(), (held[0] + noise).clamp(0, 1), held[1])
 
 
+def test_a_universal_perturbation_has_one_budget():
+    x, y = few(20)
+    u = universal_perturbation(mlp(), [(x, y)], eps=0.1)
+    assert torch.equal(universal_perturbation(mlp(), [(x, y)], eps=torch.tensor([0.1], dtype=torch.float64)), u)
+    with pytest.raises(InputError, match=r"^eps"):
+        universal_perturbation(mlp(), [(x, y)], eps=torch.full((20,), 0.1))
+
+
 def test_universal_perturbations_take_any_repeatable_batches():
     x, y = few(40)
     listed = [(x[:20], y[:20]), (x[20:], y[20:])]

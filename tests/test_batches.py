@@ -39,6 +39,19 @@ def test_every_sample_once_an_epoch(n, size, epoch, seed):
     assert 1 <= len(order[-1]) <= size
 
 
+@quick
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 12), st.integers(0, 10**6))
+def test_a_small_last_batch_is_left_out_unless_it_is_the_only_one(n, size, fewest, seed):
+    served = batches(n, size, seed, fewest=fewest)
+    order, every = served.order(1), batches(n, size, seed).order(1)
+    assert len(order) == len(served) >= 1
+    assert all(torch.equal(a, b) for a, b in zip(order, every, strict=False))
+    assert all(len(rows) >= min(fewest, size) for rows in order[1:])
+    assert len(every) - len(order) in (0, 1)
+    if len(order) < len(every):
+        assert len(every[-1]) < fewest
+
+
 def test_the_order_depends_on_seed_and_epoch_alone():
     def orders(seed):
         return [torch.cat(batches(seed=seed).order(epoch)).tolist() for epoch in range(3)]

@@ -309,3 +309,19 @@ def test_bad_input_is_named_with_certificates_as_without(options, message):
     for certify in (False, True):
         with pytest.raises(InputError, match=message):
             evaluate(certify=certify, **call)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -1.0}, "^eps"),
+        ({"eps": math.nan}, "^eps"),
+        ({"p": 1}, "^p: expected 2 or inf"),
+        ({"y": Y[:3]}, "with one N"),
+    ],
+)
+@pytest.mark.parametrize("passes", [100.0, math.inf])
+@pytest.mark.parametrize("model", [mlp(), lambda x: x.flatten(1)], ids=["a network", "no network"])
+def test_bad_input_is_named_whether_certificates_are_tried_or_not(model, passes, options, message):
+    with pytest.raises(InputError, match=message):
+        proven_robust(**({"model": model, "x": X, "y": Y, "eps": 0.1, "passes": passes} | options))

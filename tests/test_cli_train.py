@@ -232,11 +232,24 @@ def test_a_finished_run_is_not_replaced_unasked(train, tmp_path, capsys):
     assert contents(tmp_path / "run")["weights.safetensors"] == before["weights.safetensors"]
 
 
-@pytest.mark.parametrize("wrong", [("--lr", "-1"), ("--penalty", "nothing=1"), ("--data-root", "x", "--data", "mnist")])
+@pytest.mark.parametrize(
+    "wrong", [("--lr", "-1"), ("--penalty", "nothing=1"), ("--data-root", "x", "--data", "mnist"), ("--processes", "0")]
+)
 def test_a_mistake_beside_overwrite_costs_nothing(wrong, train, tmp_path):
     assert train("-q") == 0
     before = contents(tmp_path / "run")
     assert train("--overwrite", *wrong) == 2
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("options", [("--processes", "2"), ("--precision", "bf16-mixed")])
+def test_without_lightning_nothing_is_lost(options, train, tmp_path, monkeypatch, capsys):
+    assert train("-q") == 0
+    before = contents(tmp_path / "run")
+    for name in ("lightning_fabric", "lightning", "lightning.fabric"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert train("--overwrite", *options) == 2
+    one_line(capsys, "brittle[multi]")
     assert contents(tmp_path / "run") == before
 
 
@@ -278,7 +291,7 @@ def test_an_interrupted_run_goes_on(train, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         assert train("-q", "--overwrite") == 130
-        one_line(capsys, "interrupted", "again")
+        one_line(capsys, "interrupted", "again", "where it stopped without --overwrite")
     left = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert "weights.safetensors" not in left
     assert "state.json" in left

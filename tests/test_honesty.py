@@ -23,7 +23,7 @@ from brittle.attacks import apgd, square
 from brittle.curves import security_curve
 from brittle.honesty import honesty_flags
 from brittle.report import report_html
-from brittle.results import Audit, Evaluation, Flag, Rate, SecurityCurve
+from brittle.results import Audit, CertifiedCurve, Evaluation, Flag, Rate, SecurityCurve
 from brittle.verdict import judge
 from brittle.wording import budget
 from brittle.worst import Threat, worst_case
@@ -519,6 +519,23 @@ def test_the_verdict_says_which_norm_is_concerned():
     )
     assert findings(quiet) == findings()
     assert [finding.split("(")[1][:5] for finding in findings(everywhere, here)[:2]] == ["noise", "start"]
+
+
+@pytest.mark.parametrize(
+    ("robust", "proven", "level"),
+    [(95, 0, "unclear"), (60, 20, "unclear"), (95, 60, "unclear"), (95, 92, "robust"), (60, 55, "weakened"),
+     (40, 0, "fragile"), (5, 0, "broken")],
+)  # fmt: skip
+def test_a_doubted_network_holds_up_only_as_far_as_it_is_proven(robust, proven, level):
+    """What attacks broke is broken; that they failed says nothing once they are in doubt."""
+    evaluation = Evaluation(("apgd",), INF, 0.1, (0.0, 1.0), 1, 0, {}, 200, 100, robust, 0, 0.1)
+    curve = CertifiedCurve(INF, (0.0, 0.1), (Rate(100, 200), Rate(proven, 200)), 0.1)
+    raised = Flag("noise", True, "Found 3.", "why")
+    verdict = judge([evaluation], [], [], [], [], [curve], [raised])
+    assert verdict.level == level
+    assert ("unclear" in verdict.headline) == (level == "unclear")
+    trusted = judge([evaluation], [], [], [], [], [curve], [dataclasses.replace(raised, raised=False)])
+    assert trusted.level != "unclear"
 
 
 def test_flags_can_be_switched_off_and_need_data():

@@ -226,6 +226,12 @@ def test_what_is_no_run_is_refused(tmp_path):
             call(tmp_path)
 
 
+def test_a_folder_may_be_given_as_text(finished):
+    (network, config), (same, other) = load_run(finished), load_run(str(finished))
+    assert config == other == run_config(str(finished))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+
+
 def test_an_unfinished_run_is_refused(tmp_path):
     ordered_run(ORDERS["fcn"], samples(), tmp_path)
     (tmp_path / "weights.safetensors").unlink()

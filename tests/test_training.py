@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -472,6 +473,32 @@ def test_a_last_batch_of_one_sample_does_not_break_batch_norms():
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
 
 
+@pytest.mark.parametrize(
+    ("n", "size", "steps"), [(45, 40, 1), (48, 40, 2), (80, 40, 2), (5, 40, 1), (40, 4, 10), (42, 4, 10)]
+)
+def test_steps_are_those_that_were_taken(n, size, steps):
+    """A last batch of fewer than 8 samples is left out: it is no step, and the schedule ends without it."""
+    calls = []
+
+    def counted(model):
+        calls.append(model)
+        return torch.zeros(())
+
+    recipe = Recipe(epochs=3, batch_size=size, validation=0, schedule="cosine", **quiet)
+    result = train(varied(), some(n), recipe, penalties=[(counted, 1.0)])
+    assert [row.steps for row in result.epochs] == [steps, 2 * steps, 3 * steps]
+    assert len(calls) == 3 * steps
+    last = recipe.lr * (1 + math.cos(math.pi * (3 * steps - 1) / (3 * steps))) / 2
+    assert result.epochs[-1].lr == pytest.approx(last)
+
+
+def test_a_folder_holds_no_table_of_an_earlier_training(tmp_path):
+    for every, there in ((1, True), (0, False)):
+        recipe = Recipe(epochs=1, batch_size=40, validation=0, measure_every=every)
+        train(small(), some(), recipe, folder=str(tmp_path))
+        assert [(tmp_path / f"layers.{kind}").exists() for kind in ("csv", "parquet")] == [there, there]
+
+
 def test_what_is_only_watched_changes_nothing(tmp_path):
     """Measurements, a folder, a listener and the global random state do not decide the weights."""
     recipe = dataclasses.replace(FULL, measure_every=0)
@@ -766,6 +793,11 @@ def test_flat_inputs_are_not_cropped():
 def test_no_processes_are_refused(processes):
     with pytest.raises(InputError, match="processes"):
         train(small(), some(), Recipe(epochs=1), processes=processes)
+
+
+def test_every_process_needs_two_samples_a_step():
+    with pytest.raises(InputError, match="batch_size: expected at least 2 for each of 3 processes; got 5"):
+        train(small(), some(), Recipe(epochs=1, batch_size=5), processes=3)
 
 
 def test_moments_tell_how_far_it_is():

@@ -469,3 +469,8 @@ def test_progress_rises_to_the_number_of_samples(batch_size):
         assert told == sorted(told)
         assert told[-1] == N
         assert len(set(told)) > 5
+
+
+def test_a_threat_of_a_single_attack_says_how_to_write_it():
+    with pytest.raises(InputError, match=r"^attacks: expected a sequence .* write \(attack,\)"):
+        Threat(apgd)

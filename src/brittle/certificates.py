@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks import fgsm
+from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
 from brittle.bounds.relaxation import Relaxation, margin_bounds, read_relaxation
 from brittle.bounds.tracing import NoRule
 from brittle.errors import InputError
 from brittle.frozen import Model, device_of, frozen
+from brittle.inputs import check_batch
 from brittle.passes import logits_of
 
 TRIED = 32
@@ -55,8 +57,11 @@ def proven_robust(
         ``(N,)``, on the model's device; all False where no sound rule covers the network.
 
     Raises:
-        InputError: An argument is out of range, where certificates are tried at all.
+        InputError: An argument is out of range.
     """
+    if len(x):
+        check_batch(x, y, bounds=bounds)
+    check_budget(eps, p, 1)
     relaxation = worthwhile_relaxation(model, x, y, eps=eps, p=p, bounds=bounds, passes=passes)
     if relaxation is None:
         return torch.zeros(len(x), dtype=torch.bool, device=device_of(model))

@@ -66,9 +66,10 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
+        again = " without --overwrite" if "--overwrite" in arguments else ""
         return _complain(
             "interrupted; nothing was half-written, run the same command again "
-            "(an attack or a training goes on where it stopped)",
+            f"(an attack or a training goes on where it stopped{again})",
             130,
         )
 

@@ -494,7 +494,8 @@ class Verdict:
 
     Attributes:
         level: ``robust``, ``weakened``, ``fragile`` or ``broken`` by the share of clean accuracy that survives the
-            standard budgets (at least 90 %, 50 %, 10 %, less), or ``not attacked``.
+            standard budgets (at least 90 %, 50 %, 10 %, less); ``unclear`` where one of the first two would rest on
+            attacks that an honesty flag puts in doubt; or ``not attacked``.
         headline: One sentence.
         findings: What was found and why, most important first.
     """

@@ -18,7 +18,7 @@ from brittle.data import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
 from brittle.files import emptied, write_text
 from brittle.models import ARCHITECTURES, build_model, normalised
-from brittle.training.hosts import Tell
+from brittle.training.hosts import Tell, check_host
 from brittle.training.jobs import prepared
 from brittle.training.loop import WEIGHTS, Training, run_job
 from brittle.training.low_rank import factorised, rank_map, with_pairs
@@ -70,25 +70,25 @@ class RunConfig:
     schema_version: int = VERSION
 
 
-def run_config(folder: Path) -> RunConfig:
+def run_config(folder: str | Path) -> RunConfig:
     """Read a run's ``config.json``.
 
     Raises:
         InputError: It is missing or not one.
     """
-    path = folder / CONFIG
+    path = Path(folder) / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: expected the folder of a training run; it holds no {CONFIG}")
     return from_json(path.read_bytes(), RunConfig, str(path), VERSION)
 
 
-def load_run(folder: Path) -> tuple[nn.Module, RunConfig]:
+def load_run(folder: str | Path) -> tuple[nn.Module, RunConfig]:
     """The trained network of a run, with its normalisation inside, in evaluation mode, and its configuration.
 
     Raises:
         InputError: The folder is not one of a run, the run is not finished, or its weights do not fit.
     """
-    config = run_config(folder)
+    config, folder = run_config(folder), Path(folder)
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: the run is not finished, it holds no {WEIGHTS}; run its command again to go on")
     network = run_network(config)
@@ -155,6 +155,7 @@ def ordered_run(
     """
     network, config = ordered_network(order, data)
     job = prepared(network, data, order.recipe, folder=folder, anew=anew)
+    check_host(processes, order.recipe.precision, order.recipe.batch_size)
     if anew:
         emptied(folder, FILES)
         remove_snapshot(folder)

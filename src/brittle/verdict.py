@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from brittle.results import (
     FRACTIONS,
@@ -20,6 +20,8 @@ from brittle.wording import budget, norm_name, number
 
 LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
+UNPROVEN = ("robust", "weakened")
+"""Levels that rest on failed attacks: "unclear" with an honesty flag raised, unless certificates say the same."""
 
 
 def judge(
@@ -32,7 +34,7 @@ def judge(
     flags: Sequence[Flag] = (),
 ) -> Verdict:
     """The verdict: a level, a headline, and what was found and why, most important first."""
-    level = _level(evaluations)
+    level = _level(evaluations, certified, flags)
     sentences = [
         *_distrust(flags),
         _attacked(evaluations),
@@ -48,11 +50,21 @@ def judge(
     return Verdict(level, _headline(level, evaluations, layers), findings)
 
 
-def _level(evaluations: Sequence[Evaluation]) -> str:
-    rates = [e.robust_correct / e.clean_correct for e in evaluations if e.clean_correct]
+def _level(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve], flags: Sequence[Flag]) -> str:
     if not evaluations:
         return "not attacked"
-    return next(level for least, level in LEVELS if min(rates, default=0.0) >= least)
+    attacked = [e for e in evaluations if e.clean_correct]
+    level = _of(e.robust_correct / e.clean_correct for e in attacked)
+    if level not in UNPROVEN or not any(flag.raised for flag in flags):
+        return level
+    curves = {curve.p: curve for curve in certified}
+    proven = _of(curves[e.p].at(e.eps).hits / e.clean_correct if e.p in curves else 0.0 for e in attacked)
+    return level if level == proven else "unclear"
+
+
+def _of(rates: Iterable[float]) -> str:
+    smallest = min(rates, default=0.0)
+    return next(level for least, level in LEVELS if smallest >= least)
 
 
 def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[LayerResult]) -> str:
@@ -64,6 +76,7 @@ def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[La
         "weakened": "The network is weakened by attacks",
         "fragile": "The network is fragile",
         "broken": "The network breaks under attack",
+        "unclear": "It is unclear how robust the network is",
     }[level]
     return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
 

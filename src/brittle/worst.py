@@ -58,6 +58,8 @@ class Threat:
 
     def __post_init__(self) -> None:
         check_attack_norm(self.p)
+        if callable(self.attacks):
+            raise InputError(f"attacks: expected a sequence of attacks; got one, {self.attacks!r}: write (attack,)")
         if not self.attacks or not all(callable(attack) for attack in self.attacks):
             raise InputError(f"attack: expected an attack or a sequence of attacks; got {self.attacks!r}")
         if self.restarts < 1:

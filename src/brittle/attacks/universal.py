@@ -50,7 +50,7 @@ def universal_perturbation(
     Raises:
         InputError: An argument is out of range, or there is no batch.
     """
-    check_budget(eps, p, 1)
+    eps = float(check_budget(eps, p, 1))
     check_steps(epochs, "epochs")
     length, device = eps / 4 if step_size is None else check_length(step_size), device_of(model)
     objective = named_loss(loss)

@@ -25,6 +25,7 @@ class Batches:
         inputs: ``(N, ...)``.
         labels: ``(N,)``.
         size: Samples a batch; the last one of an epoch may hold fewer.
+        fewest: A last batch of fewer is left out, unless it is the only one.
         seed: Of everything random.
         crop: Pixels of zero padding from which images ``(N, C, H, W)`` are cropped at a random place.
         flip: Whether every other image is mirrored, at random.
@@ -34,25 +35,29 @@ class Batches:
     inputs: Tensor
     labels: Tensor
     size: int
+    fewest: int
     seed: int
     crop: int
     flip: bool
     keys: Tensor
 
     @staticmethod
-    def of(inputs: Tensor, labels: Tensor, size: int, *, seed: int, crop: int = 0, flip: bool = False) -> Batches:
+    def of(
+        inputs: Tensor, labels: Tensor, size: int, *, seed: int, fewest: int = 1, crop: int = 0, flip: bool = False
+    ) -> Batches:
         """Batches of samples ``(N, ...)``."""
         drawn = torch.randint(2**62, (len(labels),), generator=generator(seed, KEYS))
-        return Batches(inputs, labels, size, seed, crop, flip, drawn.to(labels.device))
+        return Batches(inputs, labels, size, fewest, seed, crop, flip, drawn.to(labels.device))
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-len(self.labels) // self.size)
+        whole, rest = divmod(len(self.labels), self.size)
+        return max(1, whole + (rest >= self.fewest))
 
     def order(self, epoch: int) -> tuple[Tensor, ...]:
         """The rows of every batch of an epoch: a permutation drawn from the seed and the epoch."""
         drawn = torch.randperm(len(self.labels), generator=generator(self.seed, (epoch << 8) + ORDER))
-        return drawn.to(self.labels.device).split(self.size)
+        return drawn.to(self.labels.device).split(self.size)[: len(self)]
 
     def take(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Inputs, cropped and mirrored for that epoch, and labels of some samples."""

@@ -149,7 +149,9 @@ def frame(rows: Iterable[EpochRow | LayerRow]) -> pd.DataFrame:
 def write_history(folder: Path, epochs: Sequence[EpochRow], layers: Sequence[LayerRow]) -> None:
     """``history`` and ``layers`` as CSV and as Parquet, each whole or not at all."""
     for name, rows in (("history", epochs), ("layers", layers)):
-        if not rows:
+        if not rows:  # nor those of an earlier training
+            for kind in ("csv", "parquet"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
             continue
         table = frame(rows)
         with replacing(folder / f"{name}.csv") as beside:

@@ -19,6 +19,10 @@ T = TypeVar("T")
 Tell = Callable[[Any], None]
 
 
+PLAIN = "32-true"
+"""The precision that needs no Fabric."""
+
+
 class Host(Protocol):
     """What the loop needs of the place it runs at."""
 
@@ -91,6 +95,16 @@ class OnFabric:
         return shared
 
 
+def check_host(processes: int, precision: str, batch_size: int) -> None:
+    """Raise InputError or MissingExtra where no training can run like this; starts nothing."""
+    if not isinstance(processes, int) or processes < 1:
+        raise InputError(f"processes: expected an integer of at least 1; got {processes!r}")
+    if processes > 1 and batch_size < 2 * processes:
+        raise InputError(f"batch_size: expected at least 2 for each of {processes} processes; got {batch_size}")
+    if processes > 1 or precision != PLAIN:
+        _fabric()
+
+
 def launched(
     work: Callable[[Host, Any, Tell | None], T],
     job: Any,
@@ -113,7 +127,7 @@ def launched(
     Raises:
         MissingExtra: Lightning is needed and not installed.
     """
-    if processes == 1 and precision == "32-true":
+    if processes == 1 and precision == PLAIN:
         return work(Here(device), job, tell)
     Fabric = _fabric()
     found = torch.device(device)

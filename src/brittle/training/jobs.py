@@ -68,7 +68,7 @@ def prepared(
     validation: Data | tuple[Tensor, Tensor] | None = None,
     penalties: Sequence[tuple[Penalty, float]] = (),
     constraints: Sequence[Constraint] = (),
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     anew: bool = False,
 ) -> Job:
     """Check everything that can be checked beforehand; arguments and errors as :func:`brittle.training.train`.
@@ -83,7 +83,7 @@ def prepared(
         folder: As there; only read.
         anew: Whether a state in the folder is of no account.
     """
-    recipe = recipe or Recipe()
+    recipe, folder = recipe or Recipe(), None if folder is None else Path(folder)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     inputs, labels = _samples(data, "data")

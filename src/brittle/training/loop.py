@@ -31,7 +31,7 @@ from brittle.training.history import (
     measured_layers,
     write_history,
 )
-from brittle.training.hosts import Host, Tell, launched
+from brittle.training.hosts import Host, Tell, check_host, launched
 from brittle.training.jobs import Constraint, Job, prepared
 from brittle.training.nuclear import RefreshedNuclearNorm
 from brittle.training.proximal import Shrinkage
@@ -109,7 +109,7 @@ def train(
     validation: Data | tuple[Tensor, Tensor] | None = None,
     penalties: Sequence[tuple[Penalty, float]] = (),
     constraints: Sequence[Constraint] = (),
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     device: str = "cpu",
     processes: int = 1,
     tell: Tell | None = None,
@@ -148,13 +148,12 @@ def train(
     job = prepared(
         model, data, recipe, validation=validation, penalties=penalties, constraints=constraints, folder=folder
     )
+    check_host(processes, job.recipe.precision, job.recipe.batch_size)
     return run_job(job, device=device, processes=processes, tell=tell)
 
 
 def run_job(job: Job, *, device: str = "cpu", processes: int = 1, tell: Tell | None = None) -> Training:
     """Run what :func:`brittle.training.jobs.prepared` has checked; arguments and result as :func:`train`."""
-    if not isinstance(processes, int) or processes < 1:
-        raise InputError(f"processes: expected an integer of at least 1; got {processes!r}")
     return launched(_work, job, device=device, processes=processes, precision=job.recipe.precision, tell=tell)
 
 
@@ -199,7 +198,7 @@ class _Run:
         recipe, device = job.recipe, host.device
         self.identity = job.identity
         self.batches = Batches.of(
-            job.inputs.to(device), job.labels.to(device), recipe.batch_size,
+            job.inputs.to(device), job.labels.to(device), recipe.batch_size, fewest=max(FEWEST, 2 * host.world),
             seed=recipe.seed, crop=recipe.crop, flip=recipe.flip,
         )  # fmt: skip
         self.held = None if job.held is None else tuple(t.to(device) for t in job.held)
@@ -238,8 +237,8 @@ class _Run:
         before = progress.seconds
         self.wrapped.train()
         for number, rows in enumerate(self.batches.order(progress.epoch)):
-            if number < progress.step or (number and len(rows) < max(FEWEST, 2 * self.host.world)):
-                continue  # done before an interruption; or too few for batch norms
+            if number < progress.step:
+                continue  # done before an interruption
             self._step(rows, recipe.rate(progress.epoch * steps + number, recipe.epochs * steps))
             progress.step = number + 1
             now = time.monotonic()
