@@ -592,3 +592,15 @@ def test_findings_hold_numbers_of_the_audit():
         assert u.random_mean.percent in text
         assert u.random_range[1].percent in text
     assert any(layer.name in re.findall(r"\b\d+\b", text) for layer in a.layers)
+
+
+def test_a_network_of_zeros_is_audited():
+    """It is what a strong shrinkage leaves."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.ReLU(), nn.Linear(16, 10, bias=False))
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    x, _ = few(20)
+    a = light(net, (x, torch.zeros(20, dtype=torch.int64)))
+    assert a.evaluations[0].clean_correct == 20
+    assert all(layer.degenerate for layer in a.layers)
+    assert Audit.from_json(a.to_json()) == a

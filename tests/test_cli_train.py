@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ import brittle
 from brittle.cli import run
 from brittle.data import load_data
 from brittle.results import AttackResult, Audit
-from brittle.runs import load_run, run_config
+from brittle.runs import CONFIG, load_run, run_config
 from brittle.training import Adversary, Recipe, loop
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -192,7 +193,7 @@ def test_attack_takes_the_folder_as_it_is(finished, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "extra", [("--arch", "fcn"), ("--arch-arg", "width=3"), ("--mean", "0", "--std", "1"), ("--mean", "0.1")]
+    "extra", [("--arch", "vgg16"), ("--arch-arg", "width=3"), ("--mean", "0", "--std", "1"), ("--mean", "0.1")]
 )
 @pytest.mark.parametrize("command", ["audit", "attack"])
 def test_a_run_knows_its_own_architecture(command, extra, finished, tmp_path, capsys):
@@ -253,9 +254,52 @@ def test_without_lightning_nothing_is_lost(options, train, tmp_path, monkeypatch
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_is_fine_tuned_in_place(train, tmp_path):
+@pytest.mark.parametrize("start", ["run", "run/weights.safetensors"])
+def test_a_run_is_not_fine_tuned_in_place(start, train, tmp_path, capsys):
+    """Interrupted, it would have lost the only copy of what it started from."""
     assert train("-q") == 0
-    assert train("-q", "--fine-tune", str(tmp_path / "run"), "--overwrite") == 0
+    before = contents(tmp_path / "run")
+    assert train("-q", "--fine-tune", str(tmp_path / start), "--overwrite") == 2
+    one_line(capsys, "fine_tune: expected weights outside of")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_folder_of_something_else_is_left(train, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CONFIG).write_text('{"mine": 1}')
+    assert train("-q") == 2
+    one_line(capsys, "schema_version")
+    assert contents(tmp_path / "run") == {CONFIG: b'{"mine": 1}'}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--penalty", "l1=1,2"),
+        ("--frobenius", "1,2"),
+        ("--adversarial", "inf=0.1,0.3"),
+        ("--penalty", "l1=0.1", "--penalty", "l1=0.2"),
+        ("--constraint", "frobenius=1", "--frobenius", "2"),
+        ("--rank", "\u00b2"),
+        ("--rank", "9" * 5000),
+        ("--seed", "9" * 23),
+        ("--threads", "99999999999"),
+    ],
+    ids=lambda options: " ".join(options)[:40],
+)
+def test_no_value_is_dropped_or_taken_on_trust(options, train, tmp_path, capsys):
+    assert train("-q", *options) == 2
+    one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_no_traceback(train, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise safetensors.SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    assert train("-q") == 1
+    one_line(capsys, "No space left")
 
 
 def test_no_table_of_the_run_before_is_left(train, tmp_path):

@@ -1,6 +1,10 @@
 """Several processes on gloo compute what one does; mixed precision comes near it."""
 
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 
 import pytest
 import torch
@@ -135,6 +139,24 @@ def test_two_processes_go_on_within_an_epoch_with_the_whole_epochs_sums(tmp_path
     assert read_snapshot(tmp_path)[1]["progress"]["step"] == 2
     two = train(small(), some(85), PLAIN, penalties=[(Stopping(0), 1.0)], **options)
     assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
+
+
+@pytest.mark.slow
+def test_interrupted_no_process_stays():
+    def later():
+        os.kill(os.getpid(), signal.SIGINT)  # to this process alone
+
+    began = threading.Event()
+
+    def tell(moment):
+        if not began.is_set():
+            began.set()
+            threading.Timer(0.1, later).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), some(85), Recipe(epochs=100_000, batch_size=20, measure_every=0), processes=2, tell=tell)
+    assert began.is_set()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -230,6 +231,29 @@ def test_a_folder_may_be_given_as_text(finished):
     (network, config), (same, other) = load_run(finished), load_run(str(finished))
     assert config == other == run_config(str(finished))
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+
+
+def test_a_run_calls_no_function_that_its_user_has_not_named(finished, tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "from pathlib import Path\nfrom brittle import build_model\n\n\n"
+        "def network(**arguments):\n"
+        f"    Path({str(tmp_path / 'called')!r}).touch()\n"
+        "    return build_model('fcn', arguments)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    config = json.loads((folder / CONFIG).read_text()) | {"arch": "theirs:network"}
+    (folder / CONFIG).write_text(json.dumps(config))
+    for arch in (None, "theirs:other", "fcn"):
+        with pytest.raises(InputError, match=r"^arch: .* theirs:network"):
+            load_run(folder, arch=arch)
+    with pytest.raises(InputError, match=r"^arch: .* theirs:network"):
+        ordered_run(Order(start=folder, recipe=SHORT), samples(), tmp_path / "other")
+    assert not (tmp_path / "called").exists()
+    network, _ = load_run(folder, arch="theirs:network")
+    assert (tmp_path / "called").exists()
+    assert torch.equal(logits(network), logits(load_run(finished, arch="fcn")[0]))
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

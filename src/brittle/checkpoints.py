@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 import warnings
@@ -91,7 +92,19 @@ def save_state(model: nn.Module, path: Path) -> None:
     _check_tensors(state, f"the state of {type(model).__name__}")
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
     with replacing(path) as beside:
-        safetensors.torch.save_file(copies, str(beside), metadata={"format": "pt"})
+        write_tensors(copies, beside, metadata={"format": "pt"})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors on the CPU as safetensors.
+
+    Raises:
+        OSError: Writing failed, as on a full disk.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), str(path), metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, f"writing failed: {error}", str(path)) from error
 
 
 def _read_safetensors(path: Path) -> object:
@@ -133,7 +146,13 @@ def _plain_state(path: Path, content: object) -> dict[str, Tensor]:
 
 def _check_tensors(state: Mapping[Any, object], where: str) -> None:
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        if (
+            not isinstance(key, str)
+            or not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or value.is_quantized
+            or value.is_meta
+        ):
             got = f"{type(value).__name__} under {key!r}"
             raise InputError(f"{where} must hold only dense tensors by name; got {got}")
 

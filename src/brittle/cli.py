@@ -127,8 +127,8 @@ Eps = Annotated[
 Steps = Annotated[int | None, typer.Option(help="Steps of every gradient attack; the preset's own by default.")]
 Restarts = Annotated[int, typer.Option(help="Random restarts of every attack.")]
 BatchSize = Annotated[int, typer.Option(help="Samples at once; halved when memory runs out.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace a result that is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of the summary.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no summary.")]
@@ -372,8 +372,10 @@ def _train(
     arguments |= {name: value for name, value in (("width", width), ("depth", depth)) if value is not None}
     penalties = options.strengths("penalty", penalty)
     constraints: dict[str, float | None] = {**options.strengths("constraint", constraint)}
+    if frobenius is not None and "frobenius" in constraints:
+        raise InputError(f"frobenius: given twice, as {constraints['frobenius']} and as {frobenius}")
     if frobenius is not None:
-        constraints["frobenius"] = None if frobenius == "initial" else options.numbers("frobenius", frobenius)[0]
+        constraints["frobenius"] = None if frobenius == "initial" else options.number("frobenius", frobenius)
     budget = options.budgets([adversarial]) if adversarial is not None else {}
     if len(budget) > 1:
         raise InputError(f"adversarial: expected one norm, P=EPS; got {adversarial!r}")
@@ -453,7 +455,9 @@ def _report(
     from brittle.results import Audit
 
     if not audit.is_file():
-        raise InputError(f"audit: expected an audit.json; nothing is at {audit}")
+        raise InputError(f"audit: expected an audit.json; {audit} is {'a folder' if audit.is_dir() else 'not there'}")
+    if out.resolve() == audit.resolve():
+        raise InputError(f"out: expected another file than the audit itself; got {out}")
     write_report(Audit.load(audit), out)
     print(f"Report: {out}")
 
@@ -489,9 +493,9 @@ def _network(
     if path.is_dir():
         from brittle.runs import load_run
 
-        if arch is not None or arguments or mean is not None or std is not None:
-            raise InputError(f"arch, arch-arg, mean, std: {path} is a run and knows its own; leave them out")
-        trained, config = load_run(path)
+        if arguments or mean is not None or std is not None:
+            raise InputError(f"arch-arg, mean, std: {path} is a run and knows its own; leave them out")
+        trained, config = load_run(path, arch=arch)
         return trained.to(device), config
     from brittle.checkpoints import fill, read_state
     from brittle.models import build_model

@@ -37,8 +37,8 @@ def from_json(text: str | bytes, kind: type[T], name: str, version: int) -> T:
     from pydantic import ValidationError
 
     try:
-        document = json.loads(text)
-    except ValueError as error:
+        document = json.loads(text, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected JSON; got text that does not parse ({error})") from None
     found = document.get("schema_version") if isinstance(document, dict) else None
     if found != version:
@@ -50,6 +50,10 @@ def from_json(text: str | bytes, kind: type[T], name: str, version: int) -> T:
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{name}: {where}: {first['msg']}; got {first['input']!r:.80}") from None
     return result
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _plain(value: Any) -> Any:

@@ -114,7 +114,7 @@ class _Collected:
 
     def _energy(self, shares: Tensor | None) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
         shares = None if shares is None else shares[torch.isfinite(shares).all(1)]
-        if shares is None or not len(shares):
+        if shares is None or not len(shares) or not shares.shape[1]:  # none right, or a matrix of zeros
             return (), (), ()
         m, n = self.view.matrix.shape
         ranks = {1, *(max(1, -(-int(f * 100) * min(m, n) // 100)) for f in FRACTIONS)}

@@ -118,6 +118,11 @@ def build_model(
     return model
 
 
+def runs_code(arch: str) -> bool:
+    """Whether an architecture is ``module:function``, which imports and calls code that is not ours."""
+    return arch not in ARCHITECTURES and arch.partition(":")[0] not in ("torchvision", "timm")
+
+
 def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]

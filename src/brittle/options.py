@@ -29,7 +29,10 @@ def strengths(name: str, entries: list[str] | None) -> dict[str, float]:
         key, separator, value = entry.partition("=")
         if not separator or not key.strip():
             raise InputError(f"{name}: expected NAME=NUMBER; got {entry!r}")
-        found[key.strip().replace("-", "_")] = numbers(name, value)[0]
+        key = key.strip().replace("-", "_")
+        if key in found:
+            raise InputError(f"{name}: {key} is given twice")
+        found[key] = number(name, value)
     return found
 
 
@@ -37,9 +40,9 @@ def rank(text: str | None) -> int | float | None:
     """A rank (``8``), or a share of the full one (``0.25``)."""
     if text is None:
         return None
-    if text.isdigit() and int(text) > 0:
+    if _whole(text):
         return int(text)
-    share = numbers("rank", text)[0]
+    share = number("rank", text)
     if not 0 < share < 1:
         raise InputError(f"rank: expected a positive integer or a share between 0 and 1; got {text!r}")
     return share
@@ -59,10 +62,23 @@ def budgets(entries: list[str] | None) -> dict[float, float]:
     for entry in entries or []:
         norm, separator, value = entry.rpartition("=")
         for q in norms(norm) if separator else (math.inf, 2.0):
-            found[q] = numbers("eps", value)[0]
+            found[q] = number("eps", value)
             if not 0 < found[q] < math.inf:
                 raise InputError(f"eps: expected a finite number above 0; got {value}")
     return found
+
+
+def number(name: str, text: str) -> float:
+    """One number; ``name`` is the option's."""
+    found = numbers(name, text)
+    if len(found) > 1:
+        raise InputError(f"{name}: expected one number; got {text!r}")
+    return found[0]
+
+
+def _whole(text: str) -> bool:
+    """Whether a text is a positive integer, of a size that counts something."""
+    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0
 
 
 def numbers(name: str, text: str) -> list[float]:
@@ -81,7 +97,7 @@ def integers(name: str, text: str | None, count: int | None = None) -> tuple[int
     if text is None:
         return None
     parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts) or count not in (None, len(parts)):
+    if not all(_whole(part.strip()) for part in parts) or count not in (None, len(parts)):
         raise InputError(f"{name}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
     return tuple(int(part) for part in parts)
 

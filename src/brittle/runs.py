@@ -17,7 +17,7 @@ from brittle.codec import from_json, to_json
 from brittle.data import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
 from brittle.files import emptied, write_text
-from brittle.models import ARCHITECTURES, build_model, normalised
+from brittle.models import ARCHITECTURES, build_model, normalised, runs_code
 from brittle.training.hosts import Tell, check_host
 from brittle.training.jobs import prepared
 from brittle.training.loop import WEIGHTS, Training, run_job
@@ -82,13 +82,23 @@ def run_config(folder: str | Path) -> RunConfig:
     return from_json(path.read_bytes(), RunConfig, str(path), VERSION)
 
 
-def load_run(folder: str | Path) -> tuple[nn.Module, RunConfig]:
+def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module, RunConfig]:
     """The trained network of a run, with its normalisation inside, in evaluation mode, and its configuration.
 
+    Args:
+        folder: The run's.
+        arch: Only for a network that a function of yours builds: ``module:function``, as the run names it. A run from
+            elsewhere could name any function, so none is called that the caller has not named.
+
     Raises:
-        InputError: The folder is not one of a run, the run is not finished, or its weights do not fit.
+        InputError: The folder is not one of a run, the run is not finished, its weights do not fit, or it names a
+            function other than ``arch``.
     """
     config, folder = run_config(folder), Path(folder)
+    if arch not in (None, config.arch):
+        raise InputError(f"arch: {folder} is a run of {config.arch}; expected the same or none, got {arch}")
+    if arch is None and runs_code(config.arch):
+        raise InputError(f"arch: {folder} is built by calling {config.arch}; if you trust it, name it yourself as arch")
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder}: the run is not finished, it holds no {WEIGHTS}; run its command again to go on")
     network = run_network(config)
@@ -153,9 +163,15 @@ def ordered_run(
     Raises:
         InputError: As ``train``, or a part of the order that does not fit the data.
     """
+    if order.start is not None and folder.resolve() in (order.start.resolve(), order.start.resolve().parent):
+        raise InputError(
+            f"fine_tune: expected weights outside of {folder}, whose own would go before new ones are there"
+        )
     network, config = ordered_network(order, data)
     job = prepared(network, data, order.recipe, folder=folder, anew=anew)
     check_host(processes, order.recipe.precision, order.recipe.batch_size)
+    if not anew and (folder / CONFIG).exists():
+        run_config(folder)  # of something else it is not ours to replace
     if anew:
         emptied(folder, FILES)
         remove_snapshot(folder)
@@ -208,7 +224,7 @@ def _built(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
 
 def _continued(order: Order, start: Path) -> tuple[nn.Module, RunConfig]:
     """The network of another run, with all that it was made of."""
-    network, config = load_run(start)
+    network, config = load_run(start, arch=order.arch if order.arch and runs_code(order.arch) else None)
     asked = {"arch": order.arch, **order.arguments}
     own = {"arch": config.arch, **config.arguments}
     others = [f"{name} {value!r}" for name, value in asked.items() if value is not None and own.get(name) != value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
 import pickle
 import threading
 from collections.abc import Callable
@@ -144,9 +145,13 @@ def launched(
     reports, relay = torch.multiprocessing.get_context("spawn").SimpleQueue(), _Relay(tell)
     reader = threading.Thread(target=relay.run, args=(reports,), daemon=True)
     reader.start()
+    others = set(multiprocessing.active_children())
     try:
         result: T = pickle.loads(fabric.launch(_in_process, work, _Parcel(job), reports))
-    except Exception:
+    except BaseException:  # interrupted, too: the processes would train on, and wait for a reader at the end
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+            process.join()
         _stop(reader, reports)
         if isinstance(relay.error, InputError):
             raise relay.error from None
@@ -216,4 +221,6 @@ def _in_process(fabric: Any, work: Callable[[Host, Any, Tell | None], T], parcel
     except InputError as error:
         reports.put(InputError(str(error)))
         raise
+    if torch.distributed.is_initialized():  # a process that ends while its group's threads run may abort
+        torch.distributed.destroy_process_group()
     return pickle.dumps(result) if host.rank == 0 else b""

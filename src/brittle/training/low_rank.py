@@ -155,7 +155,8 @@ def _obstacle(model: nn.Module, module: nn.Module) -> str | None:
         return f"is a {type(module).__name__}, not a plain Linear or Conv2d"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"has {module.groups} groups"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks):
         return "has hooks"
     for other in model.modules():
         if other is not module and any(p is module.weight for p in other.parameters(recurse=False)):

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from brittle.checkpoints import write_tensors
 from brittle.errors import InputError
 from brittle.files import replacing, write_text
 
@@ -34,7 +35,7 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
     name = f"state-{step:09d}.safetensors"
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     with replacing(folder / name) as beside:
-        safetensors.torch.save_file(copies, str(beside))
+        write_tensors(copies, beside)
     write_text(folder / STATE, json.dumps({"tensors": name, **facts}, allow_nan=False, indent=1) + "\n")
     _tidy(folder, keep=name)
 
