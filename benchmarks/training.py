@@ -3,8 +3,8 @@
     python benchmarks/training.py steps                     # every intervention, three networks
     python benchmarks/training.py epoch --data-root DATA    # an MNIST epoch against its bare steps
 
-Each repeat takes every variant once, so that a machine whose speed drifts slows all of them; ratios are medians over
-the repeats of (variant / plain of the same repeat).
+Each round takes every variant once, so that a machine whose speed drifts slows all of them; ratios are medians over
+the rounds of (variant / plain of the same round).
 """
 
 from __future__ import annotations
@@ -100,21 +100,26 @@ def measure_steps(arguments: argparse.Namespace) -> list[str]:
         if arguments.nets and not any(wanted in name for wanted in arguments.nets):
             continue
         variants = steps(network, x, y, arguments.refresh)
-        first = {variant: timed(step, arguments.device) for variant, step in variants.items()}  # and warms up
-        seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-        for _ in range(arguments.repeats):
+        for step in variants.values():
+            step()  # warms up
+        plain = statistics.median(timed(variants["plain"], arguments.device) for _ in range(3))
+        ratios: dict[str, list[float]] = {variant: [] for variant in variants}
+        rounds, seconds = max(6, min(arguments.rounds, round(20 / plain))), list[float]()
+        for number in range(rounds):
             for variant, step in variants.items():
-                if first[variant] < 10 * first["plain"]:
+                refreshed = "refreshed" in variant
+                if refreshed or (variant == "nuclear_norm" and name.startswith("FCN")):
+                    if number % (rounds // 3):
+                        continue  # far too slow for more than three times
+                else:
                     step()  # the weights of the variant before are in the caches
-                period = arguments.refresh if "refreshed" in variant else 1
-                times = period * max(1, round(arguments.seconds / (period * first[variant])))
-                seconds[variant].append(sum(timed(step, arguments.device) for _ in range(times)) / times)
-        plain = seconds["plain"]
-        columns[name] = {
-            variant: statistics.median(a / b for a, b in zip(taken, plain, strict=False))
-            for variant, taken in seconds.items()
-        }
-        columns[name] = {**columns[name], "plain, seconds": statistics.median(plain)}
+                times = arguments.refresh if refreshed else 1  # a whole period
+                taken = sum(timed(step, arguments.device) for _ in range(times)) / times
+                if variant == "plain":
+                    seconds.append(taken)
+                ratios[variant].append(taken / seconds[-1])
+        columns[name] = {variant: statistics.median(these) for variant, these in ratios.items()}
+        columns[name] = {**columns[name], "plain, seconds": statistics.median(seconds)}
         print(f"{name}: measured", flush=True)
     rows = [row for row in next(iter(columns.values())) if row != "plain"]
     lines = [f"| time of a step, plain = 1 | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -158,7 +163,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--nets", nargs="*", help="parts of the names of the networks")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5, help="how long a variant is timed in a repeat, about")
+    parser.add_argument("--rounds", type=int, default=60, help="most steps of a variant that are timed")
     parser.add_argument("--refresh", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
