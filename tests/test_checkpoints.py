@@ -321,3 +321,14 @@ def test_fill_refuses_and_leaves_the_model_untouched(change, message):
     with pytest.raises(InputError, match=message):
         fill(model, state)
     assert same(model.state_dict(), before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["meta", "quantised"])
+def test_tensors_without_plain_values_are_refused(kind, tmp_path):
+    tensor = torch.empty(2, 3, device="meta")
+    if kind == "quantised":
+        tensor = torch.quantize_per_tensor(torch.rand(2, 3), 0.1, 0, torch.qint8)
+    torch.save({"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(InputError):
+        read_state(tmp_path / "w.pt")

@@ -336,7 +336,9 @@ def test_a_configuration_without_a_required_field_is_refused(key, finished, tmp_
         load_run(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", b"\xff\xfe", "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", b"\xff\xfe", "{}", "[" * 100_000], ids=lambda text: str(text)[:9]
+)
 def test_a_configuration_that_is_none_is_refused(text, finished, tmp_path):
     with pytest.raises(InputError):
         load_run(hostile(finished, tmp_path, text))
