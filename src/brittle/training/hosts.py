@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
@@ -148,11 +149,15 @@ def launched(
     others = set(multiprocessing.active_children())
     try:
         result: T = pickle.loads(fabric.launch(_in_process, work, _Parcel(job), reports))
-    except BaseException:  # interrupted, too: the processes would train on, and wait for a reader at the end
+    except BaseException as error:  # interrupted, too: the processes would train on, and wait for a reader at the end
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-            process.join()
-        _stop(reader, reports)
+            process.join(timeout=10)
+            process.kill()
+        # Not _stop(): a process that was ended while it wrote holds the queue for ever. Its word may be on the way.
+        waited = time.monotonic() + (1.0 if isinstance(error, Exception) else 0.0)
+        while relay.error is None and time.monotonic() < waited:
+            time.sleep(0.02)
         if isinstance(relay.error, InputError):
             raise relay.error from None
         raise
