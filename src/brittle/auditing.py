@@ -276,7 +276,7 @@ class _Run:
         x, x_adv = worst.x[rows], self._perturbed(worst, rows, threat, eps)
         responses, silent = layer_responses(self.model, self.layers, x, x_adv, p=threat.p, directions=self.directions)
         found.responses += responses
-        found.silent = silent
+        found.silent += [layer for layer in silent if layer not in found.silent]
         self.tell(f"{label} directions", 1, 1)
         found.universal += judge_universal(
             self.model, self.samples, p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed

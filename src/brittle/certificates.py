@@ -102,7 +102,7 @@ def worthwhile_relaxation(
             if float(tried.double().mean()) * passes < COST:
                 return None
         return relaxation
-    except (NoRule, InputError, RuntimeError, TypeError):  # what is wrong, the evaluation itself will say
+    except (NoRule, InputError):  # no sound rule, or an input that the evaluation itself will refuse
         return None
 
 

@@ -52,7 +52,6 @@ class LayerView:
         geometry: How a convolution walks over its input; None for dense layers, and for convolutions whose
             ``forward`` is not understood.
         parameters: Weight entries stored.
-        block: Offset and number of the rows within a fused weight's output; None otherwise.
     """
 
     name: str

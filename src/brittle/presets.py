@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-
-from torch import Tensor
 
 from brittle.attacks import apgd, apgd_targeted, square
 from brittle.errors import InputError
-
-Attack = Callable[..., Tensor]
+from brittle.worst import Attack
 
 PRESETS = {
     "fast": "APGD with cross-entropy, then with the DLR loss; 100 steps each",

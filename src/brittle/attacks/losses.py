@@ -122,9 +122,9 @@ def loss_and_gradient(
         if check is not None and bool(check.any()):
             _check_rows(logits, x, y, check.to(x.device))
         values = loss(logits, y)
-        if not values.requires_grad:
+        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+        if gradient is None:
             raise InputError("model: expected logits that depend on the input through differentiable operations")
-        (gradient,) = torch.autograd.grad(values.sum(), x)
     if gradient.stride() != x.stride():  # expanded, or laid out in another order: callers write into it
         gradient = torch.empty_like(x).copy_(gradient)
     gradient.nan_to_num_(0.0, 0.0, 0.0)  # no direction is better than one that is no number

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from brittle.bounds.affine import as_map
 from brittle.bounds.graph import Concat, Input, MaxPool, Op, Rule, Slope, Sum, _Reader
-from brittle.bounds.grouped import Groups, group, targets
+from brittle.bounds.grouped import Groups, group
 from brittle.bounds.interval import Ball, Network
 from brittle.bounds.margins import least_margins
 from brittle.bounds.tracing import NoRule, trace
@@ -53,11 +53,6 @@ class Relaxation:
     def classes(self) -> int:
         """Number of logits."""
         return self.network.shape(len(self.network.ops) - 1)[0]
-
-    @property
-    def deepens(self) -> bool:
-        """Whether bounding entries again can gain anything."""
-        return bool(targets(self.network))
 
 
 def read_relaxation(
