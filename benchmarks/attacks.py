@@ -41,12 +41,13 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 import brittle
 from brittle.attacks.ball import Ball
-from brittle.attacks.starts import random_start
-from brittle.curves import security_curve
-from brittle.frozen import frozen
-from brittle.models import BasicBlock, Normalize, fcn, resnet18_cifar
-from brittle.private import private_copy
-from brittle.worst import Threat, worst_case
+from brittle.attacks.pool import random_start
+from brittle.evaluation.curves import security_curve
+from brittle.evaluation.worst_case import Threat, worst_case
+from brittle.models.borrow import frozen
+from brittle.models.build import BasicBlock, fcn, resnet18_cifar
+from brittle.models.fast_copy import private_copy
+from brittle.models.normalize import Normalize
 
 INF = math.inf
 Passes = list[tuple[int, bool, nn.Module | None]]

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import brittle
-from brittle.models import fcn, resnet18_cifar
-from brittle.training.penalties import row_norms
+from brittle.models.build import fcn, resnet18_cifar
+from brittle.training.interventions.penalties import row_norms
 
 KINDS = ("dense", "low-rank", "row-sparse")
 INF = math.inf

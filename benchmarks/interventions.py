@@ -31,13 +31,14 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 import brittle
-from brittle.compressibility import effective_sparsity, k_term_error, singular_values
-from brittle.data import Data, load_data
-from brittle.drawing import INK, SERIES, legend, log_scale, styled
-from brittle.models import build_model, normalised
+from brittle.data.load import Data, load_data
+from brittle.linear.compressibility import effective_sparsity, k_term_error, singular_values
+from brittle.models.build import build_model
+from brittle.models.normalize import normalised
+from brittle.models.selection import chosen_layers, matrix
+from brittle.reporting.drawing import INK, SERIES, legend, log_scale, styled
+from brittle.results.wording import number
 from brittle.training import Adversary, Recipe, RefreshedNuclearNorm, factorised, spread_control, train
-from brittle.training.selection import chosen_layers, matrix
-from brittle.wording import number
 
 TOLERANCE = 1e-4
 """Relative distance from a constraint's target that rounding may leave."""

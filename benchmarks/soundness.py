@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from brittle.bounds.network import NetworkBound, network_bounds
+from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
-from patterned import FAMILIES, Patterned, local, margins_of, network, norm_of, search
+from helpers.patterned import FAMILIES, Patterned, local, margins_of, network, norm_of, search
 
 TOLERANCE = 1 + 1e-7
 NORMS = (2, math.inf)

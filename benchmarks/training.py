@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import brittle
-from brittle.data import load_data
-from brittle.models import fcn, resnet18_cifar
+from brittle.data.load import load_data
+from brittle.models.build import fcn, resnet18_cifar
 from brittle.training import train
-from brittle.training.constraints import CONSTRAINTS
-from brittle.training.nuclear import RefreshedNuclearNorm
-from brittle.training.penalties import PENALTIES
+from brittle.training.interventions.constraints import CONSTRAINTS
+from brittle.training.interventions.nuclear import RefreshedNuclearNorm
+from brittle.training.interventions.penalties import PENALTIES
 from brittle.training.recipe import Recipe
 
 Step = Callable[[], None]

@@ -1,116 +1,169 @@
-"""Dependencies point downwards, and the core needs no extra."""
+"""Dependencies point downwards, names mean one thing, and the core needs no extra."""
 
 import ast
+import graphlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import brittle
 
 PACKAGE = Path(brittle.__file__).parent
-ORDER = [
-    {"errors", "wording"},
-    {"files", "codec", "inputs", "compressibility", "digest", "options", "architectures", "architectures.checks"},
-    {"readers", "readers.contents", "downloads"},
-    {"architectures.fcn", "architectures.resnet", "architectures.vgg", "architectures.vit"},
-    {"readers.plain_pickle", "readers.mnist", "readers.svhn", "readers.npz", "readers.folders"},
-    {"readers.cifar"},
-    {"norms", "results", "frozen", "drawing", "geometry"},
-    {"attacks.losses", "attacks.ball", "attacks.packing", "attacks.halving", "spread"},
-    {"attacks.starts", "passes"},
-    {"attacks.pool", "attacks.hashing"},
-    {"attacks.steepest", "attacks.auto_pgd", "attacks.square_search", "attacks.universal"},
-    {"attacks"},
-    {"convolution", "models", "checkpoints", "data", "sensitivity", "verdict", "figures", "presets", "signing"},
-    {"layers", "report", "samples"},
-    {"bounds.layer", "bounds.tracing", "bounds.multipliers", "bounds.pair_inf", "bounds.radius", "directions"},
-    {"bounds.graph", "bounds.pair_two", "private"},
-    {"bounds.product", "bounds.absolute", "bounds.alignment", "bounds.torus", "bounds.diagonal", "bounds.affine"},
-    {"bounds.joint", "bounds.choice", "bounds.interval", "worst"},
-    {"bounds.recursion", "bounds.pooling", "curves", "naming"},
-    {"bounds.gram", "bounds.chain", "bounds.pullback", "keeping"},
-    {"bounds.network", "bounds.pair_conv", "bounds.grouped"},
-    {"bounds.margins"},
-    {"bounds.relaxation"},
-    {"bounds"},
-    {"certificates"},
-    {"evaluation", "honesty"},
-    {"measure", "story", "universal", "attacking"},
-    {"training.recipe", "training.batches", "training.snapshots", "training.hosts", "training.selection"},
-    {"training.adversarial", "training.history", "training.nuclear", "training.low_rank", "training.proximal"},
-    {"training.penalties", "training.constraints"},
-    {"training.assembly"},
-    {"training.jobs"},
-    {"training.loop"},
-    {"training"},
-    {"runs"},
+ROWS = [
+    {"errors", "_version", "progress", "random_streams"},
+    {"storage"},
+    {"results"},
+    {"linear"},
+    {"models", "data"},
+    {"attacks", "bounds", "compression"},
+    {"evaluation", "training"},
+    {"reporting"},
     {"auditing"},
-    {"demo"},
+    {"experiments"},
     {"cli"},
 ]
-"""A module imports only from rows above its own (packages may import their own parts)."""
-NO_TORCH = {
-    "codec", "errors", "wording", "files", "results", "drawing", "figures", "report", "verdict", "story", "cli",
-    "options",
-}  # fmt: skip
+"""A package imports only from rows above its own: packages in one row do not know one another."""
+WITHOUT_TORCH = {"results", "reporting", "cli"}
+REPORTING_READS = {"errors", "_version", "progress", "storage", "results"}
+"""Pages and figures are drawn from results alone."""
 EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "lightning_fabric", "tensorboard", "pyautoattack"}
 
 
 def modules() -> dict[str, Path]:
+    """Every module of the package by its name without ``brittle.``; the package itself is left out."""
     names = {
         path: path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
     }
     return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
 
 
-def imports(path: Path, top_level: bool) -> set[str]:
+MODULES = modules()
+
+
+def imports(path: Path, top_level: bool = False) -> set[tuple[str, str]]:
+    """``(module, name)`` of everything imported; the name is empty for ``import module``."""
     tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
-    found = set()
-    for node in nodes:
+    read = set()
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            read |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {_module(node.module, alias.name) for alias in node.names}
-    return found
+            read |= {(node.module, alias.name) for alias in node.names}
+    return read
 
 
-def _module(package: str, name: str) -> str:
-    """What ``from package import name`` reads: a module of ours by that name, else the package itself."""
-    full = f"{package}.{name}"
-    return full if full.removeprefix("brittle.") in modules() else package
+def ours(path: Path) -> set[str]:
+    """Modules of this package that a file imports."""
+    targets = set()
+    for module, name in imports(path):
+        if module.partition(".")[0] == "brittle":
+            full = f"{module}.{name}".removeprefix("brittle.")
+            targets.add(full if full in MODULES else module.removeprefix("brittle.").removeprefix("brittle"))
+    return targets
 
 
-def test_every_module_has_its_row():
-    assert set().union(*ORDER) == set(modules())
-    assert sum(map(len, ORDER)) == len(modules())
+def test_every_package_has_its_row():
+    assert sorted(name for row in ROWS for name in row) == sorted({name.partition(".")[0] for name in MODULES})
 
 
-def test_imports_point_upwards_in_the_table():
-    row = {name: number for number, names in enumerate(ORDER) for name in names}
+def test_packages_import_from_rows_above_their_own():
+    row = {name: number for number, names in enumerate(ROWS) for name in names}
     wrong = []
-    for name, path in modules().items():
-        for target in imports(path, top_level=False):
-            short = target.removeprefix("brittle.")
-            if target.startswith("brittle.") and short in row and not short.startswith(f"{name}."):
-                wrong += [f"{name} -> {short}"] if row[short] >= row[name] else []
+    for name, path in MODULES.items():
+        own = name.partition(".")[0]
+        for target in ours(path):
+            package = target.partition(".")[0]
+            if package != own and (package not in row or row[package] >= row[own]):
+                wrong.append(f"{name} -> {target or 'brittle'}")
     assert wrong == []
 
 
-def test_modules_for_reports_import_no_torch_at_the_top():
-    assert [name for name in NO_TORCH if "torch" in {i.split(".")[0] for i in imports(modules()[name], True)}] == []
+def test_pages_are_drawn_from_results_alone():
+    read = {
+        target.partition(".")[0]
+        for name, path in MODULES.items()
+        if name.startswith("reporting")
+        for target in ours(path)
+    }
+    assert read <= REPORTING_READS | {"reporting"}
+
+
+def test_no_file_imports_itself_by_a_detour():
+    parts = {name for name, path in MODULES.items() if path.name != "__init__.py"}
+    graph = {name: ours(MODULES[name]) & parts for name in parts}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_no_private_name_crosses_files():
+    crossing = [
+        f"{name}: {module}.{imported}"
+        for name, path in MODULES.items()
+        for module, imported in imports(path)
+        if module.startswith("brittle") and imported.startswith("_") and not imported.startswith("__")
+    ]
+    assert crossing == []
+
+
+def test_no_module_bears_a_public_name():
+    assert {name for name in MODULES if name.rpartition(".")[2] in brittle.__all__} == set()
+
+
+def test_no_package_offers_a_name_that_one_of_its_files_bears():
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            files = {other.removeprefix(f"{name}.") for other in MODULES if other.startswith(f"{name}.")}
+            assert {imported for _, imported in imports(path)} & files == set(), name
+
+
+def test_public_names_stay_what_their_page_says_after_all_is_imported():
+    code = f"""
+import importlib, inspect, brittle
+for name in {sorted(MODULES)!r}:
+    if not name.endswith("__main__"):
+        importlib.import_module("brittle." + name)
+for name in brittle.__all__:
+    value = getattr(brittle, name)
+    assert not inspect.ismodule(value) and value.__name__ == name, (name, value)
+    assert value.__doc__ and value.__module__.startswith("brittle."), name
+import torch
+assert brittle.spread(torch.tensor([3.0, 1.0]), 2) > 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
+    heavy = [
+        name
+        for name, path in MODULES.items()
+        if name.partition(".")[0] in WITHOUT_TORCH and "torch" in {i.partition(".")[0] for i, _ in imports(path, True)}
+    ]
+    assert heavy == []
+
+
+@pytest.mark.parametrize("page", ["brittle.reporting", "brittle.results"])
+def test_results_and_pages_need_no_torch(page):
+    code = f"import sys, {page}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_command_line_imports_no_torch():
+    code = "import sys, brittle.cli; assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_extras_are_imported_inside_functions_only():
-    wrong = {name: imports(path, True) for name, path in modules().items()}
-    assert {name: i & EXTRAS for name, i in wrong.items() if {x.split(".")[0] for x in i} & EXTRAS} == {}
+    read = {name: {module.partition(".")[0] for module, _ in imports(path, True)} for name, path in MODULES.items()}
+    assert {name: packages & EXTRAS for name, packages in read.items() if packages & EXTRAS} == {}
 
 
 def test_only_the_command_line_prints():
-    for name, path in modules().items():
+    for name, path in MODULES.items():
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
         printing = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
-        assert not printing or name == "cli", name
+        assert not printing or name.startswith("cli"), name
 
 
 def test_core_works_without_extras():
@@ -119,8 +172,9 @@ import sys
 for name in {sorted(EXTRAS)!r}:
     sys.modules[name] = None
 import brittle, torch
-for name in {sorted(modules())!r}:
-    __import__("brittle." + name)
+for name in {sorted(MODULES)!r}:
+    if not name.endswith("__main__"):
+        __import__("brittle." + name)
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 audit = brittle.audit(net, brittle.load_data("digits", limit=8))
 assert len(audit.evaluations) == 2 and audit.layers[0].name == "1"
@@ -128,12 +182,7 @@ assert len(audit.evaluations) == 2 and audit.layers[0].name == "1"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_the_command_line_imports_no_torch():
-    code = "import sys, brittle.cli; assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
 def test_public_names_all_resolve():
+    assert sorted(brittle.__all__) == sorted(name for names in brittle._HOMES.values() for name in names.split())
     for name in brittle.__all__:
-        assert getattr(brittle, name) is not None
-    assert set(brittle.__all__) == {name for names in brittle._HOMES.values() for name in names}
+        assert callable(getattr(brittle, name)) or inspect.isclass(getattr(brittle, name))

@@ -13,80 +13,69 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from brittle._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square, universal_perturbation
     from brittle.auditing import audit
     from brittle.bounds import (
         adversarial_loss_bound,
+        alignment,
         certified_accuracy,
         certified_radii,
         chain_bounds,
+        jacobian_norms,
+        largest_ratio,
         layer_bound,
         lipschitz_upper_bound,
         network_bounds,
     )
-    from brittle.bounds.alignment import alignment
-    from brittle.certificates import proven_robust
-    from brittle.checkpoints import fill, read_state, save_state
-    from brittle.compressibility import (
+    from brittle.compression import factorised, merged
+    from brittle.data import Data, load_data
+    from brittle.errors import InputError
+    from brittle.evaluation import Threat, evaluate, minimal_distances, proven_robust
+    from brittle.linear import (
         effective_rank,
         effective_sparsity,
         k_term_error,
         k_term_error_curve,
         nuclear_frobenius_ratio,
         nuclear_spectral_ratio,
+        operator_norm,
+        operator_norm_bounds,
         row_norms,
         singular_values,
         smallest_k,
         spread,
         stable_rank,
     )
-    from brittle.convolution import operator_norm_bounds
-    from brittle.curves import minimal_distances
-    from brittle.data import Data, load_data
-    from brittle.errors import InputError
-    from brittle.evaluation import evaluate
-    from brittle.layers import read_layers
-    from brittle.models import Normalize, build_model
-    from brittle.norms import operator_norm
-    from brittle.report import write_report
+    from brittle.models import Normalize, build_model, fill, read_layers, read_state, save_state
+    from brittle.reporting import write_report
     from brittle.results import Audit, Evaluation
-    from brittle.runs import load_run
-    from brittle.sensitivity import jacobian_norms, largest_ratio
-    from brittle.training import Adversary, Recipe, factorised, merged, train
-    from brittle.worst import Threat
+    from brittle.training import Adversary, Recipe, load_run, train
 
 _HOMES = {
-    "attacks": ("apgd", "apgd_targeted", "fgsm", "pgd", "square", "universal_perturbation"),
-    "auditing": ("audit",),
+    "attacks": "apgd apgd_targeted fgsm pgd square universal_perturbation",
+    "auditing": "audit",
     "bounds": (
-        "adversarial_loss_bound", "certified_accuracy", "certified_radii", "chain_bounds", "layer_bound",
-        "lipschitz_upper_bound", "network_bounds",
+        "adversarial_loss_bound alignment certified_accuracy certified_radii chain_bounds jacobian_norms "
+        "largest_ratio layer_bound lipschitz_upper_bound network_bounds"
     ),
-    "bounds.alignment": ("alignment",),
-    "checkpoints": ("fill", "read_state", "save_state"),
-    "compressibility": (
-        "effective_rank", "effective_sparsity", "k_term_error", "k_term_error_curve", "nuclear_frobenius_ratio",
-        "nuclear_spectral_ratio", "row_norms", "singular_values", "smallest_k", "spread", "stable_rank",
+    "compression": "factorised merged",
+    "data": "Data load_data",
+    "errors": "InputError",
+    "evaluation": "Threat evaluate minimal_distances proven_robust",
+    "linear": (
+        "effective_rank effective_sparsity k_term_error k_term_error_curve nuclear_frobenius_ratio "
+        "nuclear_spectral_ratio operator_norm operator_norm_bounds row_norms singular_values smallest_k "
+        "spread stable_rank"
     ),
-    "certificates": ("proven_robust",),
-    "convolution": ("operator_norm_bounds",),
-    "curves": ("minimal_distances",),
-    "data": ("Data", "load_data"),
-    "errors": ("InputError",),
-    "evaluation": ("evaluate",),
-    "layers": ("read_layers",),
-    "models": ("Normalize", "build_model"),
-    "norms": ("operator_norm",),
-    "report": ("write_report",),
-    "results": ("Audit", "Evaluation"),
-    "runs": ("load_run",),
-    "sensitivity": ("jacobian_norms", "largest_ratio"),
-    "training": ("Adversary", "Recipe", "factorised", "merged", "train"),
-    "worst": ("Threat",),
-}  # fmt: skip
+    "models": "Normalize build_model fill read_layers read_state save_state",
+    "reporting": "write_report",
+    "results": "Audit Evaluation",
+    "training": "Adversary Recipe load_run train",
+}
+"""The package that each public name comes from."""
 
 __all__ = [
     "Adversary", "Audit", "Data", "Evaluation", "InputError", "Normalize", "Recipe", "Threat",
@@ -102,7 +91,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     for module, names in _HOMES.items():
-        if name in names:
+        if name in names.split():
             value = getattr(importlib.import_module(f"brittle.{module}"), name)
             globals()[name] = value
             return value

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from brittle.attacks.ball import ascended
 from brittle.attacks.halving import Schedule, counts_of, first_counts
-from brittle.attacks.losses import Loss, check_logits, loss_and_gradient, named_loss, targeted_dlr
-from brittle.attacks.packing import State, Tell, in_parts, run, widest
+from brittle.attacks.losses import Loss, loss_and_gradient, named_loss, targeted_dlr
+from brittle.attacks.packing import State, Tell, run
 from brittle.attacks.pool import Pool, check_steps, checked_width
+from brittle.data.checks import check_batch
 from brittle.errors import InputError
-from brittle.frozen import Model, frozen
-from brittle.inputs import check_batch
-from brittle.norms import per_sample
+from brittle.linear.norms import per_sample
+from brittle.models.borrow import Model, frozen
+from brittle.models.forward import check_logits, in_parts, widest
 
 MOMENTUM = 0.75
 """Share of the projected step in every point after the first; the rest continues the step before."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError
-from brittle.norms import check_attack_norm, lp_norm, per_sample
+from brittle.linear.norms import check_attack_norm, lp_norm, per_sample
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brittle.errors import InputError
+from brittle.models.forward import check_logits
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits ``(N, classes)`` and labels ``(N,)`` to one loss a sample ``(N,)``; attacks maximise it."""
@@ -85,20 +86,6 @@ def named_loss(loss: str | Loss) -> Loss:
     if loss not in LOSSES:
         raise InputError(f"loss: expected one of {', '.join(LOSSES)} or a function; got {loss!r}")
     return LOSSES[loss]
-
-
-def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
-    """Raise InputError unless ``logits`` is a finite ``(N, classes)`` tensor that covers the labels."""
-    if not isinstance(logits, Tensor):
-        raise InputError(f"model: expected a tensor of logits (N, classes); got {type(logits).__name__}")
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise InputError(f"model: expected logits of shape ({len(x)}, classes); got {tuple(logits.shape)}")
-    if not torch.isfinite(logits.detach()).all():
-        bad = int((~torch.isfinite(logits).all(1)).sum())
-        raise InputError(f"model: expected finite logits; got NaN or infinite ones for {bad} of {len(x)} samples")
-    if len(y) and (int(y.min()) < 0 or int(y.max()) >= logits.shape[1]):
-        found = f"{int(y.min())} to {int(y.max())}"
-        raise InputError(f"y: expected labels from 0 to {logits.shape[1] - 1}, the model's classes; got {found}")
 
 
 def loss_and_gradient(

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from brittle.models.forward import fitting
+
 State = dict[str, Tensor]
 Tell = Callable[[int], None]
 """Progress: called with the number of samples that are done."""
@@ -58,7 +60,7 @@ def run(search: Search, total: int, width: int, device: torch.device, tell: Tell
     waiting = _Waiting(search, len(rows), total, 1 + len(rows) // 4)
     finished = 0
     while len(rows):
-        measured = _fitting(lambda state=state: search.measure(state), len(rows))  # type: ignore[misc]
+        measured = fitting(lambda state=state: search.measure(state), len(rows))  # type: ignore[misc]
         if measured is None:
             keep = len(rows) // 2
             logger.warning("out of memory with %d samples at once: going on with %d", len(rows), keep)
@@ -125,47 +127,3 @@ def _closed(rows: Tensor, state: State, holes: Tensor) -> tuple[Tensor, State]:
         for values in (rows, *state.values()):
             values[holes.to(values.device)] = values[last_rows.to(values.device)]
     return rows[:size], {name: values[:size] for name, values in state.items()}
-
-
-def in_parts(work: Callable[..., Tensor], width: int | None, *tensors: Tensor) -> Tensor:
-    """``work`` on at most ``width`` rows of the tensors at once (all by default), halved when memory runs out.
-
-    Args:
-        work: From as many tensors to one with equal rows; changes nothing.
-        width: Most rows at once, at least 1.
-        tensors: With equal first axes, at least one row.
-    """
-    total, parts, start = len(tensors[0]), list[Tensor](), 0
-    width = widest(width, total)
-    while start < total:
-        rows = slice(start, start + width)
-        part = _fitting(lambda rows=rows: work(*(tensor[rows] for tensor in tensors)), width)  # type: ignore[misc]
-        if part is None:
-            width = (min(width, total - start) + 1) // 2
-            logger.warning("out of memory: going on with %d samples at once", width)
-            continue
-        parts.append(part)
-        start += width
-    return torch.cat(parts)
-
-
-def _fitting(work: Callable[[], Any], samples: int) -> Any:
-    """What ``work`` returns; None when it did not fit into memory and fewer samples may."""
-    try:
-        return work()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not out_of_memory(error) or samples == 1:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def widest(width: int | None, total: int) -> int:
-    """Samples at once: ``width``, or all of them when it is None."""
-    return max(1, total if width is None else min(width, total))

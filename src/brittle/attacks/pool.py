@@ -11,8 +11,8 @@ from torch import Tensor
 
 from brittle.attacks.ball import Ball, check_budget, project_
 from brittle.attacks.packing import State
-from brittle.attacks.starts import random_start, sample_ids
 from brittle.errors import InputError
+from brittle.random_streams import seed_of
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,41 @@ def checked_width(batch_size: int | None) -> int | None:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
     return batch_size
+
+
+def random_start(ball: Ball, seed: int, names: Sequence[int]) -> Tensor:
+    """A random point of every sample's budget sphere, projected onto the bounds.
+
+    p = inf: uniform noise scaled to largest magnitude eps; p = 2: a uniform direction (as Croce & Hein 2020).
+
+    Args:
+        ball: The samples and their budgets.
+        seed: Seed of the draw.
+        names: One id a sample; a sample's start depends on ``seed`` and its id alone.
+
+    Returns:
+        ``(N, ...)``, like ``ball.x``.
+    """
+    noise = torch.empty(ball.x.shape, dtype=torch.float32)
+    source = torch.Generator()
+    for row, name in zip(noise.unbind(), names, strict=True):
+        source.manual_seed(seed_of(seed, name))
+        if math.isinf(ball.p):
+            row.uniform_(generator=source)
+        else:
+            row.normal_(generator=source)
+    if math.isinf(ball.p):
+        noise.mul_(2).sub_(1)
+    return ball.start(noise.to(ball.x))
+
+
+def sample_ids(ids: Tensor | None, n: int) -> list[int]:
+    """The samples' ids; their positions when none are given.
+
+    Raises:
+        InputError: There are not n of them.
+    """
+    names = list(range(n)) if ids is None else [int(i) for i in ids]
+    if len(names) != n:
+        raise InputError(f"ids: expected {n} of them, one a sample; got {len(names)}")
+    return names

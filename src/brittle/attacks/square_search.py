@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.attacks.hashing import stream_keys, uniform
-from brittle.attacks.losses import check_logits, margins
-from brittle.attacks.packing import State, Tell, run, widest
+from brittle.attacks.losses import margins
+from brittle.attacks.packing import State, Tell, run
 from brittle.attacks.pool import Pool, check_steps, checked_width
+from brittle.data.checks import check_batch
 from brittle.errors import InputError
-from brittle.frozen import Model, frozen
-from brittle.inputs import check_batch
-from brittle.norms import lp_norm, per_sample
+from brittle.linear.norms import lp_norm, per_sample
+from brittle.models.borrow import Model, frozen
+from brittle.models.forward import check_logits, widest
+from brittle.random_streams import stream_keys, uniform
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which of 10,000 queries the share of changed pixels is halved."""

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from brittle.attacks.ball import Ball, ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.packing import State, Tell, in_parts, run, widest
+from brittle.attacks.packing import State, Tell, run
 from brittle.attacks.pool import Pool, check_length, check_steps, checked_width
-from brittle.frozen import Model, frozen
-from brittle.inputs import check_batch
+from brittle.data.checks import check_batch
+from brittle.models.borrow import Model, frozen
+from brittle.models.forward import in_parts, widest
 
 
 def fgsm(

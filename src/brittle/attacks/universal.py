@@ -11,10 +11,10 @@ from torch import Tensor
 from brittle.attacks.ball import ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.pool import check_length, check_steps
+from brittle.data.checks import check_batch
 from brittle.errors import InputError
-from brittle.frozen import Model, device_of, frozen
-from brittle.inputs import check_batch
-from brittle.norms import project_ball
+from brittle.linear.norms import project_ball
+from brittle.models.borrow import Model, device_of, frozen
 
 
 def universal_perturbation(

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from brittle.bounds.alignment import as_chain, normalised
 from brittle.bounds.layer import layer_bound, spectral_bound
-from brittle.bounds.pair_inf import row_bounds
-from brittle.bounds.pair_two import upper as pair_upper
+from brittle.bounds.pairs.inf import row_bounds
+from brittle.bounds.pairs.matrices import as_chain, normalised
+from brittle.bounds.pairs.two import upper as pair_upper
 from brittle.errors import InputError
-from brittle.norms import ROUNDING, check_attack_norm, operator_norm
+from brittle.linear.norms import ROUNDING, check_attack_norm, operator_norm
 from brittle.results import LayerBound
 
 SUPPORT = 1e-12

@@ -11,8 +11,8 @@ import math
 
 from torch import Tensor
 
-from brittle.compressibility import k_term_error, row_norms, singular_values, spread
 from brittle.errors import InputError
+from brittle.linear.compressibility import k_term_error, row_norms, singular_values, spread
 from brittle.results import LayerBound
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError
-from brittle.norms import ROUNDING, check_attack_norm, dual_exponent
+from brittle.linear.norms import ROUNDING, check_attack_norm, dual_exponent
 
 ULPS = 8
 """Rounding that a logit may carry, in units of its type's ``eps``."""

@@ -1,11 +1,10 @@
 """Training with the papers' interventions: penalties, constraints, low-rank factors and adversarial examples."""
 
-from brittle.training.constraints import CONSTRAINTS
+from brittle.compression.factorise import factorised, merged
 from brittle.training.history import EpochRow, LayerRow
-from brittle.training.loop import Moment, Training, train
-from brittle.training.low_rank import factorised, merged
-from brittle.training.nuclear import RefreshedNuclearNorm
-from brittle.training.penalties import (
+from brittle.training.interventions.constraints import CONSTRAINTS
+from brittle.training.interventions.nuclear import RefreshedNuclearNorm
+from brittle.training.interventions.penalties import (
     PENALTIES,
     group_lasso,
     joint_l1,
@@ -14,7 +13,9 @@ from brittle.training.penalties import (
     scale_invariant_group_lasso,
     spread_control,
 )
+from brittle.training.loop import Moment, Training, train
 from brittle.training.recipe import Adversary, Recipe
+from brittle.training.runs import load_run
 
 __all__ = [
     "CONSTRAINTS",
@@ -30,6 +31,7 @@ __all__ = [
     "group_lasso",
     "joint_l1",
     "l1",
+    "load_run",
     "merged",
     "nuclear_norm",
     "scale_invariant_group_lasso",

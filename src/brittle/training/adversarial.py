@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks.ball import Ball, ascended
-from brittle.attacks.hashing import uniform
 from brittle.attacks.losses import cross_entropy, loss_and_gradient
-from brittle.frozen import frozen
+from brittle.models.borrow import frozen
+from brittle.random_streams import uniform
 from brittle.training.recipe import Adversary
 
 START = 7

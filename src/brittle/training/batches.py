@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brittle.attacks.hashing import uniform
-from brittle.attacks.starts import generator
+from brittle.random_streams import generator, uniform
 
 ORDER, KEYS = 1, 2
 """Streams of random numbers: the order of an epoch, and the keys of the samples."""

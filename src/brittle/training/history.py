@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from brittle.bounds.graph import read_graph
-from brittle.bounds.product import own_factors, product_bound
-from brittle.bounds.tracing import NoRule
-from brittle.files import replacing
-from brittle.layers import read_layers
-from brittle.measure import measure_layer
+from brittle.bounds.graph.read import read_graph
+from brittle.bounds.layer_table import measure_layer
+from brittle.bounds.lipschitz.product import own_factors, product_bound
+from brittle.models.layers import read_layers
+from brittle.models.trace import NoRule
 from brittle.results import FRACTIONS
+from brittle.storage.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd

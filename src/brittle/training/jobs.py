@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.starts import generator
-from brittle.data import Data
-from brittle.digest import digest
+from brittle.data.checks import check_batch
+from brittle.data.load import Data
 from brittle.errors import InputError
-from brittle.frozen import device_of, frozen
-from brittle.inputs import check_batch
-from brittle.passes import logits_of
-from brittle.training.assembly import Penalty, named_constraint
-from brittle.training.constraints import CONSTRAINTS
-from brittle.training.penalties import PENALTIES
+from brittle.models.borrow import device_of, frozen
+from brittle.models.forward import logits_of
+from brittle.models.selection import chosen_layers
+from brittle.random_streams import generator
+from brittle.storage.digest import digest
+from brittle.training.interventions.assembly import Penalty, named_constraint
+from brittle.training.interventions.constraints import CONSTRAINTS
+from brittle.training.interventions.penalties import PENALTIES
 from brittle.training.recipe import Recipe
-from brittle.training.selection import chosen_layers
 from brittle.training.snapshots import read_snapshot
 
 Constraint = Callable[[nn.Module], Callable[[], object]]

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.attacks.starts import generator
-from brittle.checkpoints import save_state
-from brittle.data import Data
+from brittle.data.load import Data
 from brittle.errors import InputError
-from brittle.frozen import frozen
+from brittle.models.borrow import frozen
+from brittle.models.checkpoints import save_state
+from brittle.random_streams import generator
 from brittle.training.adversarial import adversarial, mixed
-from brittle.training.assembly import Penalty, named_constraint, named_penalties, optimizer_of
 from brittle.training.batches import Batches
 from brittle.training.history import (
     EpochRow,
@@ -32,9 +31,10 @@ from brittle.training.history import (
     write_history,
 )
 from brittle.training.hosts import Host, Tell, check_host, launched
+from brittle.training.interventions.assembly import Penalty, named_constraint, named_penalties, optimizer_of
+from brittle.training.interventions.nuclear import RefreshedNuclearNorm
+from brittle.training.interventions.proximal import Shrinkage
 from brittle.training.jobs import Constraint, Job, prepared
-from brittle.training.nuclear import RefreshedNuclearNorm
-from brittle.training.proximal import Shrinkage
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import (
     Tensors,

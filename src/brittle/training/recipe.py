@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from brittle.errors import InputError
-from brittle.norms import check_attack_norm
+from brittle.linear.norms import check_attack_norm
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -69,10 +69,10 @@ class Recipe:
             the ``milestones``.
         milestones: Shares of all steps.
         decay: Factor at a milestone.
-        penalties: Strength by name of :data:`brittle.training.penalties.PENALTIES`, added to the loss.
+        penalties: Strength by name of :data:`brittle.training.PENALTIES`, added to the loss.
         refresh: Steps for which the nuclear norm's polar factor is used before it is computed anew, and between two
             shrinkages; 1 is exact.
-        constraints: Value by name of :data:`brittle.training.constraints.CONSTRAINTS`, applied after every step;
+        constraints: Value by name of :data:`brittle.training.CONSTRAINTS`, applied after every step;
             None where the constraint has a value of its own (``frobenius``: the norms at the start).
         layers: Layers that penalties and constraints act on; None for the paper's choice.
         adversary: Adversarial training; None for none.

@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from brittle.checkpoints import write_tensors
 from brittle.errors import InputError
-from brittle.files import replacing, write_text
+from brittle.models.checkpoints import write_tensors
+from brittle.storage.files import replacing, write_text
 
 STATE = "state.json"
 Tensors = dict[str, Tensor]

@@ -1,0 +1,180 @@
+"""Adversarial directions: where a perturbation's energy goes at each layer, and how it grows on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from brittle.linear.convolution import apply
+from brittle.linear.norms import lp_norm
+from brittle.linear.spectrum import top_right_singular_vectors
+from brittle.models.borrow import device_of, frozen
+from brittle.models.layers import LayerView
+from brittle.results import FRACTIONS, LayerResponse
+
+
+def energy_shares(V: Tensor, view: LayerView, perturbation: Tensor) -> Tensor:
+    r"""Cumulative energy of a perturbation in a layer's leading right singular directions.
+
+    ``E_k = sum_{i <= k} <v_i, a>^2 / ||a||^2``; for a convolution both sums run over all patches ``a`` that the filters
+    see, and V holds directions of the filter matrix.
+
+    Args:
+        V: Directions ``(n, K)``.
+        view: The layer, dense or an ungrouped convolution.
+        perturbation: Change of the layer's input, ``(N, ..., n)`` or ``(N, in, *size)``.
+
+    Returns:
+        ``(N, K)``; NaN where the perturbation is zero.
+    """
+    V = V.to(perturbation)
+    if view.geometry is None:
+        flat = perturbation.flatten(1, -2) if perturbation.ndim > 2 else perturbation[:, None]
+        squares, total = (flat @ V).square().sum(1), flat.square().sum((1, 2))
+    else:
+        kernel = V.mT.reshape(-1, *view.weight.shape[1:])
+        squares = apply(kernel, view.geometry, perturbation).square().flatten(2).sum(2)
+        total = apply(torch.ones_like(kernel[:1]), view.geometry, perturbation.square()).flatten(1).sum(1)
+    return squares.cumsum(1) / total[:, None]
+
+
+@dataclass
+class _Collected:
+    """Per-sample numbers of one layer, batch after batch."""
+
+    view: LayerView
+    V: Tensor | None
+    shares: list[Tensor] = field(default_factory=list)
+    relative: list[Tensor] = field(default_factory=list)
+    gain: list[Tensor] = field(default_factory=list)
+
+    def add(self, clean: tuple[Tensor, Tensor], adversarial: tuple[Tensor, Tensor], length: Tensor) -> None:
+        if self.V is not None:
+            self.shares.append(energy_shares(self.V, self.view, adversarial[0] - clean[0]).cpu())
+        change = lp_norm(adversarial[1] - clean[1], 2)
+        self.relative.append((change / lp_norm(clean[1], 2)).cpu())
+        self.gain.append((change / length).cpu())
+
+    def result(self, p: float, unchanged: int) -> LayerResponse:
+        """Means and medians over the samples where every ratio exists."""
+        relative, gain = torch.cat(self.relative), torch.cat(self.gain)
+        valid = torch.isfinite(relative) & torch.isfinite(gain)
+        k, energy, isotropic = self._energy(torch.cat(self.shares) if self.shares else None)
+        n = int(valid.sum())
+        return LayerResponse(
+            layer=self.view.name,
+            p=float(p),
+            k=k,
+            energy=energy,
+            isotropic=isotropic,
+            amplification=float(relative[valid].median()) if n else None,
+            gain=float(gain[valid].median()) if n else None,
+            n=n,
+            excluded=len(valid) - n + unchanged,
+        )
+
+    def _energy(self, shares: Tensor | None) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+        shares = None if shares is None else shares[torch.isfinite(shares).all(1)]
+        if shares is None or not len(shares) or not shares.shape[1]:  # none right, or a matrix of zeros
+            return (), (), ()
+        m, n = self.view.matrix.shape
+        ranks = {1, *(max(1, -(-int(f * 100) * min(m, n) // 100)) for f in FRACTIONS)}
+        k = tuple(sorted({min(rank, shares.shape[1]) for rank in ranks}))
+        means = shares.double().mean(0)
+        return k, tuple(float(means[i - 1]) for i in k), tuple(i / n for i in k)
+
+
+def layer_responses(
+    model: nn.Module,
+    views: Sequence[LayerView],
+    x: Tensor,
+    x_adv: Tensor,
+    *,
+    p: float,
+    directions: Mapping[str, Tensor] | None = None,
+    batch_size: int = 64,
+) -> tuple[list[LayerResponse], list[str]]:
+    """What perturbations do at every layer: energy in its leading directions, amplification and gain.
+
+    Args:
+        model: The network; left bit-equal.
+        views: Its layers, from :func:`brittle.models.layers.read_layers`.
+        x: Inputs ``(N, ...)``.
+        x_adv: The same inputs under attack.
+        p: Norm of the attack's budget, recorded in the result.
+        directions: What :func:`leading_directions` returned for the views; computed when left out.
+        batch_size: Samples at once.
+
+    Returns:
+        One response a layer, in the layers' order, and the names of the layers that never ran as modules.
+    """
+    changed = (x_adv != x).flatten(1).any(1)
+    unchanged = int((~changed).sum())
+    whole = [view for view in views if view.output is not None]
+    if unchanged == len(x):
+        return [LayerResponse(v.name, float(p), (), (), (), None, None, 0, unchanged) for v in whole], []
+    x, x_adv = x[changed], x_adv[changed]
+    known = leading_directions(whole) if directions is None else directions
+    device = device_of(model)
+    collected = [_Collected(v, known[v.name].to(device) if v.name in known else None) for v in whole]
+    ran: set[str] = set()
+    with frozen(model), torch.no_grad():
+        for part in torch.arange(len(x), device=x.device).split(batch_size):
+            clean, adversarial = _record(model, whole, x[part]), _record(model, whole, x_adv[part])
+            length = lp_norm(x_adv[part] - x[part], 2)
+            for entry in collected:
+                if entry.view.name in clean and entry.view.name in adversarial:
+                    ran.add(entry.view.name)
+                    entry.add(clean[entry.view.name], adversarial[entry.view.name], length)
+    results = [entry.result(p, unchanged) for entry in collected if entry.view.name in ran]
+    return results, [view.name for view in whole if view.name not in ran]
+
+
+def leading_directions(views: Sequence[LayerView]) -> dict[str, Tensor]:
+    """The right singular vectors of the larger half of every layer's singular values, by the layer's name.
+
+    Args:
+        views: Layers; those whose directions do not act on one input (grouped convolutions, parts of a fused
+            module, convolutions that are not understood) are left out.
+
+    Returns:
+        ``(n, K)`` in float64 each, K at most half the number of singular values, rounded up, and the rank.
+    """
+    return {
+        view.name: top_right_singular_vectors(view.matrix, max(1, -(-min(view.matrix.shape) // 2)))
+        for view in views
+        if view.output is not None and view.groups == 1 and (view.geometry is not None or not view.convolution)
+    }
+
+
+def _record(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of every layer during one forward pass, each layer's first call."""
+    inputs: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
+    with _hooks(views, inputs, outputs):
+        model(x)
+    return {
+        view.name: (inputs[view.module], outputs[view.output])
+        for view in views
+        if view.module in inputs and view.output is not None and view.output in outputs
+    }
+
+
+@contextmanager
+def _hooks(
+    views: Sequence[LayerView], inputs: dict[nn.Module, Tensor], outputs: dict[nn.Module, Tensor]
+) -> Iterator[None]:
+    def note(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        if args and isinstance(args[0], Tensor):
+            inputs.setdefault(module, args[0].clone())  # what follows may work in place
+        if isinstance(output, Tensor):
+            outputs.setdefault(module, output.clone())
+
+    with ExitStack() as stack:
+        for module in {module for view in views for module in (view.module, view.output) if module is not None}:
+            stack.callback(module.register_forward_hook(note).remove)
+        yield

@@ -1,0 +1,144 @@
+"""One layer view to one :class:`~brittle.results.LayerResult`: pure functions of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from brittle.bounds.layer import row_bound, spectral_bound
+from brittle.errors import InputError
+from brittle.linear.compressibility import (
+    effective_sparsity,
+    k_term_error_curve,
+    row_norms,
+    singular_values,
+    spectral_summary,
+    spread,
+)
+from brittle.linear.convolution import bounds_of
+from brittle.models.borrow import device_of, frozen
+from brittle.models.layers import LayerView
+from brittle.results import FRACTIONS, PROFILE_POINTS, LayerResult, NormBounds
+
+
+def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int, ...] | None = None) -> LayerResult:
+    """Everything about one layer that its weights tell.
+
+    Args:
+        view: The layer.
+        norms: Exponents of the operator norms wanted: 2, inf.
+        input_size: Spatial size of a convolution's input; without it, norms hold for every large enough size.
+
+    Returns:
+        Compressibility, ranks, norms with their sides, and Theorem 3.1, computed in float64 on the CPU.
+    """
+    W = view.matrix.double().cpu()
+    nu, sigma = row_norms(W), singular_values(W, view.groups)
+    ranks = spectral_summary(sigma)
+    k_rows, k_spectrum = kept(len(nu)), kept(len(sigma))
+    n, frobenius, row_curve = W.shape[1], float(W.norm()), k_term_error_curve(W, q=2)
+    return LayerResult(
+        name=view.name,
+        kind=view.kind,
+        shape=(W.shape[0], n),
+        parameters=view.parameters,
+        row_error=_pick(k_term_error_curve(nu), k_rows),
+        spectral_error=_pick(k_term_error_curve(sigma), k_spectrum),
+        row_spread=tuple(float(spread(nu, k)) for k in k_rows),
+        spectral_spread=tuple(float(spread(sigma, k)) for k in k_spectrum),
+        row_norms=_profile(nu),
+        singular_values=_profile(sigma),
+        spectrum=len(sigma),
+        rank=int(ranks.rank),
+        stable_rank=float(ranks.stable_rank),
+        nuclear_spectral_ratio=float(ranks.nuclear_spectral_ratio),
+        nuclear_frobenius_ratio=float(ranks.nuclear_frobenius_ratio),
+        effective_rank=float(ranks.effective_rank),
+        effective_sparsity=float(effective_sparsity(W.flatten())),
+        frobenius=frobenius,
+        filter_norm_inf=float(nu.max()),
+        filter_norm_2=float(sigma[0]),
+        operator_norms=tuple(_operator_norms(view, norms, input_size, nu, sigma)),
+        bounds=(
+            *(
+                row_bound(nu, row_curve[:, k_row], k, k_row, n=n, scale=frobenius)
+                for k, k_row in zip(k_rows, kept(n), strict=True)
+            ),
+            *(spectral_bound(sigma, k) for k in k_spectrum),
+        ),
+        input_size=input_size if view.convolution else None,
+        degenerate=not bool(W.any()),
+    )
+
+
+def kept(d: int) -> tuple[int, ...]:
+    """How many of d entries each of :data:`~brittle.results.FRACTIONS` keeps: rounded up, at least one."""
+    return tuple(max(1, math.ceil(fraction * d - 1e-9)) for fraction in FRACTIONS)
+
+
+def input_sizes(
+    model: nn.Module, views: Sequence[LayerView], shape: Sequence[int], *, argument: str = "input_shape"
+) -> dict[str, tuple[int, ...]]:
+    """Spatial size of every convolution's input, from one forward pass on zeros.
+
+    Args:
+        model: The network; left bit-equal.
+        views: Its layers.
+        shape: Shape of one input without the batch axis.
+        argument: What the caller calls the origin of that shape, for the error.
+
+    Returns:
+        Sizes by layer name, for the convolutions that ran.
+
+    Raises:
+        InputError: The model cannot run on that shape.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, axes: int) -> object:
+        return lambda module, args: sizes.setdefault(name, tuple(args[0].shape[-axes:])) and None
+
+    like = next((t for t in model.parameters() if t.is_floating_point()), torch.zeros(()))
+    x = torch.zeros(1, *shape, dtype=like.dtype, device=device_of(model))
+    hooks = [
+        view.module.register_forward_pre_hook(note(view.name, view.weight.ndim - 2))  # type: ignore[arg-type]
+        for view in views
+        if view.convolution
+    ]
+    try:
+        with frozen(model), torch.no_grad():
+            model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{argument}: the model cannot run on inputs of shape {tuple(shape)}: {reason}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes
+
+
+def _operator_norms(
+    view: LayerView, norms: Sequence[float], size: tuple[int, ...] | None, nu: Tensor, sigma: Tensor
+) -> list[NormBounds]:
+    if not view.convolution:
+        exact = {2.0: float(sigma[0]), math.inf: float(nu.max())}
+        return [NormBounds(p, exact[p], exact[p], "exact") for p in norms]
+    if view.geometry is None:
+        return []
+    found = (bounds_of(view.weight, view.geometry, p, size) for p in norms)
+    return [bounds for bounds in found if math.isfinite(bounds.upper)]
+
+
+def _pick(curve: Tensor, ks: Sequence[int]) -> tuple[float, ...]:
+    return tuple(float(curve[k]) for k in ks)
+
+
+def _profile(v: Tensor) -> tuple[float, ...]:
+    """The vector, largest first, thinned evenly to at most PROFILE_POINTS entries (both ends kept)."""
+    v = v.sort(descending=True).values
+    if len(v) > PROFILE_POINTS:
+        v = v[torch.linspace(0, len(v) - 1, PROFILE_POINTS).round().long()]
+    return tuple(v.tolist())

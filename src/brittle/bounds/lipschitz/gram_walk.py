@@ -1,0 +1,260 @@
+"""The walk over a network's operations that turns one Gram matrix into the next.
+
+All live results are bounded together, by a diagonal (``gram_diagonal``) or by a joint matrix (``gram_joint``). Here is
+decided which of them serves an operation, what may be afforded, and where only the product of norms is left. Theory
+page, section "Multipliers".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from brittle.bounds.graph.read import Average, Concat, Conv, Dense, Multiple, Op, Rearrange, Scale, Slope, Sum, users
+from brittle.bounds.lipschitz.gram_diagonal import Diagonal, Stuck, above, weights_after
+from brittle.bounds.lipschitz.gram_joint import (
+    Joint,
+    cancelled,
+    combination,
+    eliminated,
+    extended,
+    side_by_side,
+    spread,
+)
+from brittle.bounds.lipschitz.gram_multipliers import Reader, chosen_multipliers, outer_norms
+from brittle.bounds.lipschitz.product import product_bound
+from brittle.bounds.lipschitz.torus import convolutions, fits, frequencies, least_torus, mean_over_image, spills, symbol
+from brittle.bounds.pairs.multipliers import factor
+
+_BUDGET = 8e11
+"""Real multiplications of one recursion, about a minute on two cores; what is left then counts with its norms."""
+_WIDEST = 6e7
+"""Entries of a joint matrix that are kept in memory: about 1 GB."""
+
+
+@dataclass
+class Recursion:
+    """One walk over the operations in their order, with a bound of all live results: a diagonal or a joint matrix.
+
+    Attributes:
+        ops: The network; shapes must be known.
+        factors: Upper bound of every operation's own l_2 constant.
+        multipliers: Of the activations; those that are chosen on the way are added.
+        spent: Real multiplications so far.
+    """
+
+    ops: Sequence[Op]
+    factors: Sequence[float]
+    multipliers: dict[int, Tensor]
+    spent: float = 0.0
+
+    def run(self, start: Tensor | None) -> Tensor:
+        """The Gram matrix above all Jacobians of the output, ``(K, K)``, or ``(1, 1)`` when only the norm is bounded.
+
+        Where the walk is stuck, the product of norms counts from the last cut with one live result to the next cut.
+
+        Args:
+            start: Positive weights of the input's entries; ones by default.
+        """
+        shape = self.ops[0].shape
+        assert shape is not None
+        first = Diagonal(0, torch.ones(shape[1], dtype=torch.float64))
+        if start is not None:  # weights of the entries stand behind a flattening
+            first = Diagonal(0 if len(shape) == 2 else 1, start)
+        state: Diagonal | Joint = first
+        saved, number = state, first.alone + 1
+        while number < len(self.ops):
+            try:
+                state = self.step(state, number)
+            except Stuck:
+                number = self.cuts.index(True, number)
+                state = self.skip(saved, number)
+            if state.alone is not None and self.cuts[number]:
+                saved = state
+            number += 1
+        return self.finish(state)
+
+    # --- what the graph says ----------------------------------------------------------------------------------
+
+    @cached_property
+    def convs(self) -> list[Conv | None]:
+        """Every operation as a convolution, where it is one."""
+        return convolutions(self.ops)
+
+    @cached_property
+    def readers(self) -> list[list[int]]:
+        """For every operation those that read it, once for every reading."""
+        return users(self.ops)
+
+    @cached_property
+    def last_use(self) -> list[int]:
+        """The last reader of every operation; -1 for the output."""
+        return [max(readers, default=-1) for readers in self.readers]
+
+    @cached_property
+    def cuts(self) -> list[bool]:
+        """For every operation, whether everything after it reads nothing before its result."""
+        return [last <= number for number, last in enumerate(accumulate(self.last_use[:-1], max, initial=0))]
+
+    def kept(self, state: Joint, number: int) -> list[int]:
+        """Live results that are read after an operation."""
+        return [x for x in state.place if self.last_use[x] > number]
+
+    def linear_readers(self, readers: Sequence[int]) -> list[Reader]:
+        """Readers as linear operations, where they are."""
+        rules = [self.ops[reader].rule for reader in readers]
+        return [r if isinstance(r, Dense) else self.convs[n] for n, r in zip(readers, rules, strict=True)]
+
+    # --- where only one result is live ------------------------------------------------------------------------
+
+    def skip(self, state: Diagonal | Joint, number: int) -> Diagonal:
+        """From one cut to another by the product of norms."""
+        shape = self.ops[number].shape
+        assert shape is not None
+        assert state.alone is not None
+        ratio = product_bound(self.ops, self.factors, 2, start=state.alone, end=number)
+        return Diagonal(number, torch.full((shape[1],), state.largest() * ratio**2, dtype=torch.float64))
+
+    def finish(self, state: Diagonal | Joint) -> Tensor:
+        """The Gram matrix of the output ``(K, K)``, or its norm's bound ``(1, 1)`` for an output with positions."""
+        if isinstance(state, Joint):
+            return torch.tensor([[state.largest()]], dtype=torch.float64) if state.grid else state.P[0]
+        vector = len(self.ops[-1].shape or ()) == 2
+        return torch.diag(state.t) if vector else state.t.max().view(1, 1)
+
+    # --- one operation ----------------------------------------------------------------------------------------
+
+    def step(self, state: Diagonal | Joint, number: int) -> Diagonal | Joint:
+        """What is live after one more operation.
+
+        Raises:
+            Stuck: No rule applies, or the step would cost too much.
+        """
+        if isinstance(state, Diagonal):
+            return self.from_diagonal(state, number)
+        if number in state.place:
+            return state  # computed together with another reader of its input
+        return self.append(state, number) if self.stays(state, number) else self.leave(state, number)
+
+    def from_diagonal(self, state: Diagonal, number: int) -> Diagonal | Joint:
+        """The operation after a diagonal: with a joint matrix where it is linear or has siblings, else by weights."""
+        op, x = self.ops[number], state.alone
+        convs = {reader: conv for reader in self.readers[x] if (conv := self.convs[reader]) is not None}
+        if len(convs) == len(set(self.readers[x])) and len({conv.geometry.stride for conv in convs.values()}) == 1:
+            return self.convolved(state, convs)
+        shape = self.ops[x].shape
+        assert shape is not None
+        if len(self.readers[x]) > 1:
+            grid = self.torus(x, [1] * len(shape[2:]))
+            self.afford(frequencies(grid), shape[1])
+            joint = spread(x, state.t, grid)
+            if not self.stays(joint, number):
+                raise Stuck
+            return self.append(joint, number)
+        if isinstance(op.rule, Dense) and len(op.shape or ()) == 2:
+            W = op.rule.W.double()
+            self.afford(1, W.shape[0], float(W.shape[0]) ** 2 * W.shape[1])
+            return Joint(((W * state.t) @ W.mT)[None], {number: (0, W.shape[0])}, ())
+        return Diagonal(number, weights_after(op, state.t, shape))
+
+    def convolved(self, state: Diagonal, convs: Mapping[int, Conv]) -> Joint:
+        """All convolutions that read the only live result, side by side."""
+        stride = next(iter(convs.values())).geometry.stride
+        grid = self.torus(state.alone, stride)
+        out = sum(len(conv.K) for conv in convs.values())
+        width = len(state.t) * math.prod(stride)
+        self.afford(frequencies(grid), max(out, width), float(out) ** 2 * width)
+        return side_by_side(convs, state.t, grid)
+
+    def torus(self, x: int, stride: Sequence[int]) -> tuple[int, ...]:
+        """A torus for the readers of a result; empty for a vector."""
+        return least_torus(self.ops, self.convs, x, stride) if stride else ()
+
+    def stays(self, state: Joint, number: int) -> bool:
+        """Whether an operation can be done on the torus of this state, or off it on vectors."""
+        op, conv = self.ops[number], self.convs[number]
+        after = op.shape or ()
+        if conv is not None:
+            before = self.ops[op.inputs[0]].shape
+            assert before is not None
+            plain = bool(state.grid) and max(conv.geometry.stride) == 1
+            return plain and fits(conv, before[2:], after[2:], state.grid)
+        if isinstance(op.rule, Dense):
+            return not state.grid and len(after) == 2
+        if isinstance(op.rule, Concat):
+            return op.rule.axis == 1
+        return isinstance(op.rule, Slope | Scale | Sum | Multiple)
+
+    def leave(self, state: Joint, number: int) -> Diagonal | Joint:
+        """An operation on the only live result that cannot be done on its torus: by its mean, or by a diagonal."""
+        op, x = self.ops[number], state.alone
+        if x is None:
+            raise Stuck
+        shape, later = self.ops[x].shape, self.last_use[x] > number
+        assert shape is not None
+        pixels = math.prod(shape[2:])
+        flat = isinstance(op.rule, Rearrange) and op.rule.flattens and pixels == 1
+        mean = isinstance(op.rule, Average) and op.rule.everything
+        if (flat or (mean and state.grid)) and not later:
+            P = (mean_over_image(state.P, state.grid, shape[2:]) / pixels)[None] if state.grid else state.P
+            return Joint(P, {number: (0, shape[1])}, ())
+        if not state.grid and (later or len(shape) != 2):
+            raise Stuck
+        outer = outer_norms(self.linear_readers([number]), state.P.shape[-1])
+        return self.from_diagonal(Diagonal(x, above(state.P, outer)), number)
+
+    def append(self, state: Joint, number: int) -> Joint:
+        """One more live result, on the same torus."""
+        op, rule, conv = self.ops[number], self.ops[number].rule, self.convs[number]
+        if isinstance(rule, Slope):
+            return self.activate(state, number, rule)
+        kept, rows = self.kept(state, number), state.rows(op.inputs[0])
+        spilt = any(source in state.spilt for source in op.inputs)
+        if conv is not None:
+            if spilt and (spills(conv) or any(map(any, conv.geometry.padding))):
+                raise Stuck  # the zeros around the image would have to be put back first
+            spilt = spilt or spills(conv)
+            if conv.geometry.groups == len(conv.K) == state.height(op.inputs):  # a diagonal matrix cancels nothing
+                k = symbol(conv.K, replace(conv.geometry, groups=1), state.grid)
+                return extended(state, number, lambda R: k * R[:, rows], kept, spilt=spilt)
+            A = symbol(conv.K, conv.geometry, state.grid)
+        elif isinstance(rule, Dense):
+            A = rule.W.to(state.P.dtype)[None]
+        else:
+            if isinstance(rule, Sum) and len({self.ops[n].shape for n in (number, *op.inputs)}) > 1:
+                raise Stuck
+            lost = cancelled(state, op) if isinstance(rule, Sum) else None
+            return extended(state, number, combination(state, op), kept, spilt=spilt, lost=lost)
+        m, n = A.shape[-2:]
+        products = (float(m) * n * state.P.shape[-1], float(m) ** 2 * n)
+        self.afford(len(state.P), m + state.height(kept), *products)
+        return extended(state, number, lambda R: A @ R[:, rows], kept, spilt=spilt, lost=cancelled(state, op, A))
+
+    def activate(self, state: Joint, number: int, rule: Slope) -> Joint:
+        """An activation, by its multipliers; they are chosen unless given."""
+        (x,), low, high = self.ops[number].inputs, rule.low, rule.high
+        if x in state.spilt:  # zeros around the image: slope 0
+            low, high = min(low, 0.0), max(high, 0.0)
+        Q, kept = state.block(x, x), self.kept(state, number)
+        n, total = Q.shape[-1], Q.shape[-1] + state.height(kept)
+        self.afford(len(Q), total, float(n) ** 3, float(n) ** 2 * total, float(n) * total**2)
+        t, L = self.multipliers.get(number), None
+        if t is None:
+            t, L = chosen_multipliers(Q, self.linear_readers(self.readers[number]), state.grid, (low, high))
+        elif (L := factor(Q, t)) is None:
+            raise Stuck
+        self.multipliers[number] = t
+        return eliminated(state, x, number, (low, high), t, L, kept)
+
+    def afford(self, count: int, n: int, *products: float) -> None:
+        """Stop before a step that would take too much memory (n x n matrices) or time (multiplications each)."""
+        spent = self.spent + count * sum(products) * (4 if count > 1 else 1)
+        if float(count) * n * n > _WIDEST or spent > _BUDGET:
+            raise Stuck
+        self.spent = spent

@@ -1,0 +1,1 @@
+"""Bounds of two layers with an activation between them."""

@@ -1,0 +1,1 @@
+"""Certificates of single samples by linear relaxation."""

@@ -1,0 +1,254 @@
+r"""Certificates of single samples: lower bounds of all margins within a budget, by linear relaxation.
+
+Cheapest first: intervals through the layers, ranges from slopes shared by groups of samples, then CROWN from the
+margins back to the input; the entries whose relaxation costs most are bounded again where that can decide (Zhang et al.
+2018; Xu et al. 2020). Proofs: theory page, section "Relaxations".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from brittle.bounds.graph.read import Concat, Input, MaxPool, Op, Rule, Slope, Sum, _Reader
+from brittle.bounds.relaxation.grouped import Groups, group
+from brittle.bounds.relaxation.interval import Ball, Network
+from brittle.bounds.relaxation.linear_maps import as_map
+from brittle.bounds.relaxation.margins import least_margins
+from brittle.data.checks import check_batch
+from brittle.errors import InputError
+from brittle.linear.norms import check_attack_norm
+from brittle.models.borrow import frozen
+from brittle.models.trace import NoRule, trace
+
+_ENTRIES = 2**26  # of all clean values of the samples that are taken together
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """A network read once, for any number of certificates; it holds copies of the weights.
+
+    Attributes:
+        model: The network, which computes the clean values.
+        graph: Its trace.
+        nodes: Node of the trace for every operation, and whether its result is overwritten in place later.
+        network: The operations with their linear maps.
+        groups: Slopes shared by groups of samples; None where there were no examples or the network is too large.
+    """
+
+    model: nn.Module
+    graph: fx.GraphModule
+    nodes: dict[str, tuple[int, bool]]
+    network: Network
+    groups: Groups | None
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.network.shape(len(self.network.ops) - 1)[0]
+
+
+def read_relaxation(
+    model: nn.Module, input_shape: Sequence[int], *, examples: Tensor | None = None, groups: int = 32
+) -> Relaxation:
+    """Read a network and prepare what its certificates share.
+
+    Covered are dense layers, convolutions padded with zeros, batch norm in evaluation mode, ``Normalize``, ReLU and
+    LeakyReLU (slopes from 0 to 1), max and average pooling, sums, concatenations and rearrangements.
+
+    Args:
+        model: Any module that ``torch.fx`` can trace, from ``(N, *input_shape)`` to logits ``(N, K)``; read in
+            evaluation mode, left bit-equal. If its weights change later, read it again.
+        input_shape: Shape of one input without the batch axis.
+        examples: Typical inputs ``(M, *input_shape)``; dense networks get tighter bounds for little more. They
+            influence only how tight bounds are, never whether they hold.
+        groups: Largest number of groups that the examples are sorted into; worth about a twentieth of the samples.
+
+    Returns:
+        What :func:`margin_bounds` needs, on the model's device and in its type.
+
+    Raises:
+        NoRule: Some operation has no linear relaxation; with its name and the reason.
+        InputError: ``model`` is no module, cannot run on ``input_shape``, does not return at least two logits, has
+            weights that are not finite, or the examples do not fit.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    if groups < 1:
+        raise InputError(f"groups: expected at least 1; got {groups}")
+    like = _like(model)
+    with frozen(model), _plain_arithmetic(like):
+        _check_finite(model)
+        graph = trace(model, input_shape)
+        reader = _NamedReader(graph, frozenset(), False, [])
+        ops = tuple(reader.read())
+        written = {
+            node.all_input_nodes[0].name for node in graph.graph.nodes if node.all_input_nodes and reader.in_place(node)
+        }
+        if len(ops) < 2:
+            raise NoRule("forward: the output does not depend on the input through any operation")
+        maps = {n: as_map(op, _shape(ops, n), _module(graph, op), like) for n, op in enumerate(ops) if _linear(op)}
+        nodes = {op.name: (n, op.name in written) for n, op in enumerate(ops)}
+        network = Network(ops, maps)
+        shape = network.shape(len(ops) - 1)
+        if len(shape) != 1 or shape[0] < 2:
+            raise InputError(f"model: expected at least two logits (N, K); got (N, {', '.join(map(str, shape))})")
+        relaxation = Relaxation(model, graph, nodes, network, None)
+        if examples is None:
+            return relaxation
+        _check_shape(relaxation, examples, "examples")
+        values = clean_values(relaxation, examples[:2000].to(like))
+        return replace(
+            relaxation, groups=group(network, {k: values[network.ops[k].inputs[0]] for k in network.slopes()}, groups)
+        )
+
+
+def margin_bounds(
+    relaxation: Relaxation,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    p: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    rounds: int = 2,
+    rows: int = 32,
+) -> Tensor:
+    r"""Certified lower bound of ``min_{j != y} s_y - s_j`` over all inputs within the budget.
+
+    Positive: no attack within the budget can succeed. Not positive: nothing is known. A class that a cheap bound
+    excludes keeps that bound; apart from that, the bound is exact, up to rounding, where no unit can change its side
+    (and no overlapping max pooling stands in between).
+
+    The bound holds for every point that :func:`brittle.evaluate` would accept, also those beyond the budget or the
+    bounds by single-precision rounding, and for the logits **as floating point computes them**: every operation may
+    round, at the clean input and at the attacked one, by ``gamma_n`` times the magnitudes of its summands (Higham
+    2002), in whatever order they are added, and these errors pass through the relaxation like perturbations. Not
+    covered are convolution algorithms that do not add plain products (Winograd, FFT); their errors are usually far
+    below this allowance.
+
+    Args:
+        relaxation: From :func:`read_relaxation`.
+        x: Inputs ``(N, *input_shape)`` within ``bounds``.
+        y: Labels ``(N,)``.
+        eps: Budget, at least 0, in input units.
+        p: Norm of the budget: 2 or inf. In l_2 the bounds are not used: the ball is taken whole.
+        bounds: Smallest and largest admissible input value.
+        rounds: How often, for samples that could still be certified, the entries of hidden layers whose relaxation
+            costs most are bounded again; 0 is cheapest, by far for convolutions.
+        rows: How many entries a layer that is, at most.
+
+    Returns:
+        ``(N,)`` in units of the logits, of the model's type; -inf where arithmetic overflowed. A sample's bound
+        does not depend on the others, apart from rounding within the allowance.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    check_batch(x, y, bounds=bounds, classes=relaxation.classes)
+    _check_shape(relaxation, x, "x")
+    p = check_attack_norm(p)
+    if not 0 <= eps < math.inf:
+        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
+    if rounds < 0 or rows < 1:
+        raise InputError(f"rounds: expected at least 0, rows: at least 1; got {rounds} and {rows}")
+    like = _like(relaxation.model)
+    with frozen(relaxation.model), _plain_arithmetic(like):
+        x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
+        network = relaxation.network
+        size = sum(math.prod(network.shape(n)) for n in range(len(network.ops)))
+        found = []
+        for rows_of in torch.arange(len(x), device=like.device).split(max(1, _ENTRIES // size)):
+            values, ball = clean_values(relaxation, x[rows_of]), Ball.around(x[rows_of], eps, p, bounds)
+            found.append(least_margins(network, relaxation.groups, values, ball, y[rows_of], rounds, rows))
+        return torch.cat(found)
+
+
+def clean_values(relaxation: Relaxation, x: Tensor) -> dict[int, Tensor]:
+    """What the network itself computes for every operation, by number, in evaluation mode."""
+    kept: dict[int, Tensor] = {}
+
+    class Keep(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if n.name in relaxation.nodes:
+                number, overwritten = relaxation.nodes[n.name]
+                kept[number] = result.clone() if overwritten else result
+            return result
+
+    Keep(relaxation.graph).run(x)
+    return kept
+
+
+class _NamedReader(_Reader):
+    """Names operations by their nodes, and refuses activations that have no relaxation."""
+
+    def add(self, node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
+        number = super().add(node, rule, inputs)
+        op = self.ops[number]
+        if isinstance(rule, Slope) and not _piecewise(self.graph, node):
+            module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+            kind = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", module)
+            raise NoRule(f"{op.name}: no linear relaxation for {kind}")
+        self.ops[number] = replace(op, name=node.name)
+        return number
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
+
+
+def _piecewise(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an activation is ``max(z, a z)`` with a from 0 to 1."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return type(module) is nn.ReLU or (type(module) is nn.LeakyReLU and 0 <= module.negative_slope <= 1)
+    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+
+
+def _linear(op: Op) -> bool:
+    return not isinstance(op.rule, Input | Slope | MaxPool | Sum | Concat)
+
+
+def _node(graph: fx.GraphModule, op: Op) -> fx.Node:
+    return next(node for node in graph.graph.nodes if node.name == op.name)
+
+
+def _module(graph: fx.GraphModule, op: Op) -> nn.Module | None:
+    node = _node(graph, op)
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _shape(ops: Sequence[Op], number: int) -> tuple[int, ...]:
+    """Shape of what an operation reads, with a batch of one."""
+    shape = ops[ops[number].inputs[0]].shape
+    assert shape is not None
+    return shape
+
+
+@contextmanager
+def _plain_arithmetic(like: Tensor) -> Iterator[None]:
+    """No gradients, and every operation in the type of its inputs."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def _like(model: nn.Module) -> Tensor:
+    tensors = (*model.parameters(), *model.buffers())
+    return next((t.detach() for t in tensors if t.is_floating_point()), torch.zeros(())).new_zeros(())
+
+
+def _check_shape(relaxation: Relaxation, x: Tensor, name: str) -> None:
+    expected = relaxation.network.shape(0)
+    if not isinstance(x, Tensor) or tuple(x.shape[1:]) != expected or not len(x):
+        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{name}: expected inputs (N, {', '.join(map(str, expected))}); got {found}")

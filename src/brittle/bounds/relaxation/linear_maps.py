@@ -1,0 +1,209 @@
+r"""The linear operations of a network as maps on batches: ``A d``, ``|A| r``, ``A^T g``, and what they may round.
+
+Relaxations speak of differences from the clean input, so maps act on differences and biases count only for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from brittle.bounds.graph.read import Average, Conv, Dense, Multiple, Op, Rearrange, Scale
+from brittle.models.normalize import Normalize
+from brittle.models.trace import NoRule
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """One linear operation A, on batches.
+
+    Attributes:
+        forward: ``A d``.
+        magnitude: ``|A| r`` for ``r >= 0``.
+        transpose: ``A^T g``.
+        terms: Most summands of one entry of ``A d`` or ``A^T g``; 0 for an operation that does not round.
+        row_sum: Largest l_1 norm of a row of A.
+        lengths: l_2 norms of the rows, broadcastable to a result; None where they are not known.
+        offset: Largest magnitude of the constants added.
+        rounding: Relative rounding of one entry, against the sum of the magnitudes of its summands.
+        matrix: A itself, ``(out, in)``, for a dense layer on vectors.
+    """
+
+    forward: Run
+    magnitude: Run
+    transpose: Run
+    terms: int
+    row_sum: float
+    lengths: Tensor | None = None
+    offset: float = 0.0
+    rounding: float = 0.0
+    matrix: Tensor | None = None
+
+
+def as_map(op: Op, shape: tuple[int, ...], module: nn.Module | None, like: Tensor) -> Map:
+    """The map of a linear operation.
+
+    Args:
+        op: Any linear operation of one input.
+        shape: Shape of that input, with a batch of one.
+        module: The module that computes it, if one does: its constants count for rounding.
+        like: A tensor with the type and device to compute in.
+
+    Raises:
+        NoRule: The operation is not linear, or not understood well enough to say what it rounds.
+    """
+    rule = op.rule
+    assert op.shape is not None
+    if isinstance(rule, Rearrange):
+        return _rearrangement(op, rule, shape, like)
+    if isinstance(rule, Multiple):
+        factor = rule.factor
+        return _rounded(
+            Map(lambda d: d * factor, lambda r: r * abs(factor), lambda g: g * factor, 1, abs(factor)), like
+        )
+    if isinstance(rule, Average):
+        return _rounded(_average(op, rule, shape, like), like)
+    if isinstance(rule, Scale):
+        s = rule.factors.to(like).view(1, -1, *[1] * (len(shape) - 2))
+        own = Map(lambda d: d * s, lambda r: r * s.abs(), lambda g: g * s, 4, float(s.abs().max()))
+        return _rounded(own, like, _offset(op, module))
+    if isinstance(rule, Dense):
+        W = rule.W.to(like)
+        size = W.abs()
+        own = Map(
+            lambda d: F.linear(d, W), lambda r: F.linear(r, size), lambda g: g @ W, max(W.shape),
+            float(size.sum(1).max()), W.norm(dim=1), matrix=W if len(shape) == 2 else None,
+        )  # fmt: skip
+        return _rounded(own, like, _offset(op, module), reduced_precision(like))
+    if isinstance(rule, Conv):
+        return _rounded(
+            _convolution(op, rule, shape, like), like, _offset(op, module), reduced_precision(like, convolution=True)
+        )
+    raise NoRule(f"{op.name}: no linear relaxation for {type(rule).__name__}")
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """``u``: the largest relative error of one operation, rounded to nearest."""
+    return torch.finfo(dtype).eps / 2
+
+
+def _rounded(own: Map, like: Tensor, offset: float = 0.0, extra: float = 0.0) -> Map:
+    """``gamma_m = m u / (1 - m u)`` with m the summands and six operations more (Higham 2002, section 3.1)."""
+    mu = (own.terms + 6) * unit_roundoff(like.dtype)
+    if mu > 0.01:
+        raise NoRule(f"{like.dtype} is too coarse to bound sums of {own.terms} terms")
+    return Map(
+        own.forward, own.magnitude, own.transpose, own.terms, own.row_sum * (1 + mu),
+        None if own.lengths is None else own.lengths * (1 + mu), offset, mu / (1 - mu) + extra, own.matrix,
+    )  # fmt: skip
+
+
+def reduced_precision(like: Tensor, *, convolution: bool = False) -> float:
+    """What products of single precision lose more where torch may cut both factors, to 10 bits or to 7."""
+    if like.dtype != torch.float32:
+        return 0.0
+    bits = {"high": 10, "medium": 7}.get(torch.get_float32_matmul_precision())
+    if like.device.type == "cuda" and bits is None:
+        allowed = torch.backends.cudnn.allow_tf32 if convolution else torch.backends.cuda.matmul.allow_tf32
+        bits = 10 if allowed else None
+    return 0.0 if bits is None else 2.1 * 2.0**-bits
+
+
+def sum_factor(terms: int, like: Tensor) -> float:
+    """Raises a radius by what its sum, and that of a middle of at most its magnitude, can lose in any order."""
+    return 1 + 4 * ((terms + 16) * unit_roundoff(like.dtype) + reduced_precision(like))
+
+
+def _offset(op: Op, module: nn.Module | None) -> float:
+    """Largest constant that a module adds on the way."""
+    if isinstance(module, Normalize):
+        return float((module.mean / module.std).abs().max())
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(op.rule, Scale):
+        mean, bias = module.running_mean, module.bias
+        assert mean is not None
+        shifted = (mean.detach().cpu() * op.rule.factors.cpu()).abs()
+        return float((shifted if bias is None else shifted + bias.detach().cpu().abs()).max())
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return 0.0 if module.bias is None else float(module.bias.detach().abs().max())
+    raise NoRule(f"{op.name}: the constants that it adds are not known")
+
+
+def _convolution(op: Op, rule: Conv, shape: tuple[int, ...], like: Tensor) -> Map:
+    geometry, axes = rule.geometry, rule.K.ndim - 2
+    if geometry.mode != "zeros":
+        raise NoRule(f"{op.name}: no linear relaxation for {geometry.mode} padding")
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    K = rule.K.to(like)
+    size = K.abs()
+    widths = [width for pair in reversed(geometry.padding) for width in pair]
+    padded = [n + before + after for n, (before, after) in zip(shape[2:], geometry.padding, strict=True)]
+
+    def forward(d: Tensor, kernel: Tensor = K) -> Tensor:
+        result: Tensor = convolve(
+            F.pad(d, widths), kernel, None, geometry.stride, 0, geometry.dilation, geometry.groups
+        )
+        return result
+
+    def transpose(g: Tensor) -> Tensor:
+        like_input = g.new_empty(1).expand(len(g), shape[1], *padded)
+        zeros = [0] * axes
+        found = torch.ops.aten.convolution_backward(
+            g.contiguous(), like_input, K, None, list(geometry.stride), zeros, list(geometry.dilation), False, zeros,
+            geometry.groups, [True, False, False],
+        )[0]  # fmt: skip
+        for axis, (n, (before, _)) in enumerate(zip(shape[2:], geometry.padding, strict=True), 2):
+            found = found.narrow(axis, before, n)
+        result: Tensor = found
+        return result
+
+    flat = K.flatten(1)
+    terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
+    lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
+    return Map(forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths)
+
+
+def _average(op: Op, rule: Average, shape: tuple[int, ...], like: Tensor) -> Map:
+    run = rule.run
+    _check_batches(op, run, shape, like)
+    return Map(run, run, _adjoint(run, shape), math.prod(shape[1:]), 1.0)
+
+
+def _rearrangement(op: Op, rule: Rearrange, shape: tuple[int, ...], like: Tensor) -> Map:
+    assert op.shape is not None
+    after = op.shape[1:]
+    if rule.flattens:
+        return Map(
+            lambda d: d.reshape(len(d), *after), lambda r: r.reshape(len(r), *after),
+            lambda g: g.reshape(len(g), *shape[1:]), 0, 1.0,
+        )  # fmt: skip
+    if rule.run is None:
+        raise NoRule(f"{op.name}: a rearrangement that is not understood")
+    _check_batches(op, rule.run, shape, like)
+    return Map(rule.run, rule.run, _adjoint(rule.run, shape), 0, 1.0)
+
+
+def _adjoint(run: Run, shape: tuple[int, ...]) -> Run:
+    def transpose(g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = g.new_zeros(len(g), *shape[1:]).requires_grad_(True)
+            return torch.autograd.grad(run(at), at, g)[0]
+
+    return transpose
+
+
+def _check_batches(op: Op, run: Run, shape: tuple[int, ...], like: Tensor) -> None:
+    """Shapes were recorded with a batch of one; a larger batch must pass through as samples side by side."""
+    assert op.shape is not None
+    try:
+        after = tuple(run(like.new_zeros(2, *shape[1:])).shape)
+    except RuntimeError:
+        after = ()
+    if after != (2, *op.shape[1:]):
+        raise NoRule(f"{op.name}: mixes the samples of a batch")

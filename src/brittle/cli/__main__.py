@@ -1,0 +1,5 @@
+"""``python -m brittle.cli``."""
+
+from brittle.cli.commands import main
+
+main()

@@ -1,0 +1,166 @@
+"""Images in one folder per class, and ImageNet, which is stored so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from brittle.data.readers.contents import Array, Choose, Read
+from brittle.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CROP, SHORTER_SIDE = 224, 256
+"""ImageNet's evaluation: the shorter side is resized to 256 pixels and the centre of 224 x 224 is kept."""
+BYTES = 13
+"""Memory for every pixel value at the worst moment, measured: the float32 that stays, and its check."""
+
+
+def read_folder(path: Path, split: str, image_size: tuple[int, int] | None, choose: Choose) -> Read:
+    """Read ``path/class/image.png``, or ``path/SPLIT/class/image.png`` where ``path`` is divided into splits.
+
+    It is when ``path/train`` and ``path/test`` (or ``path/val``) are both there and hold no images themselves.
+
+    Returns:
+        ``(N, C, H, W)`` of uint8: C is 1 when every image read is greyscale and 3 otherwise.
+
+    Raises:
+        InputError: Another layout, no common size without ``image_size``, an unreadable image, too little memory.
+    """
+    for held_out in ("test", "val"):
+        parts = path / "train", path / held_out
+        if all(part.is_dir() and not _images(part) for part in parts):
+            _check_same_classes(*parts)
+            path = parts[split == "test"]
+            break
+    return _read(path, choose, partial(_resized, image_size=image_size), grey=True)
+
+
+def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, choose: Choose) -> Read:
+    """Read ``root/train/WNID/*.JPEG`` or ``root/val/WNID/*.JPEG``; the classes are the sorted WNIDs.
+
+    The shorter side is resized to 256 pixels (bilinear) and the centre of 224 x 224 is kept, or, for another
+    ``image_size`` (height, width), the shorter side to 256/224 of its larger number.
+
+    Returns:
+        ``(N, 3, H, W)`` of uint8.
+
+    Raises:
+        InputError: Another layout, an unreadable image, too little memory.
+    """
+    parts = root / "train", root / "val"
+    if all(part.is_dir() for part in parts):
+        _check_same_classes(*parts)
+    return _read(parts[split == "test"], choose, partial(_centre, size=image_size or (CROP, CROP)), grey=False)
+
+
+def _read(path: Path, choose: Choose, fit: Callable[[Image], Image], *, grey: bool) -> Read:
+    files, labels, classes = _list_images(path)
+    chosen = choose(len(files))
+    picked = [files[i] for i in chosen]
+    first = _read_image(picked[0], fit, grey)
+    _check_memory(path, len(picked), first.shape)
+    images = [first, *(_read_image(file, fit, grey) for file in picked[1:])]
+    for file, image in zip(picked, images, strict=True):
+        if image.shape[1:] != first.shape[1:]:
+            raise InputError(
+                f"all images must have one size unless image_size is given; {picked[0]} has (height, width) "
+                f"{first.shape[1:]} and {file} has {image.shape[1:]}"
+            )
+    x = np.empty((len(images), max(len(image) for image in images), *first.shape[1:]), np.uint8)
+    for i, image in enumerate(images):
+        x[i] = image
+    return x, labels[chosen], classes
+
+
+def _list_images(path: Path) -> tuple[list[Path], Array, int]:
+    """List the images, class by class and by name, with their labels and the number of classes."""
+    if not path.is_dir():
+        raise InputError(f"{path} is missing: expected a folder there, and nothing is downloaded")
+    folders = _subfolders(path)
+    if not folders:
+        raise InputError(f"{path} must hold one subfolder of images per class; it has no subfolder")
+    files = [_images(folder) for folder in folders]
+    for folder, found in zip(folders, files, strict=True):
+        if not found:
+            deeper = f"; did you mean folder:{folder}?" if any(f.is_dir() for f in folder.iterdir()) else ""
+            raise InputError(f"{folder} must hold images ({', '.join(IMAGE_SUFFIXES)}); it has none{deeper}")
+    labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
+    return [file for found in files for file in found], labels, len(folders)
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(f for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _check_same_classes(train: Path, held_out: Path) -> None:
+    one, other = ({folder.name for folder in _subfolders(part)} for part in (train, held_out))
+    if one != other:
+        raise InputError(
+            f"{train} and {held_out} must hold the same classes, which are numbered by name; "
+            f"only one of them has {', '.join(sorted(one ^ other)[:5])}"
+        )
+
+
+def _check_memory(path: Path, n: int, shape: Sequence[int]) -> None:
+    """Refuse to read more than half of the machine's memory, before it is done."""
+    needed, memory = BYTES * n * int(np.prod(shape)), _memory()
+    if memory is not None and needed > memory / 2:
+        raise InputError(
+            f"{path}: {n} images of (channels, height, width) {tuple(shape)} need {needed / 1e9:.1f} GB of memory, "
+            f"more than half of this machine's {memory / 1e9:.1f} GB; give limit, at most "
+            f"{max(1, int(n * memory / 2 / needed))}"
+        )
+
+
+def _memory() -> int | None:
+    """The machine's memory in bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
+    """Read one image as uint8 ``(C, H, W)``: C is 1 for greyscale where ``grey`` allows it and 3 otherwise."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":
+                raise InputError(f"{path} must have 8 bits per channel; got Pillow's mode {image.mode}")
+            pixels = np.asarray(fit(image.convert("L" if grey and image.mode in ("1", "L", "LA") else "RGB")))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _resized(image: Image, image_size: tuple[int, int] | None) -> Image:
+    from PIL.Image import Resampling
+
+    return image if image_size is None else image.resize(image_size[::-1], Resampling.BILINEAR)
+
+
+def _centre(image: Image, size: tuple[int, int]) -> Image:
+    """Resize the shorter side and keep the centre, with torchvision's rounding."""
+    from PIL.Image import Resampling
+
+    height, width = size
+    shorter, longer = round(max(size) * SHORTER_SIDE / CROP), max(image.size)
+    longer = int(shorter * longer / min(image.size))
+    wide, high = (shorter, longer) if image.width <= image.height else (longer, shorter)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    return image.resize((wide, high), Resampling.BILINEAR).crop((left, top, left + width, top + height))

@@ -1,0 +1,41 @@
+"""MNIST: idx files of unsigned bytes."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from brittle.data.readers.contents import Array, Choose, Read, contents
+from brittle.errors import InputError
+
+
+def read_mnist(root: Path, split: str, choose: Choose) -> Read:
+    """Read ``root/MNIST/raw/*-ubyte``, or the ``.gz`` where only that is there, into ``(N, 1, 28, 28)`` of uint8.
+
+    Raises:
+        InputError: A file is missing or broken, or there is not one label for each image.
+    """
+    stem = root / "MNIST" / "raw" / {"train": "train", "test": "t10k"}[split]
+    x, y = _read_idx(Path(f"{stem}-images-idx3-ubyte"), 3), _read_idx(Path(f"{stem}-labels-idx1-ubyte"), 1)
+    if len(x) != len(y):
+        raise InputError(f"{stem}-* must hold one label for each image; got {len(x)} images, {len(y)} labels")
+    chosen = choose(len(x))
+    return x[chosen][:, None], y[chosen], 10
+
+
+def _read_idx(path: Path, axes: int) -> Array:
+    """Read an idx file of unsigned bytes, or its ``.gz`` when only that is there."""
+    packed = path.with_name(path.name + ".gz")
+    path = packed if packed.exists() and not path.exists() else path
+    content = contents(path, f"an idx file of unsigned bytes with {axes} axes")
+    start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
+    if len(content) < start or content[:4] != magic:
+        raise InputError(f"{path} must begin with the idx magic {magic.hex()}; got {content[:4].hex() or None}")
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        held = f"{math.prod(shape)} values and holds {len(content) - start}"
+        raise InputError(f"{path} is truncated or corrupt: it announces {held}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,0 +1,216 @@
+"""How far samples are from being broken: security curves over budgets, and minimal distances, by bisection.
+
+What is known is used: a sample broken at one budget is broken at every larger one, and one that survives counts as
+surviving every smaller one. An example that an attack finds is drawn back towards the sample, which often decides
+smaller budgets without another attack. Where the next budget is chosen, breaking costs little (a few passes) and
+surviving much (all of them), so searches go nearer to the broken end than to the middle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brittle.errors import InputError
+from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
+from brittle.linear.norms import distances, per_sample
+from brittle.models.borrow import Model, frozen
+from brittle.models.fast_copy import private_copy
+from brittle.models.forward import in_parts
+from brittle.results import Rate, SecurityCurve
+
+DRAWN = 5
+"""Halvings when an example is drawn back towards its sample."""
+ROUNDS = 48
+"""Attacks at most in the search of a minimal distance: enough to shrink a budget by (2/3)^48."""
+TOLERANCE = 1 + 1e-6
+"""An example within a budget times this counts at that budget."""
+
+
+def security_curve(
+    model: Model,
+    worst: WorstCase,
+    threat: Threat,
+    *,
+    at: float,
+    budgets: Sequence[float],
+    radii: Tensor | None = None,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> SecurityCurve:
+    """Robust accuracy over several budgets, from one evaluation and a few attacks more.
+
+    Every sample searches for the first budget that breaks it on its own; samples with different budgets share
+    batches. The curve cannot rise.
+
+    Args:
+        model: Network; left bit-equal.
+        worst: The worst case at the budget ``at``.
+        threat: The one it was found under.
+        at: That budget.
+        budgets: Further budgets, at least 0; the curve holds them and ``at``.
+        radii: Certified radii ``(N,)``; budgets below them need no attack.
+        batch_size: Samples at once.
+        progress: Called with the samples whose place on the curve is known, and their number.
+
+    Returns:
+        Budgets in rising order with the robust accuracy at each: upper estimates.
+
+    Raises:
+        InputError: A budget is negative or not finite.
+    """
+    points = sorted({float(at), *map(float, budgets)})
+    if not all(0 <= eps < math.inf for eps in points):
+        raise InputError(f"budgets: expected finite numbers of at least 0; got {points}")
+    right, device = worst.clean_correct, worst.x.device
+    ladder = torch.tensor(points, dtype=torch.float64, device=device)
+    lost = right & ~worst.robust_correct
+    survived = torch.full_like(worst.y, -1)
+    survived[right] = 0 if points[0] == 0 else -1  # no budget breaks nothing
+    survived[worst.robust_correct] = points.index(float(at))
+    if radii is not None:
+        proven = (ladder[None, :] < radii.to(ladder)[:, None]).sum(1) - 1
+        survived = torch.maximum(survived, torch.where(right, proven, -1))
+    broken = torch.full_like(worst.y, len(points))
+    with frozen(model):
+        quick = private_copy(model, worst.x)
+        reached = _first_at_least(ladder, _drawn_back(model, worst, lost.nonzero()[:, 0], threat.p, batch_size)[1])
+        broken[lost] = reached.clamp_max(points.index(float(at)))
+        while len(rows := (right & (broken - survived > 1)).nonzero()[:, 0]):
+            probe = broken[rows] - ((broken - survived)[rows] // 3).clamp_min(1)
+            attacked = worst_case(
+                model,
+                worst.x[rows],
+                worst.y[rows],
+                threat,
+                ladder[probe],
+                ids=rows.cpu(),
+                batch_size=batch_size,
+                quick=quick,
+            )
+            held = attacked.robust_correct
+            survived[rows[held]] = probe[held]
+            fallen = (~held).nonzero()[:, 0]
+            reached = _first_at_least(ladder, _drawn_back(model, attacked, fallen, threat.p, batch_size)[1])
+            broken[rows[fallen]] = torch.minimum(reached, probe[fallen])
+            # Drawn back further than a budget that counted as survived: the example is what counts.
+            survived[rows[fallen]] = torch.minimum(survived[rows[fallen]], broken[rows[fallen]] - 1)
+            if progress is not None:
+                progress(len(right) - int((right & (broken - survived > 1)).sum()), len(right))
+    rates = tuple(Rate(int((right & (survived >= index)).sum()), len(right)) for index in range(len(points)))
+    return SecurityCurve(float(threat.p), tuple(points), rates)
+
+
+@dataclass(frozen=True)
+class MinimalDistances:
+    """How far every sample is from the nearest adversarial example that was found.
+
+    Attributes:
+        p: Norm of the distances.
+        distance: ``||x_adv - x||_p`` ``(N,)`` in input units, an upper bound of the least distance: 0 for samples that
+            are wrong without attack, inf where no example was found within the largest budget.
+        survived: Largest budget that a sample survived below its distance ``(N,)``; not proven unless certified.
+        x_adv: The examples ``(N, ...)``; the sample itself where none was found.
+    """
+
+    p: float
+    distance: Tensor
+    survived: Tensor
+    x_adv: Tensor
+
+
+def minimal_distances(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    largest: float,
+    radii: Tensor | None = None,
+    precision: float = 0.02,
+    batch_size: int = 256,
+) -> MinimalDistances:
+    """The least perturbation that breaks each sample, by bisection over budgets, every sample on its own.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        x: Inputs ``(N, ...)`` within the threat's bounds.
+        y: Labels ``(N,)``.
+        threat: Attacks, norm, restarts, bounds and seed.
+        largest: Largest budget tried, above 0, in input units.
+        radii: Certified radii ``(N,)``; the search does not go below them.
+        precision: A sample is done when the budgets that it survived and that broke it differ by less than this share.
+        batch_size: Samples at once.
+
+    Returns:
+        Distances with their examples; verdicts recomputed on the network itself.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    if not 0 < largest < math.inf:
+        raise InputError(f"largest: expected a finite number above 0; got {largest}")
+    if not 0 < precision < 1:
+        raise InputError(f"precision: expected a share between 0 and 1; got {precision}")
+    first = worst_case(model, x, y, threat, largest, batch_size=batch_size)
+    right, x_adv = first.clean_correct, first.x.clone()
+    distance = torch.full(right.shape, math.inf, dtype=torch.float64, device=right.device)
+    distance[~right] = 0
+    survived = torch.zeros_like(distance)
+    survived[right & first.robust_correct] = largest
+    if radii is not None:
+        survived = torch.maximum(survived, radii.to(survived).clamp_max(largest) * right)
+    with frozen(model):
+        quick = private_copy(model, first.x)
+        attacked, rows, fallen = first, torch.arange(len(right), device=right.device), right & ~first.robust_correct
+        for _ in range(ROUNDS):
+            lost = fallen.nonzero()[:, 0]
+            drawn, reached = _drawn_back(model, attacked, lost, threat.p, batch_size)
+            x_adv[rows[lost]], distance[rows[lost]] = drawn, reached
+            survived = torch.minimum(survived, distance)
+            rows = (right & distance.isfinite() & (distance - survived > precision * distance)).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            eps = survived[rows] + (distance[rows] - survived[rows]) * 2 / 3
+            attacked = worst_case(
+                model, first.x[rows], first.y[rows], threat, eps, ids=rows.cpu(), batch_size=batch_size, quick=quick
+            )
+            fallen = ~attacked.robust_correct
+            survived[rows[~fallen]] = eps[~fallen]
+    return MinimalDistances(float(threat.p), distance, survived, x_adv)
+
+
+def _first_at_least(ladder: Tensor, distances: Tensor) -> Tensor:
+    """Index of the first budget within which an example at that distance lies."""
+    return torch.searchsorted(ladder * TOLERANCE, distances.contiguous())
+
+
+def _drawn_back(model: Model, worst: WorstCase, rows: Tensor, p: float, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Examples on the segments from samples to their examples, still misclassified, and their distances.
+
+    Args:
+        model: Judges every point.
+        worst: Holds the examples.
+        rows: Broken samples.
+        p: Norm of the distances.
+        batch_size: Samples at once.
+
+    Returns:
+        ``(len(rows), ...)`` and ``(len(rows),)``, in float64.
+    """
+    x, y, best = worst.x[rows], worst.y[rows], worst.x_adv[rows]
+    low = torch.zeros(len(rows), dtype=x.dtype, device=x.device)
+    high = torch.ones_like(low)
+    full = best - x
+    for _ in range(DRAWN if len(rows) else 0):
+        middle = (low + high) / 2
+        point = x + per_sample(middle, x) * full
+        with torch.no_grad():
+            wrong = ~correct(in_parts(model, batch_size, point), y)
+        best = torch.where(per_sample(wrong, x), point, best)
+        high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
+    return best, distances(best, x, p)

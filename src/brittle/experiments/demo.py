@@ -1,0 +1,172 @@
+"""The whole story in a minute: a dense and four compressible networks on the embedded digits, side by side.
+
+Every weight matrix of every network is held at the Frobenius norm of the dense one's initialisation after each step, so
+that what differs is structure and not scale. The attacks are the audit's own; nothing is tuned to the outcome, and a
+compressible network that is not more fragile is shown as such.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+from brittle.attacks import apgd
+from brittle.auditing.run import Stage, audit
+from brittle.compression.factorise import factorised
+from brittle.data.load import Data, load_data
+from brittle.models.architectures.fcn import fcn
+from brittle.reporting.comparison import Chapter, Story, write_story
+from brittle.reporting.page import write_report
+from brittle.results import FRACTIONS, Audit
+from brittle.training.interventions.constraints import frobenius_normalisation
+from brittle.training.loop import Moment, train
+from brittle.training.recipe import Recipe as TrainingRecipe
+
+WIDTH, EPOCHS, BATCH = 256, 60, 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one of the networks is made.
+
+    Attributes:
+        name: What it is called.
+        rank: Rank of the factors of both hidden layers; None for full matrices.
+        penalties: Strength by name of penalties on both hidden matrices.
+    """
+
+    name: str
+    rank: int | None = None
+    penalties: Mapping[str, float] = field(default_factory=dict)
+
+
+RECIPES = (
+    Recipe("dense"),
+    Recipe("rank 16", rank=16),
+    Recipe("rank 8", rank=8),
+    Recipe("nuclear norm", penalties={"nuclear_norm": 0.03}),
+    Recipe("row-sparse", penalties={"group_lasso": 0.02}),
+)
+
+
+def run_demo(
+    out: Path,
+    *,
+    seed: int = 0,
+    recipes: Sequence[Recipe] = RECIPES,
+    epochs: int = EPOCHS,
+    progress: Stage | None = None,
+) -> Story:
+    """Train, audit and compare the networks, and write the pages.
+
+    Args:
+        out: Folder for ``report.html`` (the story), ``story.png`` and a folder with the audit of every network.
+        seed: Seed of weights, batches and attacks.
+        recipes: The networks; the first is what the others are compared with.
+        epochs: Passes over the training digits.
+        progress: Called as the work goes on.
+
+    Returns:
+        The story.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
+    attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
+    audits: list[Audit] = []
+    for recipe in recipes:
+        network = trained(recipe, train, seed=seed, epochs=epochs, progress=tell)
+
+        def stage(name: str, done: int, total: int | None, recipe: Recipe = recipe) -> None:
+            if name.endswith("attack"):
+                tell(f"attack {recipe.name} {name.split()[0]}", done, total)
+
+        audits.append(audit(network, test, attacks=attacks, seed=seed, name=recipe.name, progress=stage))
+    story = Story(tuple(_chapter(result, audits[0]) for result in audits))
+    for chapter in story.chapters:
+        chapter.audit.save(out / chapter.folder / "audit.json")
+        write_report(chapter.audit, out / chapter.folder / "report.html")
+    write_story(story, out)
+    return story
+
+
+def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, progress: Stage | None = None) -> nn.Module:
+    """A network 64-256-256-10 trained after a recipe, every matrix held at the dense initialisation's Frobenius norm.
+
+    AdamW (1e-3, weight decay 0.01), batches of 64, after :func:`brittle.training.train`.
+
+    Args:
+        recipe: What to train.
+        data: Training data.
+        seed: Seed of the weights and of the batches.
+        epochs: Passes over the data.
+        progress: Called with the epochs that are over.
+
+    Returns:
+        The network in evaluation mode.
+    """
+    generator, widths = torch.Generator().manual_seed(seed), (WIDTH, WIDTH, data.classes)
+    with torch.random.fork_rng(devices=[]):
+        network: nn.Module = fcn(data.inputs[0].numel(), WIDTH, len(widths), data.classes)
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    for module in linear.values():
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    if recipe.rank is not None:
+        network = factorised(network, recipe.rank, initial="random", seed=seed)
+    # The expected Frobenius norm of He's initialisation, of every layer.
+    norms = {name: math.sqrt(2.0 * m) for name, m in zip(linear, widths, strict=True)}
+    plan = TrainingRecipe(
+        epochs=epochs, batch_size=BATCH, penalties=recipe.penalties, validation=0.0, measure_every=0, seed=seed
+    )
+
+    def tell(moment: Moment) -> None:
+        if progress is not None:
+            progress(f"train {recipe.name}", moment.epoch if moment.row else moment.epoch - 1, epochs)
+
+    return train(network, data, plan, constraints=[functools.partial(_held, norms)], tell=tell).model
+
+
+def _held(norms: Mapping[str, float], model: nn.Module) -> Callable[[], None]:
+    """Bring every layer to its Frobenius norm."""
+    steps = [frobenius_normalisation(model, norm, [name]) for name, norm in norms.items()]
+
+    def hold() -> None:
+        for step in steps:
+            step()
+
+    return hold
+
+
+def _chapter(result: Audit, dense: Audit) -> Chapter:
+    hidden, tenth = result.layers[:-1], FRACTIONS.index(0.10)
+    return Chapter(
+        name=result.model,
+        audit=result,
+        spectral_head=1 - sum(layer.spectral_error[tenth] for layer in hidden) / len(hidden),
+        row_head=1 - sum(layer.row_error[tenth] for layer in hidden) / len(hidden),
+        p_values={e.p: mcnemar(_verdicts(dense, e.p), _verdicts(result, e.p)) for e in result.evaluations},
+    )
+
+
+def _verdicts(result: Audit, p: float) -> list[bool]:
+    evaluation = next(e for e in result.evaluations if e.p == p)
+    return [s.clean_prediction == s.label and s.attack is None for s in evaluation.samples]
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Two-sided exact McNemar test: the p-value of "both are right equally often", from paired verdicts.
+
+    Only the samples on which the two differ count; under the hypothesis each is a fair coin.
+
+    >>> mcnemar([True] * 6, [False] * 6)
+    0.03125
+    """
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

@@ -1,0 +1,166 @@
+"""Norms of vectors and dense matrices, and projections onto balls.
+
+Each function's name or docstring says whether it is exact, an upper or a lower bound. Convolutions as operators on
+images are in :mod:`brittle.linear.convolution`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from brittle.errors import InputError
+from brittle.linear.compressibility import row_norms, singular_values
+
+ROUNDING = 1e-12
+"""Relative margin per matrix dimension by which a computed spectral norm is raised before it is called a bound."""
+
+
+def dual_exponent(p: float) -> float:
+    """The exponent ``p*`` with ``1/p + 1/p* = 1``: 1 and inf are dual, 2 is its own.
+
+    >>> dual_exponent(1), dual_exponent(2), dual_exponent(math.inf)
+    (inf, 2.0, 1.0)
+    """
+    if not p >= 1:
+        raise InputError(f"p: expected an exponent from 1 to inf; got {p}")
+    if p == 1:
+        return math.inf
+    return 1.0 if math.isinf(p) else p / (p - 1)
+
+
+def lp_norm(x: Tensor, p: float) -> Tensor:
+    """The lp norm of every sample.
+
+    Args:
+        x: ``(N, ...)``; all but the first axis are one vector.
+        p: From 1 to inf.
+
+    Returns:
+        ``(N,)``, in units of x.
+    """
+    return torch.linalg.vector_norm(x.flatten(1), ord=p, dim=1)
+
+
+def distances(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """``||a - b||_p`` of every sample: differences in single precision or better, norms in float64.
+
+    Args:
+        a: ``(N, ...)``.
+        b: Likewise.
+        p: From 1 to inf.
+
+    Returns:
+        ``(N,)`` in float64, in units of the inputs; exact to half a unit in the last place of every difference.
+    """
+    if a.dtype not in (torch.float32, torch.float64):
+        a, b = a.float(), b.float()
+    return torch.linalg.vector_norm((a - b).flatten(1), ord=p, dim=1, dtype=torch.float64)
+
+
+def project_ball(x: Tensor, radius: float, p: float) -> Tensor:
+    """The nearest point (in l2) to every sample within the lp ball around zero.
+
+    Args:
+        x: ``(N, ...)``.
+        radius: At least 0, in units of x.
+        p: 2 or inf.
+
+    Returns:
+        ``(N, ...)``, with norm at most ``radius`` up to rounding.
+    """
+    if math.isinf(check_attack_norm(p)):
+        return x.clamp(-radius, radius)
+    length = per_sample(lp_norm(x, 2), x)
+    return x * (radius / length.clamp_min(max(radius, torch.finfo(x.dtype).tiny)))
+
+
+def check_attack_norm(p: float) -> float:
+    """``p`` itself if it is 2 or inf.
+
+    Raises:
+        InputError: It is not.
+    """
+    if p not in (2, math.inf):
+        raise InputError(f"p: expected 2 or inf; got {p}")
+    return float(p)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """``(N,)`` reshaped to broadcast over the samples of ``like`` ``(N, ...)``."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def operator_norm(W: Tensor, p: float) -> Tensor:
+    """Exact operator norm ``max ||Wx||_p / ||x||_p`` of dense matrices.
+
+    p = inf: largest row sum of magnitudes; p = 1: largest column sum; p = 2: largest singular value. A
+    convolution's kernel is not its operator; see :func:`brittle.linear.convolution.operator_norm_bounds`.
+
+    Args:
+        W: ``(..., m, n)``, real and finite.
+        p: 1, 2 or inf.
+
+    Returns:
+        ``(...,)``, in units of W; exact up to rounding.
+
+    Raises:
+        InputError: ``p`` is another number, or ``W`` is empty or not finite.
+
+    >>> operator_norm(torch.tensor([[3.0, -4.0], [0.0, 1.0]]), math.inf)
+    tensor(7.)
+    """
+    if W.ndim < 2:
+        raise InputError(f"W: expected at least 2 axes (..., m, n); got shape {tuple(W.shape)}")
+    if p == 2:
+        return singular_values(W)[..., 0]
+    if p not in (1, math.inf):
+        raise InputError(f"p: expected 1, 2 or inf; got {p}")
+    return row_norms(W if math.isinf(p) else W.mT).amax(-1)
+
+
+def spectral_norm_upper(W: Tensor, iterations: int = 7) -> Tensor:
+    """Upper bound of the spectral norm by Gram iteration (Delattre et al. 2023), without a decomposition.
+
+    ``G_0 = W, G_{t+1} = G_t^T G_t, ||W||_2 <= ||G_t||_F^(1/2^t)``: non-increasing in t, converging from above.
+
+    Args:
+        W: ``(..., m, n)``.
+        iterations: t, at least 0; 0 gives the Frobenius norm.
+
+    Returns:
+        ``(...,)``, in units of W: never below the largest singular value, apart from rounding.
+    """
+    largest = W.abs().amax((-2, -1))
+    G = (W if W.shape[-1] <= W.shape[-2] else W.mH) / torch.where(largest > 0, largest, 1)[..., None, None]
+    log_scale = largest.double().log()
+    for t in range(iterations + 1):
+        norm = torch.linalg.matrix_norm(G)
+        log_scale = log_scale + norm.double().log() / 2**t
+        G = G / torch.where(norm > 0, norm, 1)[..., None, None]
+        if t < iterations:
+            G = G.mH @ G
+    return log_scale.exp().to(W.real.dtype)
+
+
+def spectral_norm_lower(W: Tensor, iterations: int = 50, seed: int = 0) -> Tensor:
+    """Lower bound of the spectral norm of one matrix by power iteration: ``||W v|| / ||v||`` of the last v.
+
+    Args:
+        W: ``(m, n)``.
+        iterations: Applications of ``W^T W``.
+        seed: Of the start vector's own generator.
+
+    Returns:
+        Scalar, in units of W: never above the largest singular value, apart from rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(W.shape[-1], generator=generator, dtype=torch.float64).to(W)
+    for _ in range(iterations):
+        u = W.mT @ (W @ v)
+        if not u.any():
+            break
+        v = u / u.norm()
+    return (W @ v).norm() / v.norm()

@@ -1,0 +1,175 @@
+"""Networks by name: our own, torchvision's, timm's, or any function that returns an ``nn.Module``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from brittle.errors import InputError, MissingExtra
+from brittle.models.architectures.fcn import fcn, fcn_arguments
+from brittle.models.architectures.resnet import resnet18_cifar, resnet_arguments, wide_resnet101_2
+from brittle.models.architectures.vgg import vgg16, vgg16_arguments
+from brittle.models.architectures.vit import vit, vit_arguments
+
+Builder = Callable[..., nn.Module]
+FORBIDDEN = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+"""Arguments of torchvision and timm that would fetch or read weights."""
+
+
+def build_model(
+    arch: str,
+    arguments: Mapping[str, object] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a freshly initialised network on the CPU; nothing is downloaded and no weights are read.
+
+    Swin transformers come from timm and fit small images with smaller patches and windows: for 32 x 32 pixels
+    ``build_model("timm:swin_tiny_patch4_window7_224", {"img_size": 32, "patch_size": 2, "window_size": 4})``.
+    torchvision's have no such arguments; they take 32 x 32 pixels, but pad all four of their stages, of 8 x 8 down
+    to 1 x 1 tokens, to windows of 7 x 7.
+
+    Args:
+        arch: A name in ``ARCHITECTURES``, ``torchvision:NAME`` (a classification model), ``timm:NAME``, or
+            ``module:function``, looked up in the current directory first.
+        arguments: Keyword arguments of the builder.
+        state: Weights that the network is to hold later. For our own networks the arguments left out follow from
+            their shapes; for all others it is not used.
+        seed: Seeds the initialisation. The global random state and default dtype stay as they were.
+
+    Returns:
+        The network, in training mode unless its builder says otherwise.
+
+    Raises:
+        InputError: An unknown name, an import that fails, arguments the builder refuses, a result that is no
+            ``nn.Module``, or a ``state`` that is not one of the named network.
+        MissingExtra: torchvision or timm is needed and not installed.
+
+    >>> build_model("fcn", {"depth": 2}, {"1.weight": torch.ones(5, 4), "3.weight": torch.ones(3, 5)})[1]
+    Linear(in_features=4, out_features=5, bias=False)
+    """
+    given = dict(arguments or {})
+    build = _find_builder(arch, given)
+    if state is not None and arch in INFERENCES:
+        given = {**INFERENCES[arch](state), **given}
+    try:
+        with _own_globals(seed):
+            model = build(**given)
+    except InputError:
+        raise
+    except Exception as error:  # the builder may be anyone's: whatever it raises, these arguments did not suit it
+        raise InputError(f"{arch} cannot be built with the arguments {given}: {_reason(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{arch} must return an nn.Module; got {type(model).__name__}")
+    return model
+
+
+def runs_code(arch: str) -> bool:
+    """Whether an architecture is ``module:function``, which imports and calls code that is not ours."""
+    return arch not in ARCHITECTURES and arch.partition(":")[0] not in ("torchvision", "timm")
+
+
+def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
+    if arch in ARCHITECTURES:
+        return ARCHITECTURES[arch]
+    source, colon, name = arch.partition(":")
+    if not (source and colon and name):
+        raise InputError(
+            f"arch must be one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or module:function; "
+            f"got {arch!r}{_suggestion(arch, ARCHITECTURES)}"
+        )
+    if source not in ("torchvision", "timm"):
+        return _imported(source, name)
+    if refused := sorted(FORBIDDEN & set(arguments)):
+        raise InputError(f"{arch} is built without weights, which come from a file; remove {', '.join(refused)}")
+    return _torchvision_builder(name) if source == "torchvision" else _timm_builder(name)
+
+
+def _torchvision_builder(name: str) -> Builder:
+    try:
+        import torchvision
+    except ImportError:
+        raise MissingExtra("torchvision", "vision", f"the architecture torchvision:{name}") from None
+    # Only classification models: the others fetch the weights of a backbone unless told not to.
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise InputError(f"torchvision has no classification model {name!r}{_suggestion(name, names)}")
+    return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
+
+
+def _timm_builder(name: str) -> Builder:
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtra("timm", "vision", f"the architecture timm:{name}") from None
+    if not timm.is_model(name):  # true for hf-hub:... and local-dir:..., which would read from elsewhere
+        raise InputError(f"timm has no model {name!r}{_suggestion(name, timm.list_models())}")
+    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+
+def _imported(module: str, function: str) -> Builder:
+    here = os.getcwd()
+    importlib.invalidate_caches()  # the module may be younger than the last look into its folder
+    sys.path.insert(0, here)
+    try:
+        with _own_globals(0):  # scripts set seeds and dtypes at their top
+            found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"arch {module}:{function}: importing it failed: {_reason(error)}") from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+    builder = getattr(found, function, None)
+    if not callable(builder):
+        hint = _suggestion(function, [name for name, value in vars(found).items() if callable(value)])
+        raise InputError(f"arch {module}:{function}: {module} has no function {function!r}{hint}")
+    return builder
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names))
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _reason(error: BaseException) -> str:
+    """Describe an error of foreign code in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def _own_globals(seed: int) -> Iterator[None]:
+    """Seed the CPU's random numbers inside and put back, at the end, all random states and the default dtype."""
+    dtype = torch.get_default_dtype()
+    devices = range(len(torch.cuda.default_generators))  # none before CUDA is in use
+    try:
+        with torch.random.fork_rng(devices=devices), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+ARCHITECTURES: dict[str, Builder] = {
+    "fcn": fcn,
+    "resnet18-cifar": resnet18_cifar,
+    "wide-resnet101-2": wide_resnet101_2,
+    "vgg16": vgg16,
+    "vit": vit,
+}
+INFERENCES: dict[str, Callable[[Mapping[str, Tensor]], dict[str, object]]] = {
+    "fcn": fcn_arguments,
+    "resnet18-cifar": partial(resnet_arguments, arch="resnet18-cifar"),
+    "wide-resnet101-2": partial(resnet_arguments, arch="wide-resnet101-2"),
+    "vgg16": vgg16_arguments,
+    "vit": vit_arguments,
+}
+"""For our own networks, the arguments that follow from the shapes of their weights."""

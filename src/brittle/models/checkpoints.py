@@ -1,0 +1,195 @@
+"""Weights in files: read without ever unpickling code, filled into a model strictly, written whole."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from brittle.errors import InputError
+from brittle.storage.files import replacing
+
+NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+"""Keys under which training scripts keep the weights, in the order in which they are tried."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DataParallel and torch.compile put before every name."""
+REMEDY = "save the weights instead: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a model's weights; code in the file is never run.
+
+    ``*.safetensors`` is read as such and everything else as a checkpoint of ``torch.save`` that holds plain tensors.
+    Weights nested under ``state_dict``, ``model``, ``model_state_dict`` or ``state_dict_ema`` are taken out, and
+    a prefix ``module.`` or ``_orig_mod.`` that all names have is removed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU, dtypes as stored; at least one.
+
+    Raises:
+        InputError: The file is missing, broken or not what its ending says, holds code or something other than
+            tensors, or a tensor has values that are NaN or infinite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path} must be a file of weights (.safetensors, .pt, .pth); found {found} there")
+    is_safe = path.suffix.lower() == ".safetensors"
+    state = _plain_state(path, _read_safetensors(path) if is_safe else _read_torch(path))
+    _check_finite(state, str(path))
+    names = _unwrapped(state)
+    return {names[key]: tensor for key, tensor in state.items()}
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into ``model``: every name once, every shape equal; the model keeps its dtypes and devices.
+
+    The prefixes that :func:`read_state` removes may be absent from ``state`` where ``model`` has them.
+
+    Args:
+        model: The model to fill.
+        state: Tensors by name.
+
+    Raises:
+        InputError: Names are missing or unexpected, shapes differ, or a value is not finite in the model's dtype;
+            the model is then untouched.
+    """
+    own: dict[str, Tensor] = model.state_dict()
+    full = {short: key for key, short in _unwrapped(own).items()}
+    given = {full.get(key, key): tensor for key, tensor in state.items()}
+    if problems := _mismatches(own, given):
+        raise InputError(f"state does not fit the model: {'; '.join(problems)}")
+    cast = {key: tensor.to(own[key].dtype) for key, tensor in given.items()}
+    _check_finite(cast, "state")
+    model.load_state_dict(cast, strict=True)
+
+
+def save_state(model: nn.Module, path: Path) -> None:
+    """Write the weights of ``model`` as safetensors, whole or not at all; tied tensors are written under each name.
+
+    Args:
+        model: The model; its tensors may lie on any device.
+        path: The file, ending in ``.safetensors``, by which :func:`read_state` knows it.
+
+    Raises:
+        InputError: The file has another ending, or the state holds something other than tensors.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(f"path must end in .safetensors; got {path}")
+    state = model.state_dict()
+    _check_tensors(state, f"the state of {type(model).__name__}")
+    copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+    with replacing(path) as beside:
+        write_tensors(copies, beside, metadata={"format": "pt"})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors on the CPU as safetensors.
+
+    Raises:
+        OSError: Writing failed, as on a full disk.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), str(path), metadata=metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(errno.EIO, f"writing failed: {error}", str(path)) from error
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return safetensors.torch.load_file(str(path))
+    except Exception as error:  # the reader has an exception of its own beside OSError and others
+        raise InputError(f"{path} must be a whole safetensors file; reading it failed: {error}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():  # about foreign pickles and TorchScript, both refused below in our words
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a broken file raises depends on where it breaks
+        code = re.search(r"GLOBAL ([\w.]+)|TorchScript", str(error))
+        if code or isinstance(error, pickle.UnpicklingError):
+            what = f"it asks for {code[1] or code[0]}" if code else "it is a pickle of another kind or none"
+            raise InputError(
+                f"{path} must hold plain tensors as torch.save writes them; {what}, and code is never unpickled; "
+                f"{REMEDY}"
+            ) from error
+        raise InputError(f"{path} must be a whole checkpoint of torch.save; it is truncated or corrupt") from error
+
+
+def _plain_state(path: Path, content: object) -> dict[str, Tensor]:
+    """Take the weights out of what a file held."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content:
+        got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
+        raise InputError(f"{path} must hold a state dict, tensors by name; got {got}")
+    _check_tensors(content, str(path))
+    return {key: tensor.detach() for key, tensor in content.items()}
+
+
+def _check_tensors(state: Mapping[Any, object], where: str) -> None:
+    for key, value in state.items():
+        if (
+            not isinstance(key, str)
+            or not isinstance(value, Tensor)
+            or value.layout != torch.strided
+            or value.is_quantized
+            or value.is_meta
+        ):
+            got = f"{type(value).__name__} under {key!r}"
+            raise InputError(f"{where} must hold only dense tensors by name; got {got}")
+
+
+def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        values = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite knows few 8-bit types
+        if (bad := int((~torch.isfinite(values)).sum())) > 0:
+            raise InputError(f"{where}: {bad} of {tensor.numel()} values of {key} are NaN or infinite")
+
+
+def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
+    """Map each name to the name without the prefixes that all of them have."""
+    names = {key: key for key in keys}
+    while prefix := next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names.values())), None):
+        names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    return names
+
+
+def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Describe what keeps ``given`` from filling ``own``, a few names of each kind."""
+    shapes = [
+        f"{key} expected {tuple(own[key].shape)}, got {tuple(given[key].shape)}"
+        for key in own
+        if key in given and own[key].shape != given[key].shape
+    ]
+    complex_ = [key for key in own if key in given and own[key].is_complex() != given[key].is_complex()]
+    kinds = {
+        "missing": [key for key in own if key not in given],
+        "unexpected": [key for key in given if key not in own],
+        "shapes": shapes,
+        "real and complex mixed": complex_,
+    }
+    return [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+
+
+def _first(names: list[str], n: int = 3) -> str:
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

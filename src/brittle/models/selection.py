@@ -1,0 +1,158 @@
+"""Which layers an intervention acts on, and their matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from brittle.errors import InputError
+from brittle.models import layers as layer_view
+from brittle.models.borrow import frozen
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One layer that an intervention acts on.
+
+    Attributes:
+        name: Qualified name; of a low-rank pair, the first module's.
+        modules: The module, or the two of a low-rank pair in the order of computation: the first is ``(r, n)``, the
+            second ``(m, r)``.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+
+def chosen_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list[Chosen]:
+    """The layers that an intervention acts on, in the order of ``model.named_modules()``.
+
+    By default those of Barsbey et al. (2025): every ``nn.Linear`` but the last one (the head) and every ``nn.Conv2d``
+    but the first one, subclasses included. First and last are told by the order in which the modules were registered,
+    so a network that registers them out of the order of computation needs ``layers``. Two maps that
+    :func:`brittle.read_layers` reads as a low-rank pair are one layer. Fused weights that no ``nn.Linear`` holds
+    (``nn.MultiheadAttention.in_proj_weight``) are no layer.
+
+    Args:
+        model: Any module; only read.
+        layers: Names of modules instead, ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``. A low-rank pair goes by the
+            name of either module, or of the ``nn.Sequential`` that holds just the two; named twice it counts once.
+
+    Returns:
+        At least one layer.
+
+    Raises:
+        InputError: A name is unknown or has no matrix, ``layers`` is empty, a chosen weight is not a tensor of real
+            numbers, or the default leaves no layer.
+    """
+    names = {module: name for name, module in _readable(model)}
+    pairs = _pairs(model)
+    seconds = {second: first for first, second in pairs.items()}
+    every = [module for module in names if isinstance(module, nn.Linear | layer_view.Conv) and module not in seconds]
+    if layers is None:
+        linears = [module for module in every if isinstance(module, nn.Linear)]
+        images = [module for module in every if isinstance(module, nn.Conv2d)]
+        acting = {*linears[:-1], *images[1:]}
+        if not acting:
+            raise InputError(
+                "layers: the default takes every Linear but the last and every Conv2d but the first, which leaves "
+                "none in this model; expected their names"
+            )
+    else:
+        acting = {_named(model, name, pairs, seconds) for name in _checked(layers)}
+    found = []
+    for module in every:
+        if module in acting:
+            modules = (module, pairs[module]) if module in pairs else (module,)
+            for part in modules:
+                _check_weight(part, names[part])
+            found.append(Chosen(names[module], modules))
+    return found
+
+
+def matrix(chosen: Chosen) -> Tensor:
+    """The matrix of a layer, differentiable with respect to the parameters.
+
+    Args:
+        chosen: A layer; of a low-rank pair the matrix is the product, whatever autocast says in the weights' type.
+
+    Returns:
+        ``(m, n)``: rows are output neurons or filters, ``n = in / groups * kernel entries``. The stacked filters of a
+        grouped convolution, not the block-diagonal matrix. A view of the weight where there is one.
+    """
+    weights = [_weight(module).flatten(1) for module in chosen.modules]
+    if len(weights) == 1:
+        return weights[0]
+    first, second = weights
+    with torch.autocast(first.device.type, enabled=False):
+        return second @ first
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The weight; a parametrised one as in evaluation mode, since in training mode reading it may change buffers."""
+    if not is_parametrized(module, "weight"):
+        weight = module.weight
+    else:
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        parts = list(module.parametrizations["weight"].modules())
+        modes = [part.training for part in parts]
+        try:
+            for part in parts:
+                part.training = False
+            weight = module.weight
+        finally:
+            for part, training in zip(parts, modes, strict=True):
+                part.training = training
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _readable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules and their names, without those inside a parametrisation."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    inside = {
+        part for module in model.modules() if isinstance(module, ParametrizationList) for part in module.modules()
+    }
+    return [(name, module) for name, module in model.named_modules() if module not in inside]
+
+
+def _pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    parametrised = any(isinstance(module, ParametrizationList) for module in model.modules())
+    with frozen(model) if parametrised else nullcontext():
+        return layer_view.low_rank_pairs(model)
+
+
+def _checked(layers: Sequence[str]) -> Sequence[str]:
+    if isinstance(layers, str) or not layers:
+        raise InputError(f"layers: expected names of modules, at least one; got {layers!r}")
+    return layers
+
+
+def _named(
+    model: nn.Module, name: str, pairs: dict[nn.Module, nn.Module], seconds: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """The module, or the first of the pair, that goes by a name."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise InputError(f"layers: the model has no module {name!r}") from None
+    if type(module) is nn.Sequential and len(module) == 2 and pairs.get(module[0]) is module[1]:
+        module = module[0]
+    if not isinstance(module, nn.Linear | layer_view.Conv):
+        raise InputError(f"layers: expected Linear or convolution modules; {name!r} is a {type(module).__name__}")
+    return seconds.get(module, module)
+
+
+def _check_weight(module: nn.Module, name: str) -> None:
+    if is_parametrized(module, "weight"):
+        return
+    weight = module.weight
+    if isinstance(weight, nn.UninitializedParameter) or not (isinstance(weight, Tensor) and weight.is_floating_point()):
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise InputError(f"layers: expected weights of real numbers; that of {name!r} is {kind}")

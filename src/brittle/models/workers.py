@@ -1,0 +1,136 @@
+"""The same work on many chunks: in this process, on several devices, or on a Ray cluster; results in order."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from brittle.errors import InputError
+from brittle.models.borrow import Model
+
+Task = TypeVar("Task")
+Worker = TypeVar("Worker")
+Result = TypeVar("Result")
+Prepare = Callable[[Model], Worker]
+"""What every worker makes of its network before its first task."""
+Work = Callable[[Worker, Task], Result]
+"""What to do with one task; must not depend on which worker does it."""
+
+
+def on_devices(
+    prepare: Prepare[Worker],
+    work: Work[Worker, Task, Result],
+    tasks: Iterable[Task],
+    model: Model,
+    devices: Sequence[str],
+) -> Iterator[Result]:
+    """Run every task on the next free device, with a copy of the network there; results in the order of the tasks.
+
+    Workers are threads, prepared one after the other before the first of them starts: tracing a network replaces
+    parts of torch for a moment, which no other thread may see.
+
+    Args:
+        prepare: Called with the network on its device.
+        work: Called with what ``prepare`` returned and the task.
+        tasks: Taken one after the other, a few ahead.
+        model: The network; with several devices it has to be a module that can be copied.
+        devices: Device names; one may be named several times. None at all: the network itself, where it is.
+
+    Raises:
+        InputError: Devices are named for a plain callable, or a device does not exist.
+    """
+    if not devices:
+        worker = prepare(model)
+        yield from (work(worker, task) for task in tasks)
+        return
+    if not isinstance(model, nn.Module):
+        raise InputError(f"devices: expected an nn.Module, which can be copied to them; got {type(model).__name__}")
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for device in devices:
+        try:
+            own = copy.deepcopy(model).to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"devices: {device!r} cannot be used: {_first_line(error)}") from None
+        idle.put(prepare(own))
+
+    def run(task: Task) -> Result:
+        mine = idle.get()
+        try:
+            return work(mine, task)
+        finally:
+            idle.put(mine)
+
+    # Threads save and restore the one global random state across each other; whatever they leave is undone here.
+    with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(len(devices)) as pool:
+        yield from _in_order((pool.submit(run, task) for task in tasks), 2 * len(devices))
+
+
+def _in_order(futures: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
+    """Results in order, with at most ``ahead`` tasks submitted before the first of them is asked for."""
+    waiting = deque(itertools.islice(futures, ahead))
+    try:
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(itertools.islice(futures, 1))
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def on_ray(
+    prepare: Prepare[Worker], work: Work[Worker, Task, Result], tasks: Iterable[Task], model: Model, workers: int
+) -> Iterator[Result]:
+    """Run tasks on a Ray cluster, ``workers`` at once; results in the order of the tasks.
+
+    Connects to the cluster that Ray finds (``RAY_ADDRESS``), or starts one on this machine. A worker takes one GPU
+    when the network is on one, else one CPU.
+
+    Args:
+        prepare: Called with the network, for every task.
+        work: Called with what ``prepare`` returned and the task; all have to be picklable.
+        tasks: Taken one after the other, a few ahead.
+        model: The network.
+        workers: Tasks at once, at least 1.
+
+    Raises:
+        InputError: Ray is not installed, or a task raised it.
+    """
+    try:
+        import ray  # type: ignore[import-not-found, unused-ignore]  # an extra
+    except ImportError:
+        raise InputError("ray_workers: needs the extra cluster: pip install 'brittle[cluster]'") from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    on_gpu = isinstance(model, nn.Module) and any(parameter.is_cuda for parameter in model.parameters())
+    remote: Any = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(_on_one_thread)
+    shared = ray.put((prepare, work, model))
+    waiting: deque[Any] = deque()
+    remaining = iter(tasks)
+    while True:
+        for task in itertools.islice(remaining, workers - len(waiting)):
+            waiting.append(remote.remote(shared, task))
+        if not waiting:
+            return
+        try:
+            yield ray.get(waiting.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, InputError) else error from None
+
+
+def _on_one_thread(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Model], task: Task) -> Result:
+    """One task on a Ray worker, which has one CPU to itself."""
+    torch.set_num_threads(1)
+    prepare, work, model = shared
+    return work(prepare(model), task)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

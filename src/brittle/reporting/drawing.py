@@ -1,0 +1,165 @@
+"""The common look of all figures, and a figure as SVG that fits a light and a dark page."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from brittle.results.wording import SUPERSCRIPT
+
+INK = "#010203"
+"""Colour of text and axes; :func:`svg` turns it into the colour of the surrounding page."""
+SERIES = ("#1f7fc4", "#d55e00", "#009e73", "#c2659a")
+"""Colours of the data (after Okabe and Ito): told apart by the colour-blind, 3 : 1 or better on white and on black."""
+PLACE = {2: 0, math.inf: 1, 1: 2}  # of a norm in SERIES
+LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}  # of its marks from the middle of a layer's row
+_WIDTH = 8.6  # inches, and 72 points an inch: 826 CSS pixels
+_MOST_LABELS = 80  # names down the side of a figure
+_SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[str, Any] = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
+    **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.5),
+    **dict.fromkeys(("axes.labelsize", "axes.titlesize", "font.size"), 9),
+    **{"axes.facecolor": "none", "axes.titlelocation": "left", "axes.titlepad": 9},
+    **{"grid.alpha": 0.14, "grid.color": INK, "svg.fonttype": "none", "svg.hashsalt": "brittle"},
+    **{"figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.06},
+}
+styled = style.context(("default", _STYLE))
+
+
+@styled
+def svg(figure: Figure) -> str:
+    """The figure as one ``<svg>`` element to place in a page: no prolog, no date, no fixed text colour.
+
+    Text and axes take the colour of the page; all ids begin with a hash of the content, so that figures can share one.
+    """
+    title = html.escape(str(figure.get_label()))
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the page's own font will have it
+        figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
+    content = stream.getvalue().partition("<svg")[2].partition(">")[2]
+    content = re.sub(r"<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)
+    prefix = f"f{hashlib.sha256((title + content).encode()).hexdigest()[:8]}-"
+    content = re.sub(r"<[^>]*>", lambda tag: _inline(tag[0], prefix), content)
+    box = "0 0 " + " ".join(f"{72 * side:g}" for side in figure.get_size_inches())
+    look = f"font-family: {_SANS}; stroke-linejoin: round; stroke-linecap: butt"
+    root = f'xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{title}" viewBox="{box}" style="{look}"'
+    return f"<svg {root}><title>{title}</title>{content.strip()}\n"
+
+
+def _inline(tag: str, prefix: str) -> str:
+    tag = re.sub(r"(?<=\s)id=\"", f'id="{prefix}', tag)
+    tag = tag.replace('xlink:href="#', f'href="#{prefix}').replace("url(#", f"url(#{prefix}")
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag).replace(INK, "currentColor")
+    hundredths = r"(\.\d\d)\d+"
+    return re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(re.sub(hundredths, r"\1", path[0]).split()), tag)
+
+
+def panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure.set_label(title)
+    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
+
+
+def layer_panels(title: str, names: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
+    """Panels with one row a layer, in the order of the model, names down the left side."""
+    rows = min(len(names), _MOST_LABELS)
+    figure, axes = panels(title, columns, 1.15 + max(2, rows) * (0.27 if rows <= 20 else 0.165))
+    label_rows(axes[0], names)
+    for axis in axes[1:]:
+        axis.tick_params(left=False, labelleft=False)
+    for axis in axes:
+        axis.grid(visible=True)
+        axis.tick_params(labeltop=rows > 20)
+    return figure, axes
+
+
+def label_rows(axis: Axes, names: Sequence[str]) -> None:
+    step = math.ceil(len(names) / _MOST_LABELS)
+    labels = [short(name) for name in names[::step]]
+    axis.set_yticks(range(0, len(names), step), labels, parse_math=False, fontsize=8 if len(names) > 20 else 8.5)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.spines.left.set_visible(False)
+    axis.tick_params(axis="y", length=0)
+
+
+def short(name: str, most: int = 34) -> str:
+    """A name that fits beside a figure: printable, and without its middle when it is long."""
+    name = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return name if len(name) <= most else f"{name[: most // 2 - 4]}…{name[-(most // 2 + 3) :]}"
+
+
+def drawable(value: float) -> bool:
+    return 1e-290 < value < 1e290
+
+
+def log_scale(axis: Axes, values: Iterable[float], room: float = 1.15) -> None:
+    """A logarithmic x axis around ``values``, at most six ticks, at powers of ten or at 1, 2 and 5 of each."""
+    usable = [value for value in values if drawable(value)] or [1.0]
+    low, high = min(usable), max(usable)
+    steps = (1, 2, 5) if high / low < 40 else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [step * 10.0**exponent for exponent in exponents for step in steps]
+    first, last = max(m for m in marks if m <= low * 1.001), min(m for m in marks if m >= high * 0.999)
+    marks = [mark for mark in marks if first <= mark <= last]
+    marks = marks[:: math.ceil(len(marks) / 6)]
+    axis.set_xscale("log")
+    axis.set_xticks(marks, [_tick(mark) for mark in marks])
+    axis.minorticks_off()
+    axis.set_xlim(min(first, low / room), max(last, high * room))
+
+
+def _tick(value: float) -> str:
+    if 0.999e-3 < value < 1e4:
+        return f"{value:g}"
+    mantissa, _, exponent = f"{value:.0e}".partition("e")
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return power if mantissa == "1" else f"{mantissa} × {power}"
+
+
+def legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """A legend above a figure or below a panel; names are set last, so ``_x`` and ``$x$`` stay as they are."""
+    above: dict[str, Any] = {"loc": "outside upper left", "ncols": len(names)}
+    below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.19)}
+    legend = parent.legend(handles, ["x"] * len(names), **(above if isinstance(parent, Figure) else below))
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
+def remark(axis: Axes, rows: Iterable[float], text: str, *, left: bool = False) -> None:
+    for y in rows:
+        place: dict[str, Any] = {"ha": "left" if left else "right", "va": "center", "fontstyle": "italic", "alpha": 0.8}
+        axis.text(0.01 if left else 0.99, y, text, transform=axis.get_yaxis_transform(), fontsize=8, **place)
+
+
+def series_look(series: int) -> dict[str, Any]:
+    colour, shape = SERIES[series], "os^D"[series]
+    return {"marker": shape, "markersize": 4.3, "markeredgewidth": 0, "linestyle": "none", "color": colour}
+
+
+def marker(p: float) -> dict[str, Any]:
+    return series_look(PLACE[p])
+
+
+def hollow(p: float) -> dict[str, Any]:
+    return {**marker(p), "markerfacecolor": "none", "markeredgecolor": SERIES[PLACE[p]], "markeredgewidth": 0.9}
+
+
+def norm_key(p: float) -> Line2D:
+    return Line2D([], [], **marker(p))

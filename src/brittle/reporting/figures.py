@@ -1,0 +1,392 @@
+"""Figures of an audit: each function draws one from the :class:`~brittle.results.Audit` alone, and needs no model.
+
+A function returns None when the audit lacks what the figure shows. Global matplotlib state is neither read nor
+left changed, so the same audit gives the same figure whatever the caller's style.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from brittle.reporting.drawing import (
+    INK,
+    LIFT,
+    PLACE,
+    SERIES,
+    drawable,
+    hollow,
+    label_rows,
+    layer_panels,
+    legend,
+    log_scale,
+    marker,
+    norm_key,
+    panels,
+    remark,
+    series_look,
+    short,
+    styled,
+)
+from brittle.results import (
+    FRACTIONS,
+    Audit,
+    CertifiedCurve,
+    LayerResponse,
+    LipschitzResult,
+    NormBounds,
+    Rate,
+    SecurityCurve,
+)
+from brittle.results.wording import budget, norm_name, number
+
+_MANY = 8  # layers that can be told apart by colour and dash
+_BROKEN, _PROVEN = SERIES[1], SERIES[2]
+
+
+@styled
+def security_curve(audit: Audit) -> Figure | None:
+    """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
+    curves = [curve for curve in audit.curves if any(rate.n for rate in curve.robust)]
+    if not curves:
+        return None
+    figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2)
+    for axis, curve in zip(axes, curves, strict=True):
+        _draw_curve(axis, audit, curve)
+    axes[0].set_ylabel("Accuracy under attack, %")
+    return figure
+
+
+@styled
+def certificate(audit: Audit) -> Figure | None:
+    """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
+    proven = {curve.p: curve for curve in audit.certified if curve.eps and curve.certified[0].n}
+    broken = {curve.p: curve for curve in audit.curves if any(rate.n for rate in curve.robust)}
+    norms = list(dict.fromkeys([*broken, *proven]))
+    if not proven:
+        return None
+    figure, axes = panels("Accuracy under attack, between proof and attack", len(norms), 3.5)
+    for axis, p in zip(axes, norms, strict=True):
+        _draw_sandwich(axis, audit, p, proven.get(p), broken.get(p))
+        axis.set_xlabel(f"Budget eps in {norm_name(p)}, input units, log scale")
+        axis.set_title(norm_name(p), pad=18)
+    axes[0].set_ylabel("Accuracy under attack, %")
+    lines = [Line2D([], [], color=_PROVEN), Line2D([], [], color=_BROKEN, marker="o", markersize=3.6)]
+    legend(figure, lines, ["certified: proven right below", "attacked: broken, or wrong to begin with, above"])
+    return figure
+
+
+@styled
+def layer_norms(audit: Audit) -> Figure | None:
+    """Concentration factors and the operator norms' ranges, layer by layer; None without layers."""
+    names = [layer.name for layer in audit.layers]
+    if not names:
+        return None
+    figure, (left, right) = layer_panels("Concentration and operator norm of each layer", names, 2)
+    remark(left, [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
+    left.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    for p in (2.0, math.inf):
+        rows = [y + LIFT[p] for y in range(len(names))]
+        left.plot([layer.concentration(p) for layer in audit.layers], rows, **marker(p))
+    norms = [(y, norm) for y, layer in enumerate(audit.layers) for norm in layer.operator_norms if norm.p != 1]
+    for y, norm in norms:
+        _draw_range(right, norm, y + LIFT[norm.p])
+    log_scale(left, [1, *(layer.concentration(p) for layer in audit.layers for p in (2, math.inf))])
+    log_scale(right, [side for _, norm in norms for side in (norm.lower, norm.upper)])
+    left.set_title("Concentration factor (1: flat matrix)")
+    right.set_title("Operator norm: bar from lower to upper bound")
+    legend(figure, [norm_key(2.0), norm_key(math.inf)], ["ℓ₂ (spectral)", "ℓ∞ (largest row)"])
+    return figure
+
+
+@styled
+def spectra(audit: Audit) -> Figure | None:
+    """Singular values and row norms over their largest, sorted; None when no layer has two of them.
+
+    Up to eight layers are named; of more, the two steepest and the two flattest are, and the rest are thin lines.
+    """
+    layers = [layer for layer in audit.layers if not layer.degenerate and len(layer.singular_values) > 1]
+    if not layers:
+        return None
+    figure, axes = panels("Profiles of singular values and row norms", 2, 4.0)
+    parts = {"singular_values": "Singular values", "row_norms": "Row ℓ₁ norms"}
+    for axis, (part, title) in zip(axes, parts.items(), strict=True):
+        profiles = {layer.name: np.asarray(getattr(layer, part)) for layer in layers}
+        _draw_profiles(axis, {name: values / values[0] for name, values in profiles.items()})
+        axis.set_title(f"{title}, relative to the largest")
+        axis.set(xlim=(-2, 102), ylim=(-0.02, 1.04), xlabel="Position in the sorted list, %")
+        axis.grid(visible=True)
+    return figure
+
+
+@styled
+def compressibility(audit: Audit) -> Figure | None:
+    """Row and spectral k-term errors at each of the fractions kept, layer by layer; None without layers."""
+    names = [layer.name for layer in audit.layers]
+    if not names:
+        return None
+    figure, axes = layer_panels("Compressibility of each layer", names, 2)
+    remark(axes[0], [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
+    missing = (math.nan,) * len(FRACTIONS)
+    parts = {"row_error": "Rows kept", "spectral_error": "Singular values kept"}
+    for axis, (part, title) in zip(axes, parts.items(), strict=True):
+        errors = np.array([missing if layer.degenerate else getattr(layer, part) for layer in audit.layers])
+        axis.hlines(range(len(names)), errors.min(axis=1), errors.max(axis=1), color=INK, alpha=0.3, linewidth=0.8)
+        for column, fraction in enumerate(FRACTIONS):
+            axis.axvline(1 - fraction, color=SERIES[column], linewidth=0.8, linestyle=(0, (1, 2)))
+            axis.plot(errors[:, column], range(len(names)), **series_look(column))
+        axis.set(xlim=(-0.03, 1.03), title=f"{title}: k-term error")
+    marks = [Line2D([], [], **series_look(column)) for column in range(len(FRACTIONS))]
+    flat = Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+    labels = [f"{100 * fraction:g} % kept" for fraction in FRACTIONS]
+    legend(figure, [*marks, flat], [*labels, "if all were equal"])
+    return figure
+
+
+@styled
+def sensitivity(audit: Audit) -> Figure | None:
+    """Largest gain found and certified global bound, by norm; None when there is neither."""
+    results = audit.lipschitz
+    values = [value for result in results for value in (result.lower, result.median_lower, result.upper)]
+    if not any(value is not None and drawable(value) for value in values):
+        return None
+    figure, (axis,) = panels("Sensitivity of the logits to the input", 1, 1.25 + 0.55 * len(results))
+    for y, result in enumerate(results):
+        _draw_sensitivity(axis, y, result)
+    label_rows(axis, [norm_name(result.p) for result in results])
+    products = [_beaten_product(result) for result in results]
+    log_scale(axis, [value for value in (*values, *products) if value is not None], room=3.0)
+    axis.set_xlabel("Change of the logits per change of the input, log scale")
+    names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
+    names += ["product of norms"] * any(products)
+    legend(figure, [Line2D([], [], **look) for look in list(_SIDES.values())[: len(names)]], names)
+    return figure
+
+
+@styled
+def directions(audit: Audit) -> Figure | None:
+    """Where the attack's perturbation goes at each layer, and how it grows; None without responses."""
+    responses = [response for response in audit.responses if response.k]
+    if not responses:
+        return None
+    names = list(dict.fromkeys(response.layer for response in responses))
+    columns = sorted({0, min(len(response.k) for response in responses) - 1})
+    figure, axes = layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1)
+    rows = [(names.index(response.layer) + LIFT[response.p], response) for response in responses]
+    for axis, column in zip(axes, columns, strict=False):
+        _draw_energy(axis, rows, column)
+    growth = [(y, r.p, r.amplification) for y, r in rows if r.amplification is not None]
+    for y, p, value in growth:
+        axes[-1].plot([value], [y], **marker(p))
+    log_scale(axes[-1], [value for _, _, value in growth])
+    axes[-1].set_title("Relative change of the output")
+    norms = sorted({response.p for response in responses})
+    isotropic = Line2D([], [], **{**hollow(2.0), "markeredgecolor": INK})
+    legend(figure, [*map(norm_key, norms), isotropic], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"])
+    return figure
+
+
+@styled
+def universal(audit: Audit) -> Figure | None:
+    """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
+    results = [result for result in audit.universal if result.fooled.n]
+    if not results:
+        return None
+    budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
+    kinds = {"fitted": (1, -0.24), "data-free": (2, 0.0)}
+    figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
+    for y, place in enumerate(budgets):
+        here = [result for result in results if (result.p, result.eps) == place]
+        for result in here:
+            series, lift = kinds[result.kind]
+            _draw_fooled(axis, y + lift, series, _percent(result.fooled), result.fooled.percent)
+        mean, (least, most) = here[0].random_mean, here[0].random_range
+        _draw_fooled(axis, y + 0.24, 0, (_percent(mean)[0], _percent(least)[0], _percent(most)[0]), mean.percent)
+    label_rows(axis, [f"{norm_name(p)}, eps {budget(eps)}" for p, eps in budgets])
+    axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %")
+    shown = {kind: kinds[kind][0] for kind in kinds if any(result.kind == kind for result in results)}
+    shown["random, of equal size"] = 0
+    legend(figure, [Line2D([], [], **series_look(series)) for series in shown.values()], list(shown))
+    return figure
+
+
+def _draw_fooled(axis: Axes, y: float, series: int, sides: tuple[float, float, float], text: str) -> None:
+    value, low, high = sides
+    axis.errorbar(
+        [value], [y], xerr=[[value - low], [high - value]], elinewidth=1.4, capsize=2.5, **series_look(series)
+    )
+    axis.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _draw_range(axis: Axes, norm: NormBounds, y: float) -> None:
+    if norm.exact:
+        axis.plot([norm.upper], [y], **marker(norm.p))
+    else:
+        sides = np.clip([norm.lower, norm.upper], 1e-290, 1e290)
+        axis.plot(sides, [y, y], color=SERIES[PLACE[norm.p]], linewidth=2.6, marker="|", ms=5, solid_capstyle="butt")
+
+
+def _draw_energy(axis: Axes, rows: Sequence[tuple[float, LayerResponse]], column: int) -> None:
+    ks = sorted({response.k[column] for _, response in rows})
+    axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
+    for y, response in rows:
+        share, chance = response.energy[column], response.isotropic[column]
+        axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
+        axis.plot([chance], [y], **hollow(response.p))
+        axis.plot([share], [y], **marker(response.p))
+    log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
+
+
+def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
+    colour = SERIES[PLACE[curve.p]]
+    points = {eps: rate for eps, rate in zip(curve.eps, curve.robust, strict=True) if rate.n}
+    clean = audit.clean_accuracy
+    if clean is not None and clean.n:
+        points = {0.0: clean} | points
+    eps, (value, lower, upper) = list(points), zip(*map(_percent, points.values()), strict=True)
+    axis.fill_between(eps, lower, upper, color=colour, alpha=0.2, linewidth=0)
+    axis.plot(eps, value, color=colour, marker="o", markersize=3.6, linewidth=1.5)
+    if clean is not None and clean.n:
+        _mark_clean(axis, 0, clean)
+    for evaluation in audit.evaluations:
+        if evaluation.p == curve.p and evaluation.n:
+            at, (found, low, high) = evaluation.eps, _percent(evaluation.robust_accuracy)
+            axis.errorbar([at], [found], yerr=[[found - low], [high - found]], fmt="s", color=INK, ms=4, capsize=2.5)
+            _mark_standard(axis, at)
+    axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
+    axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
+    axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.grid(visible=True, axis="y")
+
+
+def _draw_sandwich(
+    axis: Axes, audit: Audit, p: float, proven: CertifiedCurve | None, broken: SecurityCurve | None
+) -> None:
+    low, high = _span(proven, broken)
+    clean, standard = audit.clean_accuracy, [e for e in audit.evaluations if e.p == p and e.n]
+    rates = {low: clean} if clean is not None else {}
+    rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}
+    attacked = {eps: _percent(rate)[0] for eps, rate in rates.items() if rate.n}
+    if attacked:
+        at, values = list(attacked), list(attacked.values())
+        axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=_BROKEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-post", color=_BROKEN, marker="o", markersize=3.6, linewidth=1.5)
+    if proven is None:
+        remark(axis, [5], f"no certificate in {norm_name(p)}", left=True)
+    else:
+        at = [low, *(eps for eps in proven.eps if low < eps < high), high]
+        values = [_percent(proven.at(eps))[0] for eps in at]
+        axis.fill_between(at, 0, values, step="pre", color=_PROVEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-pre", color=_PROVEN, linewidth=1.5)
+    log_scale(axis, [low, high])
+    axis.set(ylim=(0, 105), xlim=(low, high * (high / low) ** 0.02))
+    axis.grid(visible=True, axis="y")
+    _name_the_open(axis, attacked, proven, [evaluation.eps for evaluation in standard])
+    if clean is not None and clean.n:
+        _mark_clean(axis, low, clean)
+    for evaluation in standard:
+        ends = [evaluation.robust_accuracy, *([proven.at(evaluation.eps)] if proven else [])]
+        axis.plot([evaluation.eps] * len(ends), [_percent(rate)[0] for rate in ends], "s", color=INK, ms=4)
+        _mark_standard(axis, evaluation.eps)
+
+
+def _mark_clean(axis: Axes, at: float, clean: Rate) -> None:
+    axis.plot([at], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
+    axis.annotate(f"clean {clean.percent}", (at, _percent(clean)[0]), (8, 4), textcoords="offset points")
+
+
+def _mark_standard(axis: Axes, eps: float) -> None:
+    axis.axvline(eps, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.7)
+    axis.text(eps, 1.03, budget(eps), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
+
+
+def _span(proven: CertifiedCurve | None, broken: SecurityCurve | None) -> tuple[float, float]:
+    """Budgets to show: from below the first at which a certificate runs out, to the largest that was attacked."""
+    rates = zip(pairwise(proven.certified), proven.eps[1:], strict=True) if proven else ()
+    falls = [eps for (before, after), eps in rates if after.hits < before.hits and drawable(eps)]
+    attacked = [eps for eps in (broken.eps if broken else ()) if drawable(eps)]
+    high = max(attacked or falls, default=1.0)
+    return 0.8 * min([eps for eps in (*falls[:1], *attacked) if eps <= high], default=high), high
+
+
+def _name_the_open(
+    axis: Axes, attacked: dict[float, float], proven: CertifiedCurve | None, lines: Sequence[float]
+) -> None:
+    """Write "not known" where the two accuracies leave most room for it, away from the lines, if anywhere."""
+    left, right = map(math.log, axis.get_xlim())
+    steps, half = np.linspace(left, right, 101), 12
+    tops = [min([robust for eps, robust in attacked.items() if eps <= math.exp(x)], default=100) for x in steps]
+    floors = [100 * (proven.at(math.exp(x)).value or 0) if proven else 0.0 for x in steps]
+    best, place = 12.0, None
+    for middle in range(half + 2, len(steps) - half):
+        window = slice(middle - half, middle + half + 1)
+        low, high = max(floors[window]), min(tops[window])
+        crossed = any(steps[window][0] <= math.log(line) <= steps[window][-1] for line in lines)
+        if not crossed and high - low > best:
+            best, place = high - low, (math.exp(steps[middle]), (low + high) / 2)
+    if place is not None:
+        axis.text(*place, "not known", ha="center", va="center", fontstyle="italic", alpha=0.8)
+
+
+def _percent(rate: Rate) -> tuple[float, float, float]:
+    low, high = rate.interval or (0.0, 1.0)
+    return 100 * (rate.value or 0.0), 100 * low, 100 * high
+
+
+_SIDES: dict[str, dict[str, Any]] = {
+    "median": {**hollow(2.0), "markersize": 5},
+    "lower": {**marker(2.0), "markersize": 6.5},
+    "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
+    "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
+}
+
+
+def _beaten_product(result: LipschitzResult) -> float | None:
+    """The product of norms where another argument gave a lower bound."""
+    product = dict(result.arguments).get("product of norms")
+    beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
+    return product if beaten else None
+
+
+def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
+    sides = {"median": result.median_lower, "lower": result.lower, "upper": result.upper}
+    found = {side: value for side, value in sides.items() if value is not None and drawable(value)}
+    if len(found) > 1:
+        axis.plot([min(found.values()), max(found.values())], [y, y], color=INK, alpha=0.35, linewidth=1)
+    if (product := _beaten_product(result)) is not None:
+        axis.plot([product], [y], **_SIDES["product"])
+    for side, value in found.items():
+        axis.plot([value], [y], **_SIDES[side])
+        if side != "median":
+            away, end = (-3, "right") if side == "lower" else (3, "left")
+            axis.annotate(number(value, side), (value, y), (away, 7), textcoords="offset points", ha=end, fontsize=8)
+    missing = {"largest found": "lower" not in found, "certified": "upper" not in found}
+    if any(missing.values()):
+        names = " and ".join(name for name, gone in missing.items() if gone)
+        remark(axis, [y + 0.3], f"{names}: not available", left=not missing["certified"])
+
+
+def _draw_profiles(axis: Axes, profiles: dict[str, np.ndarray[Any, Any]]) -> None:
+    """One line a profile; when there are many, only the extremes are coloured and named."""
+
+    def line(name: str, **look: Any) -> Line2D:
+        return axis.plot(np.linspace(0, 100, len(profiles[name])), profiles[name], **look)[0]
+
+    notes = dict.fromkeys(profiles, "")
+    if len(profiles) > _MANY:
+        names = sorted(profiles, key=lambda name: float(profiles[name].mean()))
+        notes = dict.fromkeys(names[:2], "steepest: ") | dict.fromkeys(names[-2:], "flattest: ")
+    for name in [name for name in profiles if name not in notes]:
+        line(name, color=INK, alpha=0.2, linewidth=0.7)
+    looks = [(colour, dash) for dash in ("-", (0, (3, 1))) for colour in SERIES]
+    lines = [line(n, color=c, linestyle=dash, linewidth=1.6) for n, (c, dash) in zip(notes, looks, strict=False)]
+    legend(axis, lines, [note + short(name) for name, note in notes.items()])

@@ -1,0 +1,206 @@
+"""An audit in plain words: sentences composed from the numbers, with every number in them measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from brittle.results import (
+    FRACTIONS,
+    CertifiedCurve,
+    Evaluation,
+    Flag,
+    LayerResponse,
+    LayerResult,
+    LipschitzResult,
+    UniversalResult,
+    Verdict,
+)
+from brittle.results.wording import budget, norm_name, number
+
+LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
+"""Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
+UNPROVEN = ("robust", "weakened")
+"""Levels that rest on failed attacks: "unclear" with an honesty flag raised, unless certificates say the same."""
+
+
+def judge(
+    evaluations: Sequence[Evaluation],
+    layers: Sequence[LayerResult],
+    lipschitz: Sequence[LipschitzResult],
+    responses: Sequence[LayerResponse],
+    universal: Sequence[UniversalResult],
+    certified: Sequence[CertifiedCurve] = (),
+    flags: Sequence[Flag] = (),
+) -> Verdict:
+    """The verdict: a level, a headline, and what was found and why, most important first."""
+    level = _level(evaluations, certified, flags)
+    sentences = [
+        *_distrust(flags),
+        _attacked(evaluations),
+        _proven(evaluations, certified),
+        *_concentration(layers),
+        _directions(responses),
+        _amplification(responses),
+        *_sensitivity(lipschitz),
+        _arguments(lipschitz),
+        _universal(universal),
+    ]
+    findings = tuple(sentence for sentence in sentences if sentence)
+    return Verdict(level, _headline(level, evaluations, layers), findings)
+
+
+def _level(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve], flags: Sequence[Flag]) -> str:
+    if not evaluations:
+        return "not attacked"
+    attacked = [e for e in evaluations if e.clean_correct]
+    level = _of(e.robust_correct / e.clean_correct for e in attacked)
+    if level not in UNPROVEN or not any(flag.raised for flag in flags):
+        return level
+    curves = {curve.p: curve for curve in certified}
+    proven = _of(curves[e.p].at(e.eps).hits / e.clean_correct if e.p in curves else 0.0 for e in attacked)
+    return level if level == proven else "unclear"
+
+
+def _of(rates: Iterable[float]) -> str:
+    smallest = min(rates, default=0.0)
+    return next(level for least, level in LEVELS if smallest >= least)
+
+
+def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[LayerResult]) -> str:
+    if not evaluations:
+        return f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
+    robust = " and ".join(f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in evaluations)
+    words = {
+        "robust": "The network holds up",
+        "weakened": "The network is weakened by attacks",
+        "fragile": "The network is fragile",
+        "broken": "The network breaks under attack",
+        "unclear": "It is unclear how robust the network is",
+    }[level]
+    return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
+
+
+def _distrust(flags: Sequence[Flag]) -> Iterator[str]:
+    raised: dict[str, list[Flag]] = {}
+    for flag in flags:
+        if flag.raised:
+            raised.setdefault(flag.name, []).append(flag)
+    for name, same in raised.items():
+        norms = [norm_name(flag.p) for flag in same if flag.p is not None]
+        what = f"the robust accuracy in {' and '.join(norms)}" if norms else "any robust accuracy here"
+        found = [f"{norm_name(f.p)}: {f.finding}" if f.p is not None and len(same) > 1 else f.finding for f in same]
+        yield f"Do not trust {what} ({name}). {' '.join(found)}"
+
+
+def _attacked(evaluations: Sequence[Evaluation]) -> str:
+    parts = []
+    for e in evaluations:
+        ball = (
+            f"change every input value by {budget(e.eps)}"
+            if math.isinf(e.p)
+            else f"move an input by {budget(e.eps)} in ℓ₂"
+        )
+        lost = e.fooling_rate
+        parts.append(f"who may {ball} turns {lost.percent} of the right answers wrong ({lost.hits} of {lost.n})")
+    return f"An attacker {', one '.join(parts)}." if parts else ""
+
+
+def _proven(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve]) -> str:
+    curves = {curve.p: curve for curve in certified if curve.median_radius is not None}
+    parts = [(e, curves[e.p]) for e in evaluations if e.n and e.p in curves]
+    if not parts:
+        return ""
+    radii = " and ".join(f"{number(curve.median_radius, 'lower')} in {norm_name(e.p)}" for e, curve in parts)
+    budgets = " and ".join(budget(e.eps) for e, _ in parts)
+    shares = " and ".join(curve.at(e.eps).percent for e, curve in parts)
+    points = " and ".join(curve.undecided(e).percent.removesuffix(" %") for e, curve in parts)
+    return (
+        f"Proven: half of the right answers withstand every change below {radii}. Within the standard"
+        f" {'budget' if len(parts) == 1 else 'budgets'} {budgets}, {shares} of the samples are proven robust, which"
+        f" leaves {points} points undecided between proof and attack."
+    )
+
+
+def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
+    tenth = FRACTIONS.index(0.10)
+    live = [layer for layer in layers if not layer.degenerate and min(layer.shape) > 1]
+    for p, what in ((2.0, "singular values"), (math.inf, "rows")) if live else ():
+        layer = max(live, key=lambda candidate: candidate.concentration(p))
+        error = (layer.spectral_error if p == 2 else layer.row_error)[tenth]
+        yield (
+            f"The most concentrated layer in {norm_name(p)} is “{layer.name}”: a tenth of its {what} holds"
+            f" {100 * (1 - error):.0f} % of their sum, and the {norm_name(p)} norm of its matrix is"
+            f" {layer.concentration(p):.1f} times that of a flat matrix of the same Frobenius norm."
+        )
+
+
+def _directions(responses: Sequence[LayerResponse]) -> str:
+    firsts = {r.p: r for r in reversed(responses) if r.energy}
+    if not firsts:
+        return ""
+    first = next(iter(reversed(firsts.values())))
+    i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
+    shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(p)} attack's energy" for p, r in reversed(firsts.items())]
+    where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
+    return (
+        f"At “{first.layer}”, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
+        f" gain; an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
+    )
+
+
+def _amplification(responses: Sequence[LayerResponse]) -> str:
+    parts, names = [], ("", "")
+    for p in dict.fromkeys(r.p for r in responses):
+        grown = [r for r in responses if r.p == p and r.amplification is not None]
+        if len(grown) > 1:
+            names = grown[0].layer, grown[-1].layer
+            start, end = (100 * (r.amplification or 0) for r in (grown[0], grown[-1]))
+            parts.append(f"from {start:.0f} % to {end:.0f} % under the {norm_name(p)} attack")
+    if not parts:
+        return ""
+    return f"From “{names[0]}” to “{names[1]}” the relative change of the output goes {' and '.join(parts)} (medians)."
+
+
+def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
+    reasons = dict.fromkeys(q.unavailable for q in lipschitz if q.unavailable is not None)
+    for reason in reasons:
+        yield f"There is no certified bound on the network's sensitivity: {reason}."
+    certified = [q for q in lipschitz if q.upper is not None]
+    if not certified:
+        return
+    uppers = " and ".join(f"{number(q.upper, 'upper')} in {norm_name(q.p)}" for q in certified)
+    found = [q for q in certified if q.lower is not None]
+    if not found:
+        yield f"Certified: per unit of input the logits move by at most {uppers}; how much of it is reached needs data."
+        return
+    lowers = " and ".join(number(q.lower, "lower") for q in found)
+    factors = " and ".join(number(q.tightness) for q in found)
+    yield (
+        f"Certified: per unit of input the logits move by at most {uppers}. Found on {found[0].n} samples and by ascent"
+        f" from them: at least {lowers}, smaller by factors of {factors}; a large bound alone proves nothing."
+    )
+
+
+def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
+    parts = []
+    for q in lipschitz:
+        product = dict(q.arguments).get("product of norms")
+        if q.upper and product is not None and len(q.arguments) > 1:
+            gain = product / q.upper
+            less = f", a factor of {number(gain)} below the product of norms" if gain >= 1.005 else ""
+            parts.append(f"“{q.method}” in {norm_name(q.p)}{less}")
+    return f"The tightest argument behind these bounds: {'; '.join(parts)}." if parts else ""
+
+
+def _universal(universal: Sequence[UniversalResult]) -> str:
+    free = {u.p: f"one read from the weights alone {u.fooled.percent}, " for u in universal if u.kind == "data-free"}
+    parts = [
+        f"{u.fooled.percent} in {norm_name(u.p)} ({free.get(u.p, '')}random ones of equal size"
+        f" {u.random_mean.percent} on average and at most {u.random_range[1].percent})"
+        for u in universal
+        if u.kind == "fitted" and u.fooled.n
+    ]
+    if not parts:
+        return ""
+    return f"One and the same perturbation fools, of the held-out samples that were right, {' and '.join(parts)}."

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, exact JSON, and fingerprints of tensors."""

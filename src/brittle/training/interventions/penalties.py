@@ -1,0 +1,213 @@
+"""Penalties of a model's weights: add a multiple to the training loss. Formulas: theory page, "Interventions".
+
+Each is ``penalty(model, *, layers=None, ...) -> scalar``, differentiable with respect to the parameters. The model is
+only read. ``layers`` is as in :func:`brittle.models.selection.chosen_layers`, which also says what raises
+``InputError``. All values are in units of the weights, or have no unit where they do not change with the scale; they
+come in the weights' type, but in float32 for half types.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from brittle.errors import InputError
+from brittle.models.selection import Chosen, chosen_layers, matrix
+from brittle.training.interventions.nuclear import nuclear_norm_of
+
+Layers = Sequence[str] | None
+
+
+def group_lasso(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``sum_i ||w_i||_2`` over the rows (neurons, filters) of every chosen matrix; drives whole rows to zero.
+
+    The gradient is ``w_i / ||w_i||_2``, and 0 for a zero row (Yuan & Lin 2006).
+    """
+    return _total(row_norms(W).sum() for W in _matrices(model, layers))
+
+
+def scale_invariant_group_lasso(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``sum_i ||w_i||_2 / ||W||_F`` of every chosen matrix, from 1 to ``sqrt(m)`` each; drives rows apart.
+
+    The gradient is orthogonal to W, so that a gradient step shrinks nothing, and 0 for a zero row. A zero matrix has
+    value and gradient 0.
+    """
+    return _total(_ratio(norms.sum(), norms.norm()) for norms in map(row_norms, _matrices(model, layers)))
+
+
+def nuclear_norm(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``sum_i sigma_i`` of every chosen matrix; drives singular values to zero.
+
+    The gradient is ``U_r V_r^T`` over the numerical rank r. Exact at every call; see
+    :class:`brittle.training.interventions.nuclear.RefreshedNuclearNorm` for large matrices.
+    """
+    return _total(nuclear_norm_of(W) for W in _matrices(model, layers))
+
+
+def l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``sum_ij |W_ij|`` of every chosen matrix; drives single weights to zero. The gradient is the sign."""
+    return _total(row_norms(W, 1).sum() for W in _matrices(model, layers))
+
+
+def joint_l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``sum_ij |(W_{l+1} W_l)_ij|`` of every two consecutive chosen matrices; drives weights that meet to zero.
+
+    Consecutive are two chosen layers in one ``nn.Sequential`` (nested ones are read as one), with nothing between them
+    but modules without parameters, whose product is defined: Linear after Linear, or a 1 x 1 ``nn.Conv2d`` after an
+    ``nn.Conv2d``, both of one group, and as many inputs of the second as outputs of the first. There the product is
+    what the two layers compute together when the activation between them is the identity. Other neighbours add
+    nothing: a k x k kernel's matrix has no such product, and outside a ``Sequential`` the order of computation is
+    not known.
+
+    Raises:
+        InputError: No two chosen layers are consecutive.
+    """
+    chosen = chosen_layers(model, layers)
+    pairs = list(_consecutive(model, chosen))
+    if not pairs:
+        names = ", ".join(layer.name for layer in chosen)
+        raise InputError(f"layers: expected two consecutive layers of one Sequential that compose; got {names}")
+    products = (_product(_precise(matrix(second)), _precise(matrix(first))) for first, second in pairs)
+    return _total(row_norms(product, 1).sum() for product in products)
+
+
+def spread_control(
+    model: nn.Module, *, layers: Layers = None, share: float = 0.05, norm: int = 2, scale_free: bool = False
+) -> Tensor:
+    """The variance of the largest row norms of every chosen matrix; brings the dominant filters to one size.
+
+    Population variance of the t largest norms, ``t = max(2, ceil(share m))``; which rows these are is held fixed when
+    differentiating. A matrix of one row adds 0.
+
+    Args:
+        model: Any module; only read.
+        layers: See the head of this page.
+        share: Share of the m rows, in (0, 1].
+        norm: 2 or 1, of the rows.
+        scale_free: Whether to divide by the squared mean of the t norms; a zero matrix then adds 0.
+
+    Returns:
+        Scalar: in squared units of the weights, without unit when ``scale_free``.
+
+    Raises:
+        InputError: ``share`` or ``norm`` is none of these.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share: expected a number in (0, 1]; got {share}")
+    if norm not in (1, 2):
+        raise InputError(f"norm: expected 1 or 2; got {norm}")
+    return _total(_spread(W, share, norm, scale_free) for W in _matrices(model, layers))
+
+
+def _spread(W: Tensor, share: float, norm: int, scale_free: bool) -> Tensor:
+    m = len(W)
+    t = min(m, max(2, math.ceil(share * m - 1e-9)))  # the margin undoes the rounding of 0.07 * 100 = 7.000000000000001
+    with torch.no_grad():
+        top = row_norms(W, norm).topk(t, sorted=False).indices
+    norms = row_norms(W.index_select(0, top), norm)
+    mean = norms.mean()
+    variance = (norms - mean).square().mean()
+    return _ratio(variance, mean.square()) if scale_free else variance
+
+
+def row_norms(W: Tensor, norm: int = 2) -> Tensor:
+    """l2 or l1 norms of a matrix's rows, in one pass; the gradient is that pass again, and 0 at a zero row.
+
+    Args:
+        W: ``(m, n)``, real.
+        norm: 2 or 1.
+
+    Returns:
+        ``(m,)``, in units of W; in float32 for half types.
+
+    >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+    tensor([5., 0.])
+    """
+    return _RowNorms.apply(W, norm)
+
+
+class _RowNorms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, norm: int) -> Tensor:
+        norms = torch.linalg.vector_norm(W, ord=norm, dim=1, dtype=torch.promote_types(W.dtype, torch.float32))
+        ctx.save_for_backward(W, norms)
+        ctx.norm = norm
+        return norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        W, norms = ctx.saved_tensors
+        if ctx.norm == 1:
+            return W.sign().mul_(gradient[:, None]), None
+        # Rows whose squares underflow count as if they had the smallest norm that is computed well.
+        factors = gradient / norms.clamp_min(torch.finfo(norms.dtype).tiny ** 0.5)
+        return (W * factors[:, None]).to(W.dtype), None
+
+
+def _matrices(model: nn.Module, layers: Layers) -> Iterator[Tensor]:
+    return map(matrix, chosen_layers(model, layers))
+
+
+def _precise(W: Tensor) -> Tensor:
+    return W.to(torch.promote_types(W.dtype, torch.float32))
+
+
+def _product(second: Tensor, first: Tensor) -> Tensor:
+    with torch.autocast(first.device.type, enabled=False):
+        return second @ first
+
+
+def _total(values: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum()
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """``a / b``; 0 with gradient 0 where b is 0."""
+    positive = b > 0
+    return torch.where(positive, a / torch.where(positive, b, 1), 0)
+
+
+def _consecutive(model: nn.Module, chosen: Sequence[Chosen]) -> Iterator[tuple[Chosen, Chosen]]:
+    owner = {module: layer for layer in chosen for module in layer.modules}
+    nested = {part for module in model.modules() if type(module) is nn.Sequential for part in module}
+    for module in model.modules():
+        if type(module) is not nn.Sequential or module in nested:
+            continue
+        steps = [owner.get(part) for part in _flat(module) if part in owner or any(True for _ in part.parameters())]
+        for first, second in itertools.pairwise(steps):
+            if first is not None and second is not None and first is not second and _compose(first, second):
+                yield first, second
+
+
+def _flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
+    for part in sequence:
+        if type(part) is nn.Sequential:
+            yield from _flat(part)
+        else:
+            yield part
+
+
+def _compose(first: Chosen, second: Chosen) -> bool:
+    last, following = first.modules[-1], second.modules[0]
+    if isinstance(last, nn.Linear) and isinstance(following, nn.Linear):
+        return last.out_features == following.in_features
+    if isinstance(last, nn.Conv2d) and isinstance(following, nn.Conv2d):
+        if following.kernel_size != (1, 1) or following.groups != 1 or first.modules[0].groups != 1:
+            return False
+        return last.out_channels == following.in_channels
+    return False
+
+
+Penalty = Callable[..., Tensor]
+PENALTIES: dict[str, Penalty] = {
+    function.__name__: function
+    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control)
+}
+"""Every penalty by its name."""

@@ -1,0 +1,255 @@
+"""A training run's folder: its configuration, from which the network can be built again, beside weights and history."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from brittle._version import __version__
+from brittle.compression.factorise import factorised, rank_map, with_pairs
+from brittle.data.load import MEAN_STD, Data, statistics_of
+from brittle.errors import InputError
+from brittle.models.build import ARCHITECTURES, build_model, runs_code
+from brittle.models.checkpoints import fill, read_state
+from brittle.models.normalize import normalised
+from brittle.storage.codec import from_json, to_json
+from brittle.storage.files import emptied, write_text
+from brittle.training.hosts import Tell, check_host
+from brittle.training.jobs import prepared
+from brittle.training.loop import WEIGHTS, Training, run_job
+from brittle.training.recipe import Recipe
+from brittle.training.snapshots import remove_snapshot
+
+CONFIG = "config.json"
+FILES = (WEIGHTS, CONFIG, "history.csv", "history.parquet", "layers.csv", "layers.parquet")
+"""What a finished run leaves in its folder."""
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run was made of; ``config.json`` of its folder.
+
+    Attributes:
+        arch: As :func:`brittle.build_model` takes it.
+        arguments: Of the architecture, those that follow from the data included.
+        mean: Per channel, of the ``Normalize`` that is the network's first module.
+        std: Likewise.
+        ranks: Rank by name of every layer that is a low-rank pair.
+        input_shape: Of one sample.
+        classes: Number of classes.
+        data: What was trained on, as :func:`brittle.load_data` takes it.
+        data_root: Where it lay; None for none.
+        limit: Most training samples; None for all.
+        image_size: ``(height, width)`` to which the images of a folder were resized; None for none.
+        start: File or run's folder of the weights that were fine-tuned; None for fresh ones.
+        recipe: How it was trained.
+        version: Of Brittle.
+        schema_version: Of this document.
+    """
+
+    arch: str
+    arguments: dict[str, object]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    ranks: dict[str, int]
+    input_shape: tuple[int, ...]
+    classes: int
+    data: str
+    data_root: str | None = None
+    limit: int | None = None
+    image_size: tuple[int, int] | None = None
+    start: str | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    version: str = __version__
+    schema_version: int = VERSION
+
+
+def run_config(folder: str | Path) -> RunConfig:
+    """Read a run's ``config.json``.
+
+    Raises:
+        InputError: It is missing or not one.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: expected the folder of a training run; it holds no {CONFIG}")
+    return from_json(path.read_bytes(), RunConfig, str(path), VERSION)
+
+
+def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module, RunConfig]:
+    """The trained network of a run, with its normalisation inside, in evaluation mode, and its configuration.
+
+    Args:
+        folder: The run's.
+        arch: Only for a network that a function of yours builds: ``module:function``, as the run names it. A run from
+            elsewhere could name any function, so none is called that the caller has not named.
+
+    Raises:
+        InputError: The folder is not one of a run, the run is not finished, its weights do not fit, or it names a
+            function other than ``arch``.
+    """
+    config, folder = run_config(folder), Path(folder)
+    if arch not in (None, config.arch):
+        raise InputError(f"arch: {folder} is a run of {config.arch}; expected the same or none, got {arch}")
+    if arch is None and runs_code(config.arch):
+        raise InputError(f"arch: {folder} is built by calling {config.arch}; if you trust it, name it yourself as arch")
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder}: the run is not finished, it holds no {WEIGHTS}; run its command again to go on")
+    network = run_network(config)
+    fill(network, read_state(folder / WEIGHTS))
+    return network.eval(), config
+
+
+def run_network(config: RunConfig, *, seed: int = 0) -> nn.Module:
+    """The network of a configuration, freshly initialised: ``normalize``, then ``model``, low-rank pairs put in."""
+    network = normalised(build_model(config.arch, config.arguments, seed=seed), config.mean, config.std)
+    return with_pairs(network, config.ranks) if config.ranks else network
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked of a run, before the data have been looked at.
+
+    Attributes:
+        arch: As :func:`brittle.build_model` takes it; None: that of the run that is fine-tuned, else ``fcn``.
+        arguments: Of the architecture; inputs, classes and image size follow from the data where not given.
+        statistics: Per-channel mean and standard deviation to normalise by; the data set's own by default.
+        rank: Rank of low-rank pairs, or a share of the full rank; None for full matrices.
+        start: Weights to fine-tune: a file (of the architecture alone or with its normalisation), or a run's folder.
+        data_root: Where the data lie, for the configuration.
+        limit: Most training samples, likewise.
+        image_size: Of the images of a folder, likewise.
+        recipe: How to train.
+    """
+
+    arch: str | None = None
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    rank: int | float | None = None
+    start: Path | None = None
+    data_root: Path | None = None
+    limit: int | None = None
+    image_size: tuple[int, int] | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def ordered_run(
+    order: Order,
+    data: Data,
+    folder: Path,
+    *,
+    anew: bool = False,
+    device: str = "cpu",
+    processes: int = 1,
+    tell: Tell | None = None,
+) -> Training:
+    """Build a network for the data and train it into a folder; interrupted, it goes on where it stopped.
+
+    Args:
+        order: What is asked for.
+        data: Training samples.
+        folder: For ``config.json``, weights and history; untouched where something in the order is wrong.
+        anew: Whether what the folder holds of another run goes; not before the order has been checked.
+        device: As :func:`brittle.training.train`.
+        processes: Likewise.
+        tell: Likewise.
+
+    Raises:
+        InputError: As ``train``, or a part of the order that does not fit the data.
+    """
+    if order.start is not None and folder.resolve() in (order.start.resolve(), order.start.resolve().parent):
+        raise InputError(
+            f"fine_tune: expected weights outside of {folder}, whose own would go before new ones are there"
+        )
+    network, config = ordered_network(order, data)
+    job = prepared(network, data, order.recipe, folder=folder, anew=anew)
+    check_host(processes, order.recipe.precision, order.recipe.batch_size)
+    if not anew and (folder / CONFIG).exists():
+        run_config(folder)  # of something else it is not ours to replace
+    if anew:
+        emptied(folder, FILES)
+        remove_snapshot(folder)
+    write_text(folder / CONFIG, to_json(config))
+    return run_job(job, device=device, processes=processes, tell=tell)
+
+
+def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+    """The network to start from, and the configuration of its run."""
+    if order.start is not None and order.start.is_dir():
+        network, config = _continued(order, order.start)
+    else:
+        network, config = _built(order, data)
+    ranks = config.ranks
+    if order.rank is not None:
+        initial = "random" if order.start is None else "svd"
+        network = factorised(network, order.rank, layers=order.recipe.layers, initial=initial, seed=order.recipe.seed)
+        ranks = rank_map(network)
+        if not ranks:
+            raise InputError(f"rank: expected a rank below that of some chosen layer; got {order.rank}")
+    root = None if order.data_root is None else str(order.data_root.absolute())
+    return network, dataclasses.replace(
+        config,
+        ranks=ranks,
+        input_shape=tuple(data.inputs.shape[1:]),
+        classes=data.classes,
+        data=data.name,
+        data_root=root,
+        limit=order.limit,
+        image_size=order.image_size,
+        start=None if order.start is None else str(order.start.absolute()),
+        recipe=order.recipe,
+    )
+
+
+def _built(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+    """A network by name, fresh or filled from a file."""
+    arch = order.arch or "fcn"
+    mean, std = order.statistics or MEAN_STD.get(data.name) or statistics_of(data)
+    if len(mean) not in (1, data.inputs.shape[1]):
+        raise InputError(f"mean, std: expected one number for each of {data.inputs.shape[1]} channels; got {len(mean)}")
+    arguments = {**_fitting(arch, data), **order.arguments}
+    inner = build_model(arch, arguments, seed=order.recipe.seed)
+    network = normalised(inner, mean, std)
+    if order.start is not None:
+        state = read_state(order.start)
+        fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
+    return network, RunConfig(arch, dict(arguments), tuple(mean), tuple(std), {}, (), data.classes, data.name)
+
+
+def _continued(order: Order, start: Path) -> tuple[nn.Module, RunConfig]:
+    """The network of another run, with all that it was made of."""
+    network, config = load_run(start, arch=order.arch if order.arch and runs_code(order.arch) else None)
+    asked = {"arch": order.arch, **order.arguments}
+    own = {"arch": config.arch, **config.arguments}
+    others = [f"{name} {value!r}" for name, value in asked.items() if value is not None and own.get(name) != value]
+    if order.statistics not in (None, (config.mean, config.std)):
+        others.append(f"mean and std {order.statistics}")
+    if others:
+        raise InputError(
+            f"fine_tune: the run {start} was made with {own}; expected the same or none, got {', '.join(others)}"
+        )
+    return network, config
+
+
+def _fitting(arch: str, data: Data) -> dict[str, object]:
+    """The arguments of an architecture that follow from the data."""
+    shape = tuple(data.inputs.shape[1:])
+    known: dict[str, object] = {
+        "in_features": math.prod(shape),
+        "in_channels": shape[0],
+        "classes": data.classes,
+        "num_classes": data.classes,
+        "image_size": shape[-1],
+    }
+    if arch in ARCHITECTURES:
+        return {
+            name: value for name, value in known.items() if name in inspect.signature(ARCHITECTURES[arch]).parameters
+        }
+    return {"num_classes": data.classes} if arch.startswith(("torchvision:", "timm:")) else {}

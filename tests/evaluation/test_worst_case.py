@@ -1,0 +1,476 @@
+"""The worst case: judged by the network itself whatever the private copy claims; counted, proven, a budget each."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square
+from brittle.errors import InputError
+from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
+from brittle.linear.norms import lp_norm
+from brittle.models.forward import Counted, logits_of
+from helpers.networks import convnet, few, mlp, untouched
+
+NORMS = [math.inf, 2]
+EPS = {math.inf: 0.06, 2: 0.3}
+STEPS = 9
+SEARCH = functools.partial(apgd, steps=STEPS)
+OWN = {
+    "fgsm": fgsm,
+    "pgd": functools.partial(pgd, steps=STEPS),
+    "apgd": SEARCH,
+    "targeted": functools.partial(apgd_targeted, steps=STEPS, targets=2),
+    "square": functools.partial(square, queries=25),
+}
+N = 40
+
+
+def right(net, x, y) -> Tensor:
+    with torch.no_grad():
+        return net(x).argmax(1) == y
+
+
+class Counter:
+    """A network, as a plain callable, that counts and keeps the samples put through it."""
+
+    def __init__(self, net) -> None:
+        self.net, self.forwards, self.backwards = net, 0, 0
+        self.seen: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pass on."""
+        if x.requires_grad and torch.is_grad_enabled():
+            self.backwards += len(x)
+        else:
+            self.forwards += len(x)
+        self.seen.append(x.detach().clone())
+        return self.net(x)
+
+
+def assert_honest(worst: WorstCase, net, x, y, eps, p, bounds=(0.0, 1.0)) -> None:
+    """Everything that is reported, computed again from the examples."""
+    eps = torch.as_tensor(eps, dtype=torch.float64).expand(len(x))
+    with torch.no_grad():
+        clean, attacked = net(worst.x), net(worst.x_adv)
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if x.dtype == torch.float32 else {"atol": 1e-9, "rtol": 1e-9}
+    torch.testing.assert_close(worst.clean_logits, clean, **tolerance)
+    torch.testing.assert_close(worst.adversarial_logits, attacked, **tolerance)
+    assert torch.equal(worst.clean_correct, clean.argmax(1) == y)
+    assert torch.equal(worst.robust_correct, (clean.argmax(1) == y) & (attacked.argmax(1) == y))
+    assert torch.equal(worst.attack >= 0, worst.clean_correct & ~worst.robust_correct)
+    assert torch.equal(worst.restart >= 0, worst.attack >= 0)
+    assert (lp_norm(worst.x_adv.double() - x.double(), p) <= eps * (1 + 1e-6) + 2**-23).all()
+    assert float(worst.x_adv.min()) >= bounds[0]
+    assert float(worst.x_adv.max()) <= bounds[1]
+
+
+def same_verdicts(a: WorstCase, b: WorstCase) -> None:
+    assert torch.equal(a.robust_correct, b.robust_correct)
+    assert torch.equal(a.attack, b.attack)
+    assert torch.equal(a.restart, b.restart)
+    torch.testing.assert_close(a.x_adv, b.x_adv, atol=1e-9, rtol=0)
+
+
+# --- a private copy that is wrong ------------------------------------------------------------------------------
+
+
+def wrong_copies(net) -> dict[str, object]:
+    """Copies that disagree with the network, some of which take samples for broken that are not."""
+    shift = torch.linspace(-4, 4, 10, dtype=torch.float64)
+
+    class Other(nn.Module):
+        def forward(self, x):
+            return -net(x)
+
+    return {
+        "reversed": Other(),
+        "shifted": lambda x: net(x) + shift,
+        "far too sure": lambda x: 50 * net(x),
+        "rolled": lambda x: net(x).roll(1, 1),
+        "another input": lambda x: net(1 - x),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("which", ["reversed", "shifted", "rolled", "another input"])
+def test_a_wrong_copy_breaks_no_sample_that_the_network_does_not(which, p, batch_size):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    copied = wrong_copies(net)[which]
+    assert (right(net, x, y) & ~right(copied, x, y)).any()  # the copy is wrong where the network is right
+    worst = worst_case(net, x, y, Threat((SEARCH,), p), EPS[p], batch_size=batch_size, quick=copied)
+    assert_honest(worst, net, x, y, EPS[p], p)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("name", OWN)
+def test_samples_that_only_the_copy_takes_for_broken_are_attacked_on_the_network(name, p):
+    """A copy that takes everything for broken costs passes but changes no verdict and no example."""
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    threat = Threat((OWN[name],), p)
+    plain = worst_case(net, x, y, threat, EPS[p], quick=net)
+    network = Counter(net)
+    fooled = worst_case(network, x, y, threat, EPS[p], quick=lambda x: -net(x))
+    assert_honest(fooled, net, x, y, EPS[p], p)
+    # The reversed copy is wrong at once on nearly all of them, so what is found is found on the network.
+    surely = plain.clean_correct & ~right(lambda x: -net(x), x, y)
+    assert int(surely.sum()) > 20
+    assert torch.equal(fooled.robust_correct[surely], plain.robust_correct[surely])
+    assert network.backwards > 0 or name == "square"
+
+
+def test_doubtful_samples_have_the_verdicts_of_the_network_and_others_are_not_attacked_twice():
+    """The copy is wrong about every second sample, told by a pixel; the others are left to the copy."""
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    x = x.clone()
+    x[:, 0, 0, 0] = torch.arange(N) % 2 * 1.0
+    eps = 0.06
+    clean = right(net, x, y)
+
+    def copied(x):
+        logits = net(x)
+        return torch.where((x[:, 0, 0, 0] > 0.5)[:, None], -logits, logits)
+
+    network = Counter(net)
+    threat = Threat((SEARCH,))
+    worst = worst_case(network, x, y, threat, eps, quick=copied)
+    reference = worst_case(net, x, y, threat, eps, quick=net)
+    same_verdicts(worst, reference)
+    odd = torch.arange(N) % 2 == 1
+    doubted = int((odd & clean).sum())
+    assert doubted > 5
+    alone = Counter(net)
+    SEARCH(alone, x[odd & clean], y[odd & clean], eps=eps, ids=torch.arange(N)[odd & clean])
+    fell = int((odd & clean & ~reference.robust_correct).sum())
+    # A sample that the copy's own point happens to break needs no second search.
+    assert alone.backwards - fell * (STEPS + 1) <= network.backwards <= alone.backwards
+
+
+def test_a_right_copy_leaves_no_search_to_the_network():
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    for p in NORMS:
+        network = Counter(net)
+        plain = worst_case(net, x, y, Threat((SEARCH,), p), EPS[p], quick=net)
+        worst = worst_case(network, x, y, Threat((SEARCH,), p), EPS[p], quick=lambda x: net(x))
+        same_verdicts(worst, plain)
+        assert network.backwards == 0
+        clean = int(right(net, x, y).sum())
+        assert network.forwards == N + clean  # the clean pass and the judgement of every example
+
+
+def test_a_copy_that_sees_nothing_only_loses_the_attack():
+    """Where the copy is right about everything and has no gradients, nothing breaks, and nothing is claimed."""
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+
+    def blind(inputs):
+        nearest = torch.cdist(inputs.detach().flatten(1), x.flatten(1)).argmin(1)
+        return torch.eye(10, dtype=torch.float64)[y[nearest]] + 0 * inputs.flatten(1).sum(1, keepdim=True)
+
+    worst = worst_case(net, x, y, Threat((SEARCH,)), 1e-3, quick=blind)
+    assert_honest(worst, net, x, y, 1e-3, math.inf)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_the_copy_with_folded_norms_finds_the_same(p):
+    net = convnet(torch.float64)
+    x, y = few(N, torch.float64)
+    for attack in OWN.values():
+        threat = Threat((attack,), p)
+        with untouched(net):
+            folded = worst_case(net, x, y, threat, EPS[p])
+        same_verdicts(folded, worst_case(net, x, y, threat, EPS[p], quick=net))
+        assert_honest(folded, net, x, y, EPS[p], p)
+
+
+# --- counters --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("batch_size", [11, 256])
+@pytest.mark.parametrize("name", OWN)
+def test_counters_are_those_of_a_counting_network(name, batch_size, p):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    threat = Threat((OWN[name],), p, restarts=2)
+    counter = Counter(net)
+    worst = worst_case(counter, x, y, threat, EPS[p], batch_size=batch_size)
+    assert (worst.forwards, worst.backwards) == (counter.forwards, counter.backwards)
+    assert worst.forwards > N
+    model, copied = Counter(net), Counter(net)
+    worst = worst_case(model, x, y, threat, EPS[p], batch_size=batch_size, quick=copied)
+    assert worst.forwards == model.forwards + copied.forwards
+    assert worst.backwards == model.backwards + copied.backwards == counter.backwards
+    assert model.backwards == 0
+
+
+def test_counters_with_a_wrong_copy_and_several_attacks():
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    model, copied = Counter(net), Counter(lambda x: -net(x))
+    worst = worst_case(model, x, y, Threat((fgsm, SEARCH, OWN["square"])), 0.06, quick=copied)
+    assert worst.forwards == model.forwards + copied.forwards
+    assert worst.backwards == model.backwards + copied.backwards
+    assert model.backwards > 0
+    assert copied.backwards > 0
+
+
+def test_counters_by_hand():
+    """Almost without budget nothing breaks: the clean pass, every step of every right sample, one judgement of each."""
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    clean = int(right(net, x, y).sum())
+    assert 20 < clean < N
+    worst = worst_case(net, x, y, Threat((SEARCH,), restarts=3), 1e-9, quick=net)
+    assert worst.backwards == 3 * clean * (STEPS + 1)
+    assert worst.forwards == N + 3 * clean
+    copied = worst_case(net, x, y, Threat((SEARCH,), restarts=3), 1e-9)
+    assert copied.backwards == worst.backwards
+    assert copied.forwards == worst.forwards  # with nothing to fold, the attacks run on the network itself
+    nobody = worst_case(net, x, (net(x).argmax(1) + 1) % 10, Threat((SEARCH,)), 0.1)
+    assert (nobody.forwards, nobody.backwards) == (N, 0)
+
+
+def test_counters_of_joined_batches_add_up():
+    x, y = few(N, torch.float64)
+    threat = Threat((SEARCH,))
+    parts = [worst_case(mlp(torch.float64), x[i : i + 15], y[i : i + 15], threat, 0.06, first=i) for i in (0, 15, 30)]
+    whole, joined = worst_case(mlp(torch.float64), x, y, threat, 0.06), WorstCase.joined(parts)
+    same_verdicts(joined, whole)
+    assert (joined.forwards, joined.backwards) == (whole.forwards, whole.backwards)
+
+
+# --- proven samples --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "apgd", "targeted", "square", "custom"])
+def test_proven_samples_are_never_attacked(attack):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    attacked: list[int] = []
+
+    def custom(model, x, y, *, eps, p, ids):
+        attacked.extend(ids.tolist())
+        return SEARCH(model, x, y, eps=eps, p=p, ids=ids)
+
+    eps = 0.2
+    chosen = {**OWN, "custom": custom}[attack]
+    plain = worst_case(net, x, y, Threat((chosen,)), eps)
+    attacked.clear()
+    proven = torch.arange(N) % 3 == 0
+    model, copied = Counter(net), Counter(net)
+    worst = worst_case(model, x, y, Threat((chosen,), restarts=2), eps, proven=proven, quick=copied)
+    assert torch.equal(worst.x_adv[proven], x[proven])
+    assert torch.equal(worst.adversarial_logits[proven], worst.clean_logits[proven])
+    assert (worst.attack[proven] == -1).all()
+    assert torch.equal(worst.proven, proven)
+    assert torch.equal(worst.robust_correct[proven], worst.clean_correct[proven])
+    assert (plain.clean_correct & ~plain.robust_correct & proven).any()  # they would have broken
+    first = worst.restart[~proven] < 1
+    assert torch.equal(worst.robust_correct[~proven] & first, plain.robust_correct[~proven] & first)
+    assert not set(attacked) & set(range(0, N, 3))
+    # Every pass after the clean one is near a sample that is not proven.
+    told = torch.cdist(torch.cat([*model.seen[1:], *copied.seen]).flatten(1), x.flatten(1), p=math.inf)
+    near = told.amin(1) <= eps * (1 + 1e-6)
+    owners = told.argmin(1)
+    clear = near & ((told <= 1.01 * eps).sum(1) == 1)
+    assert int(clear.sum()) > 20
+    assert not proven[owners[clear]].any()
+
+
+def test_when_all_is_proven_there_is_one_pass():
+    x, y = few(N, torch.float64)
+    worst = worst_case(mlp(torch.float64), x, y, Threat((SEARCH,)), 0.2, proven=torch.ones(N, dtype=torch.bool))
+    assert (worst.forwards, worst.backwards) == (N, 0)
+    assert torch.equal(worst.x_adv, x)
+    assert torch.equal(worst.robust_correct, right(mlp(torch.float64), x, y))
+
+
+# --- attacks of others -----------------------------------------------------------------------------------------
+
+
+def test_other_attacks_get_the_users_own_module():
+    net = convnet()
+    given: list[object] = []
+
+    def custom(model, x, y, *, eps, p):
+        given.append(model)
+        return x
+
+    worst_case(net, *few(10), Threat((custom, SEARCH, functools.partial(custom)), restarts=2), 1e-4)
+    assert len(given) == 4
+    assert all(model is net for model in given)
+    given.clear()
+    worst_case(net, *few(10), Threat((custom,)), 1e-4, quick=lambda x: -net(x))
+    assert given == [net]
+
+
+def test_the_packages_own_attacks_get_the_copy():
+    net = mlp(torch.float64)
+    x, y = few(10, torch.float64)
+    for attack in (*OWN.values(), functools.partial(functools.partial(apgd, steps=4), rho=0.5)):
+        copied = Counter(net)
+        worst_case(net, x, y, Threat((attack,)), 0.01, quick=copied)
+        assert copied.seen
+
+
+def test_what_another_attack_does_to_a_module_does_not_reach_the_next():
+    """One that leaves the module in training mode, and one of ours after it: as if it were alone."""
+
+    class NoCopy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = convnet(torch.float64)
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def __deepcopy__(self, memo):
+            raise TypeError("no copies")
+
+    def meddling(model, x, y, *, eps, p):
+        model.train()
+        return x
+
+    net = NoCopy().eval()
+    x, y = few(60, torch.float64)
+    with untouched(net):
+        alone = worst_case(net, x, y, Threat((SEARCH,)), 0.04)
+        after = worst_case(net, x, y, Threat((meddling, SEARCH)), 0.04)
+    assert 5 < int(alone.robust_correct.sum()) < 55
+    assert torch.equal(alone.robust_correct, after.robust_correct)
+
+
+# --- a budget for every sample ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("name", OWN)
+def test_budgets_a_sample_are_separate_runs(name, p):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    levels = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64) * EPS[p]
+    which = torch.arange(N) % 4
+    threat = Threat((OWN[name],), p, restarts=2)
+    together = worst_case(net, x, y, threat, levels[which], batch_size=7)
+    assert_honest(together, net, x, y, levels[which], p)
+    for level, eps in enumerate(levels.tolist()):
+        rows = (which == level).nonzero()[:, 0]
+        part = worst_case(net, x[rows], y[rows], threat, eps, ids=rows)
+        assert torch.equal(part.robust_correct, together.robust_correct[rows])
+        assert torch.equal(part.restart, together.restart[rows])
+        torch.testing.assert_close(part.x_adv, together.x_adv[rows], atol=1e-9, rtol=0)
+
+
+def test_budgets_a_sample_reach_other_attacks_and_are_checked():
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    budgets = torch.linspace(0.01, 0.05, N, dtype=torch.float64)
+    clean = right(net, x, y)
+    asked: list[Tensor] = []
+
+    def beyond(model, x, y, *, eps, p, ids):
+        asked.append(torch.as_tensor(eps))
+        # Half of the budget, or the largest budget: admissible for the last sample alone.
+        move = torch.where(ids % 2 == 0, 0.5 * budgets[ids], budgets.max())
+        return (x + torch.where(x < 0.5, 1, -1) * move[:, None, None, None]).clamp(0, 1)
+
+    worst = worst_case(net, x, y, Threat((beyond,)), budgets, batch_size=16)
+    torch.testing.assert_close(torch.cat(asked), budgets[clean])
+    assert worst.rejected == int((clean & (torch.arange(N) % 2 == 1) & (torch.arange(N) < N - 1)).sum())
+    assert_honest(worst, net, x, y, budgets, math.inf)
+    for bad in (budgets[:-1], -budgets, torch.full((N,), math.inf)):
+        with pytest.raises(InputError, match=r"^eps"):
+            worst_case(net, x, y, Threat((SEARCH,)), bad)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_ids_name_the_samples(ids):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    whole = worst_case(net, x, y, Threat((SEARCH,)), 0.06)
+    rows = torch.arange(10, 25)
+    named = {"ids": rows} if ids else {"first": 10}
+    part = worst_case(net, x[rows], y[rows], Threat((SEARCH,)), 0.06, **named)
+    torch.testing.assert_close(part.x_adv, whole.x_adv[rows], atol=1e-9, rtol=0)
+    mixed = torch.arange(N).flip(0)
+    turned = worst_case(net, x[mixed], y[mixed], Threat((SEARCH,)), 0.06, ids=mixed, batch_size=6)
+    torch.testing.assert_close(turned.x_adv, whole.x_adv[mixed], atol=1e-9, rtol=0)
+
+
+# --- memory, logits that are none, progress --------------------------------------------------------------------
+
+
+def small(net, most):
+    """Memory runs out with more than ``most`` samples."""
+
+    def model(x):
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return net(x)
+
+    return model
+
+
+def test_out_of_memory_changes_no_verdict():
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    threat = Threat((SEARCH,))
+    same_verdicts(worst_case(small(net, 7), x, y, threat, 0.06), worst_case(net, x, y, threat, 0.06))
+
+
+def test_clean_logits_are_found_in_batches_that_fit(caplog):
+    net = mlp(torch.float64)
+    x, y = few(N, torch.float64)
+    with caplog.at_level(logging.WARNING, logger="brittle.models.forward"):
+        logits = logits_of(small(net, 7), x, y, 30)
+    torch.testing.assert_close(logits, net(x).detach())
+    assert len(caplog.records) == 3  # 30, 15, 8, and 4 fits
+    with pytest.raises(torch.OutOfMemoryError):
+        logits_of(small(net, 0), x, y)
+
+
+def test_counted_counts_what_came_back():
+    counted = Counted(small(mlp(), 7))
+    x, _ = few(10)
+    with pytest.raises(torch.OutOfMemoryError):
+        counted(x)
+    assert (counted.forwards, counted.backwards) == (0, 0)
+    counted(x[:5])
+    counted(x[:3].clone().requires_grad_())
+    with torch.no_grad():
+        counted(x[:2].clone().requires_grad_())
+    assert (counted.forwards, counted.backwards) == (7, 3)
+
+
+def test_correct_is_never_said_of_logits_that_are_not_finite():
+    logits = torch.tensor([[1.0, 0.0], [math.inf, 0.0], [math.nan, 0.0], [1.0, -math.inf], [0.0, 1.0]])
+    assert correct(logits, torch.zeros(5, dtype=torch.long)).tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_progress_rises_to_the_number_of_samples(batch_size):
+    x, y = few(N, torch.float64)
+    net = mlp(torch.float64)
+    for copied in (net, lambda x: -net(x)):
+        told: list[float] = []
+        threat = Threat((SEARCH, fgsm, OWN["square"]), restarts=2)
+        worst_case(net, x, y, threat, 0.06, quick=copied, batch_size=batch_size, tell=told.append)
+        assert told == sorted(told)
+        assert told[-1] == N
+        assert len(set(told)) > 5
+
+
+def test_a_threat_of_a_single_attack_says_how_to_write_it():
+    with pytest.raises(InputError, match=r"^attacks: expected a sequence .* write \(attack,\)"):
+        Threat(apgd)

@@ -1,0 +1,89 @@
+"""The demo in small: what it equalises, what it writes, and that its words follow its numbers."""
+
+import html
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from brittle.data.load import load_data
+from brittle.experiments.demo import RECIPES, mcnemar, run_demo, trained
+from brittle.models.layers import read_layers
+from brittle.reporting.comparison import Story, story_figure
+from brittle.results import Audit
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    state = torch.get_rng_state()
+    story = run_demo(out, recipes=(RECIPES[0], RECIPES[2], RECIPES[4]), epochs=2)
+    assert torch.equal(state, torch.get_rng_state())
+    return story, out
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_every_network_has_the_same_frobenius_norms(recipe):
+    network = trained(recipe, load_data("digits", limit=64), seed=3, epochs=1)
+    norms = [float(view.matrix.norm()) for view in read_layers(network).views]
+    assert norms == pytest.approx([math.sqrt(2 * m) for m in (256, 256, 10)], rel=1e-5)
+
+
+def test_training_is_deterministic_and_depends_on_the_seed():
+    data = load_data("digits", limit=64)
+    a, b, c = (trained(RECIPES[1], data, seed=seed, epochs=1).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not any(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_low_rank_networks_have_that_rank(demo):
+    story, _ = demo
+    assert [layer.rank for layer in story.chapters[1].audit.layers] == [8, 8, 10]
+    assert "low-rank pair" in story.chapters[1].audit.layers[0].kind
+
+
+def test_pages_pictures_and_audits_are_written(demo):
+    story, out = demo
+    page = (out / "report.html").read_text()
+    for chapter in story.chapters:
+        assert f'href="{chapter.folder}/report.html"' in page
+        assert Audit.load(out / chapter.folder / "audit.json") == chapter.audit
+        assert chapter.name in (out / chapter.folder / "report.html").read_text()
+    assert (out / "story.png").read_bytes().startswith(b"\x89PNG")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    page = html.unescape(page)
+    assert page.index(story.lines[0].split(";")[0].replace(" %", "\N{NO-BREAK SPACE}%")) < page.index("<svg")
+
+
+def test_bounds_hold_in_every_chapter(demo):
+    for chapter in demo[0].chapters:
+        for p in (2.0, math.inf):
+            assert chapter.lower(p) <= chapter.upper(p)
+
+
+def test_words_follow_the_numbers(demo):
+    dense, *_ = demo[0].chapters
+    e = dense.audit.evaluations[0]
+    weaker = replace(e, robust_correct=e.robust_correct // 2)
+    worse = replace(
+        dense, name="worse", audit=replace(dense.audit, evaluations=(weaker, dense.audit.evaluations[1])),
+        p_values={math.inf: 0.001, 2.0: 1.0},
+    )  # fmt: skip
+    lines = Story((dense, worse)).lines
+    assert "1 of them is clearly more fragile" in lines[0]
+    assert "more fragile in ℓ∞" in lines[2]
+    assert "not clearly different in ℓ₂" in lines[2]
+    equal = Story((dense, replace(worse, p_values={math.inf: 0.2, 2.0: 1.0}))).lines
+    assert "more fragile in" not in equal[2]
+
+
+def test_the_picture_has_a_row_a_network(demo):
+    axes = story_figure(demo[0]).axes
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["dense", "rank 8", "row-sparse"]
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    a, b = [True] * 9 + [False] * 3, [False] * 8 + [True] + [True] * 2 + [False]
+    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(10, k) for k in (0, 1, 2)) / 2**10)
+    assert mcnemar(a, a) == 1.0

@@ -1,0 +1,334 @@
+"""Weights in files: exact round trips, and nothing that runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from brittle.errors import InputError
+from brittle.models.build import build_model, fcn, resnet18_cifar
+from brittle.models.checkpoints import fill, read_state, save_state
+
+
+class Hostile:
+    """Creates a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class Wrapper(nn.Module):
+    """A model whose names all begin as if DataParallel had wrapped it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return list(a) == list(b) and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def saved(path: Path, content: object, **options: object) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+STATE = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.tensor([1, 2]), "d": torch.ones((), dtype=torch.float16)}
+
+# --- round trips --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "model", "shape"),
+    [
+        ("fcn", fcn(12, 7, 3, 4), (2, 3, 2, 2)),
+        ("fcn", fcn(12, 5, 1, 4, bias=True), (2, 12)),
+        ("resnet18-cifar", resnet18_cifar(3, 4, 1), (2, 1, 8, 8)),
+    ],
+)
+def test_a_saved_model_comes_back_without_a_word_about_its_sizes(tmp_path, arch, model, shape):
+    model(torch.rand(shape))  # moves the running statistics, where there are any
+    save_state(model, tmp_path / "new" / "model.safetensors")
+    state = read_state(tmp_path / "new" / "model.safetensors")
+    again = build_model(arch, state=state, seed=99)
+    fill(again, state)
+    assert same(again.state_dict(), model.state_dict())
+    x = torch.rand(shape)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_tied_and_strided_tensors_are_saved_under_each_name(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    model[0].register_buffer("turned", torch.arange(6.0).reshape(2, 3).T)
+    save_state(model, tmp_path / "m.safetensors")
+    state = read_state(tmp_path / "m.safetensors")
+    assert sorted(state) == ["0.turned", "0.weight", "1.weight"]
+    fill(model, state)
+    assert torch.equal(state["0.turned"], model[0].turned)
+
+
+def test_saving_leaves_no_other_file_and_replaces(tmp_path):
+    for value in (1.0, 2.0):
+        model = nn.Linear(1, 1)
+        nn.init.constant_(model.weight, value)
+        save_state(model, tmp_path / "m.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    assert read_state(tmp_path / "m.safetensors")["weight"] == 2
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    save_state(nn.Linear(1, 1), tmp_path / "m.safetensors")
+    before = (tmp_path / "m.safetensors").read_bytes()
+
+    def fails(tensors, filename, metadata):
+        Path(filename).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(nn.Linear(1, 1), tmp_path / "m.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    assert (tmp_path / "m.safetensors").read_bytes() == before
+
+
+def test_saving_under_another_ending_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"path must end in \.safetensors; got .*m\.pt"):
+        save_state(nn.Linear(1, 1), tmp_path / "m.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_beside_tensors_cannot_be_saved(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"epoch": 3}
+
+    with pytest.raises(InputError, match="the state of Extra must hold only dense tensors by name; got dict"):
+        save_state(Extra(1, 1), tmp_path / "m.safetensors")
+
+
+# --- read_state: what is read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+@pytest.mark.parametrize("name", ["m.pt", "m.pth", "m.bin", "m"])
+def test_torch_files_of_any_ending(tmp_path, options, name):
+    assert same(read_state(saved(tmp_path / name, OrderedDict(STATE), **options)), STATE)
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "M.SAFETENSORS"])
+def test_safetensors_files(tmp_path, name):
+    safetensors.torch.save_file(STATE, tmp_path / name)
+    state = read_state(tmp_path / name)
+    assert same(dict(sorted(state.items())), STATE)
+
+
+def test_parameters_come_back_as_plain_tensors(tmp_path):
+    state = read_state(saved(tmp_path / "m.pt", {"w": nn.Parameter(torch.ones(2))}))
+    assert type(state["w"]) is torch.Tensor
+    assert not state["w"].requires_grad
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"model_state_dict": s},
+        lambda s: {"state_dict_ema": s},
+        lambda s: {"model": {"state_dict": s}},
+        lambda s: {"state_dict": s, "state_dict_ema": {"a": torch.zeros(1)}},
+        lambda s: {"model": "resnet18", "state_dict": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    ],
+)
+def test_wrapped_states_are_unwrapped(tmp_path, wrap):
+    assert same(read_state(saved(tmp_path / "m.pt", wrap(STATE))), STATE)
+
+
+def test_names_that_only_look_wrapped_are_kept(tmp_path):
+    state = {"module.a": torch.ones(1), "b": torch.ones(1), "model": torch.ones(1)}
+    assert same(read_state(saved(tmp_path / "m.pt", state)), state)
+
+
+def test_a_model_with_a_part_called_module_survives_the_round_trip(tmp_path):
+    model, again = (Wrapper(build_model("fcn", {"in_features": 4, "width": 3}, seed=s)) for s in (0, 1))
+    save_state(model, tmp_path / "m.safetensors")
+    fill(again, read_state(tmp_path / "m.safetensors"))
+    assert same(again.state_dict(), model.state_dict())
+    fill(again, model.state_dict())
+
+
+# --- read_state: what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "must hold a state dict, tensors by name; got list"),
+        (torch.ones(2), "must hold a state dict, tensors by name; got Tensor"),
+        ({}, "must hold a state dict, tensors by name; got an empty dict"),
+        ({"state_dict": {}}, "got an empty dict"),
+        ({"a": torch.ones(1), "epoch": 3}, "only dense tensors by name; got int under 'epoch'"),
+        ({0: torch.ones(1)}, "got Tensor under 0"),
+        ({"a": torch.eye(2).to_sparse()}, "only dense tensors"),
+        ({"a": torch.ones(3), "w": torch.tensor([1.0, float("nan")])}, "1 of 2 values of w are NaN or infinite"),
+        ({"w": torch.tensor([1.0, float("inf"), -float("inf")]).half()}, "2 of 3 values of w"),
+        ({"w": torch.tensor([float("nan"), 1.0]).to(torch.float8_e4m3fn)}, "1 of 2 values of w"),
+    ],
+)
+def test_contents_are_checked(tmp_path, content, message):
+    path = saved(tmp_path / "m.pt", content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_state(path)
+    assert str(path) in str(caught.value)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(InputError, match="code is never unpickled") as caught:
+        read_state(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')" in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+@pytest.mark.parametrize("wrap", [lambda h: h, lambda h: {"state_dict": {"w": torch.ones(1)}, "extra": h}])
+def test_hostile_checkpoints_are_not_run(tmp_path, options, wrap):
+    trace = tmp_path / "trace"
+    path = saved(tmp_path / "m.pt", wrap(Hostile(trace)), **options)
+    assert ".mkdir" in refused(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # it was a weapon
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("name", ["m.pkl", "m.safetensors"])
+def test_hostile_pickles_are_not_run(tmp_path, protocol, name):
+    trace = tmp_path / "trace"
+    (tmp_path / name).write_bytes(pickle.dumps(Hostile(trace), protocol=protocol))
+    with pytest.raises(InputError, match=name):
+        read_state(tmp_path / name)
+    assert not trace.exists()
+
+
+def test_whole_modules_are_refused(tmp_path):
+    assert "Linear" in refused(saved(tmp_path / "m.pt", nn.Linear(1, 1)))
+
+
+def test_torchscript_is_refused(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), tmp_path / "m.pt")
+    recwarn.clear()
+    assert "TorchScript" in refused(tmp_path / "m.pt")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: b"", lambda c: b"hello world\n", lambda c: c[: len(c) // 2], lambda c: c[9:]]
+)
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
+def test_broken_files(tmp_path, damage, name):
+    path = tmp_path / name
+    state = {"w": torch.ones(500)}
+    torch.save(state, path) if name == "m.pt" else safetensors.torch.save_file(state, path)
+    path.write_bytes(damage(path.read_bytes()))
+    expected = r"(whole checkpoint of torch\.save|plain tensors)" if name == "m.pt" else "whole safetensors file"
+    with pytest.raises(InputError, match=rf"{name} must .*{expected}") as caught:
+        read_state(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_endings(tmp_path):
+    safetensors.torch.save_file(STATE, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt")
+    saved(tmp_path / "m.safetensors", STATE)
+    with pytest.raises(InputError, match="must be a whole safetensors file"):
+        read_state(tmp_path / "m.safetensors")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(InputError, match=r"none\.pt must be a file of weights .*; found nothing there"):
+        read_state(tmp_path / "none.pt")
+    with pytest.raises(InputError, match=r"must be a file of weights .*; found a folder there"):
+        read_state(tmp_path)
+
+
+# --- fill ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_fill_keeps_the_models_dtype(kind):
+    model, state = fcn(4, 3, 2, 2).to(kind), fcn(4, 3, 2, 2).state_dict()
+    fill(model, state)
+    assert all(p.dtype == kind for p in model.parameters())
+    assert all(torch.equal(p, state[name].to(kind)) for name, p in model.named_parameters())
+
+
+def test_fill_copies():
+    model, state = nn.Linear(2, 2), {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    fill(model, state)
+    state["weight"].zero_()
+    assert (model.weight == 1).all()
+    assert model.weight.requires_grad
+
+
+FITTING = fcn(4, 3, 6, 2).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"3.weight": None}, r"missing: 3\.weight$"),
+        (dict.fromkeys(FITTING), r"missing: 1\.weight, 3\.weight, 5\.weight and 3 more$"),
+        ({"x": torch.ones(1)}, r"unexpected: x$"),
+        (dict.fromkeys("xyz", torch.ones(1)), r"unexpected: x, y, z$"),
+        ({"1.weight": torch.ones(4, 3)}, r"shapes: 1\.weight expected \(3, 4\), got \(4, 3\)$"),
+        ({"1.weight": torch.ones(3, 4, dtype=torch.complex64)}, r"real and complex mixed: 1\.weight"),
+        ({"1.weight": torch.full((3, 4), float("nan"))}, r"state: 12 of 12 values of 1\.weight are NaN"),
+        (
+            {"1.weight": torch.full((3, 4), 1e300, dtype=torch.float64)},
+            r"12 of 12 values of 1\.weight are NaN or infinite",
+        ),
+        (
+            {"11.weight": None, "y": torch.ones(1), "1.weight": torch.ones(1)},
+            r"missing: 11.*; unexpected: y; shapes: 1\.",
+        ),
+    ],
+)
+def test_fill_refuses_and_leaves_the_model_untouched(change, message):
+    model = fcn(4, 3, 6, 2)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = {k: v for k, v in {**FITTING, **change}.items() if v is not None}
+    with pytest.raises(InputError, match=message):
+        fill(model, state)
+    assert same(model.state_dict(), before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["meta", "quantised"])
+def test_tensors_without_plain_values_are_refused(kind, tmp_path):
+    tensor = torch.empty(2, 3, device="meta")
+    if kind == "quantised":
+        tensor = torch.quantize_per_tensor(torch.rand(2, 3), 0.1, 0, torch.qint8)
+    torch.save({"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(InputError):
+        read_state(tmp_path / "w.pt")

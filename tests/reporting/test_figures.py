@@ -1,0 +1,503 @@
+"""The figures of synthetic audits: what they show, when there are none, and that they fit into any page."""
+
+import functools
+import math
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from brittle.reporting import figures
+from brittle.reporting.drawing import svg
+from brittle.results import (
+    FRACTIONS,
+    Audit,
+    CertifiedCurve,
+    Evaluation,
+    LayerBound,
+    LayerResponse,
+    LayerResult,
+    LipschitzResult,
+    NormBounds,
+    NotMeasured,
+    Rate,
+    SecurityCurve,
+    Signature,
+    UniversalResult,
+    Verdict,
+)
+from brittle.results.wording import budget, norm_name, number
+
+INF = math.inf
+HOSTILE = "</script><img onerror=alert(1) src=x>"
+ALL = tuple(
+    getattr(figures, name)
+    for name in (
+        "security_curve",
+        "certificate",
+        "layer_norms",
+        "spectra",
+        "compressibility",
+        "sensitivity",
+        "directions",
+        "universal",
+    )
+)
+
+
+TWO = {
+    "product of norms": 5400.0, "multipliers": 1843.2, "path": 4100.0, "cross norm": 9000.0, "paper form": INF,
+    "sharp form": 7000.0, "exact norms, all pairs": 2500.0, "ends": 2400.0, "exponents": 2300.0,
+}  # fmt: skip
+SUP = {
+    "product of norms": 3.21e17, "chain": 3.21e17, "segments": 8e17, "weighted segments": 7e17,
+    "exact norms, disjoint pairs": 8e17,
+}  # fmt: skip
+RANDOM = tuple(Rate(hits, 456) for hits in (9, 4, 1, 17, 9))
+CERTIFIED = CertifiedCurve(
+    2.0,
+    (0.0, 0.0123, 0.08, 0.125, 0.25, 0.4, 0.5, 0.6, 1.0),
+    tuple(Rate(hits, 1000) for hits in (912, 911, 700, 600, 456, 200, 121, 0, 0)),
+    0.2468,
+)
+
+
+def layer(
+    name, m=32, n=48, *, kind="Linear", decay=0.05, exact=True, zero=False, infinite=False, seed=0
+) -> LayerResult:
+    """A layer's result, computed from a random matrix with a decaying spectrum; bounds are merely ordered."""
+    rng = np.random.default_rng(seed)
+    p = min(m, n)
+    u, v = (np.linalg.qr(rng.standard_normal((size, p)))[0] for size in (m, n))
+    matrix = 0.0 * np.outer(np.ones(m), np.ones(n)) if zero else u * np.exp(-decay * np.arange(p)) @ v.T
+    rows, sigma = np.sort(np.abs(matrix).sum(1))[::-1], np.linalg.svd(matrix)[1] if not zero else np.zeros(p)
+    frobenius, nuclear = float(np.linalg.norm(matrix)), float(sigma.sum())
+    largest = float(sigma[0]) or 1.0
+
+    def errors(vector):
+        kept = [max(1, round(f * len(vector))) for f in FRACTIONS]
+        return tuple(float(vector[k:].sum() / (vector.sum() or 1)) for k in kept)
+
+    def spreads(vector):
+        return tuple(float(1 - vector[max(1, round(f * len(vector))) - 1] / (vector[0] or 1)) for f in FRACTIONS)
+
+    def bounds(p, vector):
+        factor = float(vector[0]) / (frobenius or 1.0)
+        for place in range(len(FRACTIONS)):
+            side = (0.6 * factor, 1.3 * factor, 1.7 * factor, INF if infinite else 4 * factor)
+            error, spread = errors(vector)[place], spreads(vector)[place]
+            yield LayerBound(p, 3, error, spread, None, None, frobenius, float(vector[0]), *side)
+
+    norms = [NormBounds(p, float(v[0]), float(v[0]) * (1 if exact else 1.8), "exact" if exact else "torus")
+             for p, v in ((2.0, sigma), (INF, rows))]  # fmt: skip
+    return LayerResult(
+        name=name, kind=kind, shape=(m, n), parameters=m * n, row_error=errors(rows), spectral_error=errors(sigma),
+        row_spread=spreads(rows), spectral_spread=spreads(sigma), row_norms=tuple(map(float, rows[:128])),
+        singular_values=tuple(map(float, sigma[:128])), spectrum=p, rank=0 if zero else p,
+        stable_rank=(frobenius / largest) ** 2, nuclear_spectral_ratio=nuclear / largest,
+        nuclear_frobenius_ratio=(nuclear / (frobenius or 1.0)) ** 2, effective_rank=0.8 * p,
+        effective_sparsity=0.6 * m * n, frobenius=frobenius, filter_norm_inf=float(rows[0]),
+        filter_norm_2=float(sigma[0]), operator_norms=tuple(norms),
+        bounds=(*bounds(2.0, sigma), *bounds(INF, rows)), input_size=None if kind == "Linear" else (32, 32),
+        degenerate=zero,
+    )  # fmt: skip
+
+
+@functools.cache
+def full() -> Audit:
+    """Three layers, attacked in two norms and certified in one."""
+    layers = (
+        layer("conv1", 16, 27, kind="Conv2d", exact=False, decay=0.08),
+        layer("features.fc", 64, 96, decay=0.03, seed=1),
+        layer("head", 10, 64, decay=0.12, seed=2),
+    )
+    settings = {"steps": 20, "step_size": 0.25, "targeted": True, "note": None, "sizes": (1.0, 2.0)}
+    names = ("apgd-ce", "apgd-dlr", "square")
+    linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 3, 8 / 255)
+    two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 0, 0.4999999)
+    eps = tuple(k / 255 for k in (1, 2, 4, 6, 8, 12, 16))
+    curves = (
+        SecurityCurve(INF, eps, tuple(Rate(hits, 1000) for hits in (868, 811, 690, 551, 417, 210, 74))),
+        SecurityCurve(2.0, (0.125, 0.25, 0.5, 1.0), tuple(Rate(hits, 1000) for hits in (842, 760, 583, 240))),
+    )
+    responses = tuple(
+        LayerResponse(name, p, (1, 5), (0.05 * place, 0.2 * place), (1 / 48, 5 / 48), 0.1 * place * p0, 3.0, 495, 2)
+        for p, p0 in ((2.0, 1.0), (INF, 1.4))
+        for place, name in enumerate(("conv1", "features.fc", "head"), 1)
+    )
+    return Audit(
+        model="small CNN",
+        verdict=Verdict(
+            "weakened",
+            "Half of the accuracy survives: 91.2 % without attack, 41.7 % under ℓ∞ attacks of size 8/255.",
+            (
+                "The layer features.fc has 3.1 times the spectral norm of a flat matrix of its size.",
+                "The attack puts 60 % of its energy into the top 5 directions of the head, where chance would put 8 %.",
+                "One perturbation for all inputs changes 31 % of the predictions.",
+            ),
+        ),
+        evaluations=(linf, two),
+        curves=curves,
+        layers=layers,
+        lipschitz=(
+            LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
+            LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
+        ),
+        responses=responses,
+        universal=(
+            UniversalResult(INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)),
+            UniversalResult(
+                INF, 8 / 255, "data-free", f"+ sign of row 3 of “{HOSTILE}”", 500, Rate(56, 456), RANDOM, Rate(401, 500)
+            ),
+            UniversalResult(2.0, 0.5, "fitted", "projected ascent", 500, Rate(41, 456), RANDOM, Rate(418, 500)),
+        ),
+        not_measured=(
+            NotMeasured("bn1", "no matrix"),
+            NotMeasured("bn2", "no matrix"),
+            NotMeasured("certified ℓ∞ sensitivity", "norm (LayerNorm) has no global bound"),
+        ),
+        signature=Signature(
+            {"brittle": "0.1.0", "torch": "2.6.0"}, "cpu", 0,
+            {"eps_inf": (2 / 255, 8 / 255), "limit": 1000, "attack": "apgd"}, "ab" * 32, "cd" * 32,
+        ),
+        parameters=8_576,
+        certified=(CERTIFIED,),
+        seconds=192.4,
+    )  # fmt: skip
+
+
+@functools.cache
+def data_free() -> Audit:
+    """Sixty layers without data: depthwise ones, one of zeros, operator norms between bounds, nothing certified."""
+    layers = tuple(
+        layer(
+            f"blocks.{i}.{'depthwise' if i % 3 == 1 else 'project' if i % 3 else 'expand'}.conv",
+            *((24, 9) if i % 3 == 1 else (16 + i, 40)),
+            kind="Conv2d (24 groups)" if i % 3 == 1 else "Conv2d",
+            decay=0.02 + 0.15 * (i % 7) / 7,
+            exact=i % 4 == 0,
+            zero=i == 7,
+            infinite=i % 3 == 1,
+            seed=i,
+        )
+        for i in range(60)
+    )
+    return Audit(
+        model="mobile network",
+        verdict=Verdict("not attacked", "No data were given, so the weights alone were measured.", ()),
+        evaluations=(), curves=(), layers=layers,
+        lipschitz=(LipschitzResult(2.0, None, "", "act (SiLU): no sound rule", None, None, 0),),
+        responses=(), universal=(),
+        not_measured=tuple(NotMeasured(f"blocks.{i}.bn", "no matrix") for i in range(60)),
+        signature=Signature({"brittle": "0.1.0"}, "cpu", 0, {}, "ef" * 32, None),
+        parameters=3_504_872,
+    )  # fmt: skip
+
+
+@functools.cache
+def one_layer() -> Audit:
+    """One layer with one output and a hostile name; a certified bound that is astronomically large."""
+    return replace(
+        data_free(),
+        model=HOSTILE,
+        layers=(layer(HOSTILE, 1, 20),),
+        lipschitz=(LipschitzResult(INF, 3.21e17, "product of norms", None, None, None, 0, None, tuple(SUP.items())),),
+        not_measured=(NotMeasured(HOSTILE, "because of $x$ & <b>"),),
+    )
+
+
+@functools.cache
+def drawn(draw, make) -> str | None:
+    """The figure as SVG, drawn once for all the tests that only read it."""
+    figure = draw(make())
+    return None if figure is None else svg(figure)
+
+
+def texts(figure: Figure) -> str:
+    return " ".join(ET.fromstring(svg(figure)).itertext())
+
+
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
+def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
+    figure = draw(full())
+    assert isinstance(figure, Figure)
+    root = ET.fromstring(drawn(draw, full))
+    assert root.tag.endswith("}svg")
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == root[0].text == figure.get_label()
+
+
+@pytest.mark.parametrize(
+    ("draw", "part"),
+    [
+        (figures.security_curve, "curves"),
+        (figures.certificate, "certified"),
+        (figures.layer_norms, "layers"),
+        (figures.spectra, "layers"),
+        (figures.compressibility, "layers"),
+        (figures.sensitivity, "lipschitz"),
+        (figures.directions, "responses"),
+        (figures.universal, "universal"),
+    ],
+)
+def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
+    assert draw(replace(full(), **{part: ()})) is None
+    others = {"curves", "certified", "lipschitz", "responses", "universal", "not_measured"} - {part}
+    assert draw(replace(full(), **dict.fromkeys(others, ()))) is not None
+    assert draw(replace(full(), evaluations=(), **dict.fromkeys(others, ()))) is not None
+
+
+def test_without_data_only_the_weights_are_drawn():
+    names = {draw.__name__ for draw in ALL if drawn(draw, data_free) is not None}
+    assert names == {"layer_norms", "spectra", "compressibility"}
+
+
+def test_ids_are_unique_over_figures_and_every_reference_has_its_target():
+    drawings = [drawn(draw, make) for make in (full, data_free) for draw in ALL if drawn(draw, make)]
+    ids = [name for drawing in drawings for name in re.findall(r'\sid="([^"]*)"', drawing)]
+    assert len(ids) == len(set(ids)) > 100
+    for drawing in drawings:
+        targets = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', drawing)
+        assert targets
+        assert {a or b for a, b in targets} <= set(re.findall(r'\sid="([^"]*)"', drawing))
+
+
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
+def test_svg_takes_the_colour_of_the_page_and_holds_no_date_image_or_global_style(draw):
+    drawing = drawn(draw, full)
+    assert "currentColor" in drawing
+    colours = {to_hex(colour) for colour in re.findall(r"#[0-9a-f]{6}\b", drawing)}
+    assert colours <= set(figures.SERIES)
+    assert not re.search(r"<image|<style|<metadata|<\?xml|<!|DejaVu|matplotlib\.org", drawing)
+
+
+def test_the_series_contrast_with_white_and_with_the_dark_page():
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+    for colour in figures.SERIES:
+        assert 1.05 / (luminance(colour) + 0.05) >= 3
+        assert (luminance(colour) + 0.05) / (luminance("#15181c") + 0.05) >= 3
+
+
+def test_the_same_audit_gives_the_same_bytes_whatever_the_callers_style():
+    first = [drawn(draw, full) for draw in ALL]
+    changed = {"font.size": 30.0, "axes.facecolor": "black", "svg.hashsalt": "x", "text.usetex": False}
+    before = {name: rcParams[name] for name in changed}
+    rcParams.update(changed)
+    try:
+        assert [svg(draw(full())) for draw in ALL] == first
+        assert {name: rcParams[name] for name in changed} == changed
+    finally:
+        rcParams.update(before)
+
+
+def test_the_curve_marks_clean_accuracy_and_the_standard_budgets():
+    seen = texts(figures.security_curve(full()))
+    for text in ("clean 91.2 %", "8/255", "ℓ∞ attacks", "ℓ₂ attacks"):
+        assert text in seen
+    values = figures.security_curve(full()).axes[0].lines[0].get_ydata()
+    assert list(values[:3]) == pytest.approx([91.2, 86.8, 81.1])
+
+
+def test_the_curve_needs_no_evaluation():
+    figure = figures.security_curve(replace(full(), evaluations=()))
+    assert list(figure.axes[0].lines[0].get_ydata()[:2]) == pytest.approx([86.8, 81.1])
+
+
+def certificate_of(audit, p) -> tuple[Axes, dict[str, Line2D]]:
+    """The panel of a norm, and the two accuracies drawn in it, by the way in which they step."""
+    axis = next(axis for axis in figures.certificate(audit).axes if f"in {norm_name(p)}," in axis.get_xlabel())
+    return axis, {line.get_drawstyle(): line for line in axis.lines if line.get_drawstyle() != "default"}
+
+
+def heights(line: Line2D, budgets) -> list[float]:
+    """What a step line shows at budgets off its corners."""
+    x, y = map(np.asarray, line.get_data())
+    after = line.get_drawstyle() == "steps-post"
+    return [float(y[np.searchsorted(x, b, side="right") - 1] if after else y[np.searchsorted(x, b)]) for b in budgets]
+
+
+def test_the_certificate_draws_each_accuracy_on_its_safe_side_between_two_budgets():
+    axis, lines = certificate_of(full(), 2.0)
+    between = [0.0122, 0.02, 0.1, 0.2, 0.45, 0.55, 0.8]
+    assert heights(lines["steps-pre"], between) == pytest.approx([91.1, 70, 60, 45.6, 12.1, 0, 0])
+    assert heights(lines["steps-post"], between) == pytest.approx([91.2, 91.2, 91.2, 84.2, 76, 58.3, 58.3])
+    for budgets, line in (
+        (full().certified[0].eps[1:], lines["steps-pre"]),
+        (full().curves[1].eps, lines["steps-post"]),
+    ):
+        assert set(budgets) <= set(line.get_xdata())
+    low, high = axis.get_xlim()
+    assert 0.7 * 0.0123 < low < 0.0123
+    assert 1 <= high < 1.2
+    assert axis.get_xscale() == "log"
+
+
+def test_the_certificate_names_its_regions_the_standard_budget_and_a_norm_without_one():
+    figure = figures.certificate(full())
+    seen = texts(figure)
+    for text in ("certified: proven right below", "attacked: broken", "not known", "clean 91.2 %", "8/255", "0.5"):
+        assert text in seen
+    assert seen.count("no certificate in ℓ∞") == 1
+    assert "no certificate in ℓ₂" not in seen
+    for axis in figure.axes:
+        _, lines = certificate_of(full(), INF if "∞" in axis.get_title(loc="left") else 2.0)
+        assert set(lines) == ({"steps-post"} if "∞" in axis.get_title(loc="left") else {"steps-pre", "steps-post"})
+
+
+def test_the_standard_budget_has_a_mark_on_each_side():
+    axis, _ = certificate_of(full(), 2.0)
+    marks = [line for line in axis.lines if line.get_marker() == "s"]
+    assert [list(line.get_xdata()) for line in marks] == [[0.5, 0.5]]
+    assert list(marks[0].get_ydata()) == pytest.approx([58.3, 12.1])
+
+
+@pytest.mark.parametrize(
+    ("curve", "edges"),
+    [
+        (
+            replace(CERTIFIED, eps=(0.0, 1e-9, 1.0), certified=(Rate(912, 1000), Rate(9, 1000), Rate(0, 1000))),
+            (1e-9, 1),
+        ),
+        (replace(CERTIFIED, eps=(0.0, 1.0, 3.0), certified=(Rate(5, 9), Rate(5, 9), Rate(0, 9))), (0.125, 1)),
+        (replace(CERTIFIED, eps=(0.0, 0.125), certified=(Rate(0, 9), Rate(0, 9)), median_radius=None), (0.125, 1)),
+        (replace(CERTIFIED, eps=(0.0, 1e-310, 0.5), certified=(Rate(5, 9), Rate(4, 9), Rate(2, 9))), (0.125, 1)),
+    ],
+    ids=["tiny", "beyond the attack", "nothing proven", "subnormal"],
+)
+def test_the_certificate_spans_from_the_first_loss_to_the_largest_attack(curve, edges):
+    axis, lines = certificate_of(replace(full(), certified=(curve,)), 2.0)
+    low, high = axis.get_xlim()
+    assert 0.75 * edges[0] < low < edges[0]
+    assert edges[1] <= high < 1.6 * edges[1]
+    assert all(np.isfinite(line.get_data()).all() for line in lines.values())
+
+
+def test_what_is_given_is_drawn_even_where_the_proof_exceeds_the_attack():
+    wrong = replace(CERTIFIED, certified=tuple(Rate(950, 1000) for _ in CERTIFIED.eps))
+    _, lines = certificate_of(replace(full(), certified=(wrong,)), 2.0)
+    assert heights(lines["steps-pre"], [0.3, 0.9]) == pytest.approx([95, 95])
+    assert heights(lines["steps-post"], [0.3, 0.9]) == pytest.approx([76, 58.3])
+
+
+def test_nothing_is_called_unknown_where_proof_and_attack_meet():
+    rates = tuple(Rate(912, 1000) for _ in range(3))
+    met = CertifiedCurve(2.0, (0.0, 0.5, 1.0), rates, 1.0)
+    audit = replace(full(), certified=(met,), curves=(SecurityCurve(2.0, (0.5, 1.0), rates[:2]),))
+    assert "not known" not in texts(figures.certificate(audit))
+
+
+def test_layers_are_named_in_the_order_of_the_model_and_a_zero_layer_says_so():
+    figure = figures.layer_norms(data_free())
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [layer.name for layer in data_free().layers]
+    assert texts(figure).count("all weights are zero") == 1
+
+
+def test_a_hundred_layers_stay_readable():
+    many = tuple(layer(f"layer{i}", 6, 8, seed=i) for i in range(200))
+    figure = figures.compressibility(replace(data_free(), layers=many))
+    assert len(figure.axes[0].get_yticklabels()) <= 80
+    assert figure.get_size_inches()[1] < 15
+
+
+def test_spectra_name_all_layers_when_few_and_the_extremes_when_many():
+    assert all(layer.name in texts(figures.spectra(full())) for layer in full().layers)
+    seen = texts(figures.spectra(data_free()))
+    flattest = max(
+        (layer for layer in data_free().layers if not layer.degenerate),
+        key=lambda x: np.mean(x.row_norms) / x.row_norms[0],
+    )
+    assert seen.count("steepest: ") == seen.count("flattest: ") == 4
+    assert f"flattest: {flattest.name}" in seen
+
+
+def test_spectra_need_two_singular_values():
+    assert figures.spectra(one_layer()) is None
+
+
+def test_sensitivity_says_which_side_is_missing_and_rounds_each_bound_to_its_side():
+    seen = texts(figures.sensitivity(full()))
+    assert "certified: not available" in seen
+    assert "1844" in seen  # 1843.2 is an upper bound
+    assert "3.21 × 10¹⁷" in texts(figures.sensitivity(one_layer()))
+    assert "largest found: not available" in texts(figures.sensitivity(one_layer()))
+
+
+def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_better():
+    def triangles(audit):
+        axis = figures.sensitivity(audit).axes[0]
+        return sorted(float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "v")
+
+    assert triangles(full()) == [1843.2, 5400.0]
+    assert "product of norms" in texts(figures.sensitivity(full()))
+    assert triangles(one_layer()) == [3.21e17]
+    assert "product of norms" not in texts(figures.sensitivity(one_layer()))
+
+
+def test_the_numbers_of_close_bounds_stay_apart():
+    close = replace(full().lipschitz[0], upper=12.41)
+    figure = figures.sensitivity(replace(full(), lipschitz=(close,)))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 2
+    assert not boxes[0].overlaps(boxes[1])
+
+
+def test_names_are_text_and_never_markup_or_mathematics():
+    names = ("_orig_mod.$x$", HOSTILE, "bell\x07 and 中文")
+    audit = replace(full(), layers=tuple(layer(name) for name in names))
+    seen = texts(figures.spectra(audit))
+    assert "_orig_mod.$x$" in seen
+    assert HOSTILE[:8] in seen
+    assert "bell\N{REPLACEMENT CHARACTER} and 中文" in seen
+
+
+@pytest.mark.parametrize(
+    ("value", "side", "printed"),
+    [
+        (0.0, "nearest", "0"),
+        (1.0, "upper", "1.00"),
+        (0.99999, "lower", "0.999"),
+        (0.99999, "upper", "1.00"),
+        (12.34, "upper", "12.4"),
+        (99999.7, "nearest", "1.00 × 10⁵"),
+        (12345.6, "lower", "12345"),
+        (1.234e17, "upper", "1.24 × 10¹⁷"),
+        (0.000123456, "lower", "1.23 × 10⁻⁴"),
+        (-2.5, "nearest", "-2.50"),
+        (INF, "upper", "∞"),
+        (math.nan, "nearest", "–"),
+        (None, "lower", "–"),
+    ],
+)
+def test_numbers_have_three_digits_and_a_bound_keeps_its_side(value, side, printed):
+    assert number(value, side) == printed
+
+
+def test_budgets_are_printed_in_steps_of_255_only_when_they_are_whole():
+    assert [budget(eps) for eps in (4 / 255, 0.03, 0.5, 2.0, 3.0)] == ["4/255", "0.03", "0.5", "2", "3"]
+
+
+def test_universal_perturbations_are_drawn_beside_the_range_of_the_random_ones():
+    figure = figures.universal(full())
+    (axis,) = figure.axes
+    intervals = sorted(tuple(np.sort(segment[:, 0])) for bar in axis.collections for segment in bar.get_segments())
+    random = (100 / 456, 1700 / 456)
+    fitted_and_free = [tuple(100 * side for side in Rate(hits, 456).interval) for hits in (140, 56, 41)]
+    np.testing.assert_allclose(intervals, sorted([random, random, *fitted_and_free]))
+    text = texts(figure)
+    assert all(rate in text for rate in ("30.7 %", "12.3 %", "9.0 %", "1.8 %"))
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ℓ∞, eps 8/255", "ℓ₂, eps 0.5"]
+    assert "data-free" in text
+    fitted = tuple(result for result in full().universal if result.kind == "fitted")
+    assert "data-free" not in texts(figures.universal(replace(full(), universal=fitted)))

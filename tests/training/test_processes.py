@@ -1,0 +1,185 @@
+"""Several processes on gloo compute what one does; mixed precision comes near it."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from brittle.errors import InputError, MissingExtra
+from brittle.training import Adversary, Recipe, group_lasso, loop, train
+from brittle.training.snapshots import read_snapshot
+from helpers.networks import digits, seeded, untouched
+
+pytest.importorskip("lightning_fabric")
+
+
+def small():
+    """Without dropout and batch norms, which act on a process's own share."""
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))  # noqa: E731
+    return seeded(make)
+
+
+def some(n):
+    x, y = digits("train")
+    return x[:n], y[:n]
+
+
+def held():
+    x, y = digits("test")
+    return x[:41], y[:41]
+
+
+FULL = Recipe(
+    epochs=2,
+    batch_size=20,
+    lr=0.01,
+    penalties={"nuclear_norm": 0.01, "group_lasso": 0.01},
+    refresh=3,
+    constraints={"frobenius": 2.0},
+    adversary=Adversary(0.1, steps=2, ratio=0.35),
+)
+PLAIN = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.5, measure_every=0)
+
+
+def assert_agree(one, two, tolerance=1e-5):
+    assert one.epoch == two.epoch
+    for name, tensor in one.model.state_dict().items():
+        torch.testing.assert_close(two.model.state_dict()[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+    for a, b in zip(one.epochs, two.epochs, strict=True):
+        assert (b.epoch, b.steps, b.lr) == (a.epoch, a.steps, a.lr)
+        for name in ("loss", "penalty", "accuracy", "validation_loss", "validation_accuracy", "validation_robust"):
+            expected = getattr(a, name)
+            assert getattr(b, name) == (expected if expected is None else pytest.approx(expected, rel=1e-4)), name
+        if a.lipschitz_2 is not None:
+            assert b.lipschitz_2 == pytest.approx(a.lipschitz_2, rel=1e-4)
+            assert b.lipschitz_inf == pytest.approx(a.lipschitz_inf, rel=1e-4)
+    assert len(one.layers) == len(two.layers)
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    """85 samples in batches of 20: of the last five one process has three, the other two."""
+    model, moments = small(), []
+    penalties = [(group_lasso, 0.02)]
+    one = train(small(), some(85), FULL, validation=held(), penalties=penalties)
+    with untouched(model):
+        two = train(
+            model,
+            some(85),
+            FULL,
+            validation=held(),
+            penalties=penalties,
+            folder=tmp_path,
+            processes=2,
+            tell=moments.append,
+        )
+    assert_agree(one, two)
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), two.model.parameters(), strict=True))
+    assert [moment.row for moment in moments if moment.row is not None] == list(two.epochs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "history.csv",
+        "history.parquet",
+        "layers.csv",
+        "layers.parquet",
+        "weights.safetensors",
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_on_a_last_batch_of_three():
+    one, two = (train(small(), some(43), PLAIN, validation=held(), processes=n) for n in (1, 2))
+    assert_agree(one, two)
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(tmp_path):
+    def stop(moment):
+        if moment.epoch == 2:
+            raise Interrupted
+
+    options = {"validation": held(), "folder": tmp_path}
+    with pytest.raises(Interrupted):
+        train(small(), some(85), PLAIN, tell=stop, **options)
+    moments = []
+    two = train(small(), some(85), PLAIN, processes=2, tell=moments.append, **options)
+    assert {moment.epoch for moment in moments} == {2}
+    assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
+
+
+class Stopping:
+    """A penalty of 0 that makes its process write a state after every step, and raises at one of its calls."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, 0
+
+    def __setstate__(self, state):
+        loop.SAVED, loop.TOGETHER = -1.0, 1
+        self.__dict__.update(state)
+
+    def __call__(self, model):
+        self.calls += 1
+        if self.calls == self.at:
+            raise InputError("stopped")
+        return torch.zeros(())
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_within_an_epoch_with_the_whole_epochs_sums(tmp_path):
+    options = {"validation": held(), "processes": 2, "folder": tmp_path}
+    with pytest.raises(InputError, match="stopped"):
+        train(small(), some(85), PLAIN, penalties=[(Stopping(7), 1.0)], **options)  # four steps an epoch
+    assert read_snapshot(tmp_path)[1]["progress"]["step"] == 2
+    two = train(small(), some(85), PLAIN, penalties=[(Stopping(0), 1.0)], **options)
+    assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
+
+
+@pytest.mark.slow
+def test_interrupted_no_process_stays():
+    def later():
+        os.kill(os.getpid(), signal.SIGINT)  # to this process alone
+
+    began = threading.Event()
+
+    def tell(moment):
+        if not began.is_set():
+            began.set()
+            threading.Timer(0.1, later).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), some(85), Recipe(epochs=100_000, batch_size=20, measure_every=0), processes=2, tell=tell)
+    assert began.is_set()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_is_the_users():
+    with pytest.raises(InputError, match="lr"):
+        train(small(), some(43), Recipe(epochs=3, lr=1e30, measure_every=0), processes=2)
+
+
+def test_bfloat16_comes_near_single_precision():
+    recipe = {"epochs": 3, "batch_size": 20, "lr": 0.01, "measure_every": 0, "penalties": {"nuclear_norm": 0.01}}
+    single = train(small(), some(100), Recipe(**recipe))
+    mixed = train(small(), some(100), Recipe(**recipe, precision="bf16-mixed"))
+    assert mixed.epochs[-1].loss == pytest.approx(single.epochs[-1].loss, rel=0.05)
+    assert mixed.epochs[-1].loss != single.epochs[-1].loss
+    for name, tensor in mixed.model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert float((tensor - single.model.state_dict()[name]).norm() / tensor.norm()) < 0.05
+
+
+@pytest.mark.parametrize("options", [{"processes": 2}, {"recipe": Recipe(precision="bf16-mixed")}])
+def test_without_lightning_the_extra_is_named(options, monkeypatch):
+    for name in ("lightning_fabric", "lightning", "lightning.fabric"):
+        monkeypatch.setitem(sys.modules, name, None)
+    model = small()
+    with untouched(model), pytest.raises(MissingExtra, match=r"brittle\[multi\]"):
+        train(model, some(43), **options)

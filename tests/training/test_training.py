@@ -1,0 +1,823 @@
+"""The loop: what plain torch would do, bit for bit the same after a kill, and a user's network left alone."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from test_snapshots import at_every_operation
+from torch import nn
+
+import brittle
+from brittle.data.load import load_data
+from brittle.errors import InputError
+from brittle.training import (
+    CONSTRAINTS,
+    Adversary,
+    Recipe,
+    RefreshedNuclearNorm,
+    group_lasso,
+    loop,
+    nuclear_norm,
+    train,
+)
+from brittle.training.adversarial import adversarial
+from brittle.training.batches import Batches
+from brittle.training.history import frame
+from brittle.training.jobs import _split
+from helpers.networks import accuracy, digits, mlp, seeded, untidy, untouched
+
+quiet = {"measure_every": 0}
+
+
+def small(dtype=torch.float32, seed=0):
+    """An FCN with one layer that interventions act on."""
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))  # noqa: E731
+    return seeded(make, seed).to(dtype)
+
+
+def varied():
+    """Convolutions, batch norm and dropout, on which every intervention acts."""
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(),
+            nn.Dropout(0.3), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10),
+        )
+    )  # fmt: skip
+
+
+def some(n=100, dtype=torch.float32):
+    x, y = digits("train", dtype)
+    return x[:n], y[:n]
+
+
+FULL = Recipe(
+    epochs=2,
+    batch_size=40,
+    lr=0.01,
+    penalties={"nuclear_norm": 0.01, "l1": 1e-4},
+    refresh=3,
+    constraints={"frobenius": None},
+    adversary=Adversary(0.1, steps=2),
+    crop=1,
+    flip=True,
+    validation=0.2,
+    schedule="cosine",
+    **quiet,
+)
+MOMENTUM = Recipe(epochs=2, batch_size=40, optimizer="sgd", lr=0.1, momentum=0.9, validation=0.2, **quiet)
+RECIPES = {"everything": FULL, "momentum": MOMENTUM}
+
+
+def weights(result):
+    return {name: tensor.numpy().tobytes() for name, tensor in result.model.state_dict().items()}
+
+
+def untimed(rows):
+    return [dataclasses.replace(row, seconds=0.0, samples_per_second=0.0) for row in rows]
+
+
+def same(a, b):
+    """Weights bit for bit, history up to the last digits of the penalty, but for the time it took."""
+    return weights(a) == weights(b) and a.epoch == b.epoch and a.layers == b.layers and differing(a, b) == set()
+
+
+def differing(a, b):
+    """Columns of the history in which two trainings differ."""
+    assert len(a.epochs) == len(b.epochs)
+    return {
+        field.name
+        for field in dataclasses.fields(loop.EpochRow)
+        for row, expected in zip(untimed(a.epochs), untimed(b.epochs), strict=True)
+        if not alike(getattr(row, field.name), getattr(expected, field.name))
+    }
+
+
+def alike(value, expected):
+    return value == expected if expected is None else value == pytest.approx(expected, rel=1e-6)
+
+
+# Interruptions
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """By recipe and file operation at which a training was killed: what it ended with when started again."""
+    samples, ends = some(60), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "SAVED", 0.0)  # a state after every step
+        for name, recipe in RECIPES.items():
+            whole = train(varied(), samples, recipe)
+            runs = (tmp_path_factory.mktemp("killed") for _ in itertools.count())
+            folder = next(runs)
+            for number in at_every_operation(
+                lambda: train(varied(), samples, recipe, folder=folder),  # noqa: B023 - called at once
+                11 if recipe is FULL else 2,
+            ):
+                try:
+                    ends[name, number] = train(varied(), samples, recipe, folder=folder), whole
+                except Exception as error:
+                    ends[name, number] = error, whole
+                folder = next(runs)
+            assert number > 80
+    return ends
+
+
+def test_killed_at_every_file_operation_it_ends_with_the_same_weights(resumed):
+    wrong = {
+        place: str(end)
+        for place, (end, whole) in resumed.items()
+        if isinstance(end, Exception) or weights(end) != weights(whole) or end.epoch != whole.epoch
+    }
+    assert wrong == {}
+
+
+def test_killed_at_every_file_operation_it_ends_with_the_same_history(resumed):
+    ends = {place: pair for place, pair in resumed.items() if not isinstance(pair[0], Exception)}
+    different = {place: differing(end, whole) for place, (end, whole) in ends.items() if differing(end, whole)}
+    assert different == {}
+
+
+DRIVER = """
+import dataclasses, json, os, pathlib, random, signal, sys, time
+
+sys.path.insert(0, {tests!r})
+from test_training import RECIPES, loop, some, train, varied, weights
+
+loop.SAVED = 0.0  # a state after every step
+recipe, out = dataclasses.replace(RECIPES[{name!r}], epochs=3, batch_size=16), pathlib.Path({out!r})
+samples, killed, draw = some(), dict.fromkeys(("before", "within", "after"), 0), random.Random({seed})
+train(varied(), samples, recipe)  # all modules are there
+started = time.monotonic()
+whole = weights(train(varied(), samples, recipe, folder=out / "whole"))
+took = time.monotonic() - started
+
+
+def stamp(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+for run in range(2):
+    folder = out / str(run)
+    state, end = folder / "state.json", folder / "weights.safetensors"
+    for attempt in range(40):
+        before, status = stamp(state), None
+        child = os.fork()
+        if child == 0:
+            result = train(varied(), samples, recipe, folder=folder)
+            os._exit(0 if weights(result) == whole else 3)
+        while attempt and stamp(state) == before and status is None:  # one state further, so that it ends
+            done, code = os.waitpid(child, os.WNOHANG)
+            status = code if done else None
+            time.sleep(1e-3)
+        if status is None:
+            time.sleep(draw.uniform(0, 0.2) * took)
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            break
+        killed["within" if state.exists() else "after" if end.exists() else "before"] += 1
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0, status
+    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert left == ["history.csv", "history.parquet", "weights.safetensors"], left
+print(json.dumps(killed))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_by_a_signal_at_random_moments_it_ends_with_the_same_weights(name, tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(tests=os.path.dirname(__file__), name=name, out=str(tmp_path), seed=len(name)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    killed = json.loads(done.stdout)
+    assert killed["within"] >= 5, killed
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+def stopped_in(epoch):
+    """A ``tell`` that interrupts in an epoch; the one before is on disk then."""
+
+    def tell(moment):
+        if moment.epoch == epoch:
+            raise Interrupted
+
+    return tell
+
+
+def interrupted(folder, model=None, samples=None, recipe=FULL, **options):
+    with pytest.raises(Interrupted):
+        train(model or varied(), samples or some(), recipe, folder=folder, tell=stopped_in(2), **options)
+    assert (folder / "state.json").is_file()
+    assert not (folder / "weights.safetensors").exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_interrupted_training_goes_on_from_its_last_epoch(name, tmp_path):
+    interrupted(tmp_path, recipe=RECIPES[name])
+    moments = []
+    result = train(varied(), some(), RECIPES[name], folder=tmp_path, tell=moments.append)
+    assert {moment.epoch for moment in moments} == {2}
+    assert same(result, train(varied(), some(), RECIPES[name]))
+
+
+def test_a_low_rank_network_with_a_refreshed_penalty_goes_on_bit_for_bit(tmp_path):
+    recipe = dataclasses.replace(FULL, constraints={"orthonormal": 1}, adversary=None)
+    net = brittle.training.factorised(varied(), 3)
+    interrupted(tmp_path, net, recipe=recipe)
+    assert weights(train(net, some(), recipe, folder=tmp_path)) == weights(train(net, some(), recipe))
+
+
+def test_penalties_and_constraints_of_ones_own_go_on_bit_for_bit(tmp_path):
+    def options():
+        own = CONSTRAINTS["spectral_cap"]
+        return {"penalties": [(RefreshedNuclearNorm(3), 0.01)], "constraints": [lambda model: own(model, 0.8)]}
+
+    whole = train(varied(), some(), MOMENTUM, **options())
+    assert weights(whole) != weights(train(varied(), some(), MOMENTUM))
+    interrupted(tmp_path, recipe=MOMENTUM, **options())
+    assert weights(train(varied(), some(), MOMENTUM, folder=tmp_path, **options())) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("recipe", {"recipe": dataclasses.replace(FULL, lr=0.02)}),
+        ("recipe", {"recipe": dataclasses.replace(FULL, adversary=Adversary(0.2, steps=2))}),
+        ("recipe", {"recipe": dataclasses.replace(FULL, penalties={"l1": 1e-4})}),
+        ("model", {"model": small()}),
+        ("model", {"model": small(seed=1)}),
+        ("data", {"samples": some(99)}),
+        ("data", {"samples": (some()[0], some()[1].flip(0))}),
+    ],
+)
+def test_the_state_of_another_training_is_refused_and_stays(name, changed, tmp_path):
+    started = {"model": varied(), "samples": some(), "recipe": FULL}
+    if isinstance(changed.get("model"), nn.Sequential) and len(changed["model"]) == 4 and changed["model"] is not None:
+        started["model"] = small(seed=2)
+    interrupted(tmp_path, **started)
+    before = contents(tmp_path)
+    given = started | changed
+    with pytest.raises(InputError, match=rf"folder.*another {name}"):
+        train(given["model"], given["samples"], given["recipe"], folder=tmp_path)
+    assert contents(tmp_path) == before
+    result = train(started["model"], started["samples"], started["recipe"], folder=tmp_path)
+    assert same(result, train(started["model"], started["samples"], started["recipe"]))
+
+
+def test_the_state_of_another_validation_set_is_refused(tmp_path):
+    interrupted(tmp_path, recipe=MOMENTUM, validation=some(30))
+    with pytest.raises(InputError, match="folder"):
+        train(varied(), some(), MOMENTUM, folder=tmp_path, validation=some(20))
+
+
+def test_the_state_of_another_structure_of_equal_weights_is_refused(tmp_path):
+    interrupted(tmp_path, small(), recipe=MOMENTUM)
+    other = small()
+    other[2] = nn.Tanh()
+    with pytest.raises(InputError, match="folder"):
+        train(other, some(), MOMENTUM, folder=tmp_path)
+
+
+def corrupt_text(path):
+    path.write_text(path.read_text()[:-40])
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def no_progress(path):
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "progress"})
+    )
+
+
+def strange_progress(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": {"epoch": "two"}}))
+
+
+def lost_tensors(path):
+    from safetensors.torch import load_file, save_file
+
+    save_file({key: value for key, value in load_file(path).items() if not key.startswith("model")}, path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "spoil"),
+    [
+        ("state.json", corrupt_text),
+        ("state.json", truncated),
+        ("state-*.safetensors", truncated),
+        ("state-*.safetensors", os.unlink),
+        ("state.json", no_progress),
+        ("state.json", strange_progress),
+        ("state-*.safetensors", lost_tensors),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_spoilt_state_is_refused(pattern, spoil, tmp_path):
+    interrupted(tmp_path)
+    spoil(next(tmp_path.glob(pattern)))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="state"):
+        train(varied(), some(), FULL, folder=tmp_path)
+    assert contents(tmp_path) == before
+
+
+# What is computed
+
+
+def by_hand(model, samples, recipe, optimizer, penalty=None, hold=None, attack=None):
+    """The loop as one would write it oneself; returns the trained copy and each epoch's mean loss and accuracy."""
+    x, y = samples
+    batches = Batches.of(x, y, recipe.batch_size, seed=recipe.seed, crop=recipe.crop, flip=recipe.flip)
+    step, told = 0, []
+    for epoch in range(recipe.epochs):
+        model.train()
+        loss_sum = right = 0.0
+        for rows in batches.order(epoch):
+            inputs, labels = batches.take(rows, epoch)
+            if attack is not None:
+                n = round(attack.ratio * len(rows))
+                worse = adversarial(model, inputs[:n], labels[:n], attack, batches.keys[rows[:n]], epoch)
+                inputs = torch.cat([worse, inputs[n:]])
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step, recipe.epochs * len(batches))
+            optimizer.zero_grad()
+            logits = model(inputs)
+            loss = F.cross_entropy(logits, labels)
+            (loss if penalty is None else loss + penalty(model)).backward()
+            optimizer.step()
+            if hold is not None:
+                hold()
+            step += 1
+            loss_sum += float(loss.detach()) * len(rows)
+            right += int((logits.argmax(1) == labels).sum())
+        told.append((loss_sum / len(y), right / len(y)))
+    return model, told
+
+
+def assert_close(result, model, tolerance=1e-9):
+    assert result.model.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(result.model.state_dict()[name], tensor, rtol=tolerance, atol=tolerance)
+
+
+OPTIMIZERS = {
+    "adamw": lambda p, r: torch.optim.AdamW(p, r.lr, weight_decay=r.weight_decay),
+    "sgd": lambda p, r: torch.optim.SGD(p, r.lr, momentum=r.momentum, weight_decay=r.weight_decay),
+}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_is_the_loop_that_one_would_write(name, schedule):
+    """108 samples in batches of 20: the last batch is smaller. In float64, so that rounding does not add up."""
+    recipe = Recipe(
+        epochs=3, batch_size=20, optimizer=name, lr=0.02, weight_decay=0.05, schedule=schedule, validation=0, **quiet
+    )
+    samples, model = some(108, torch.float64), small(torch.float64)
+    result = train(model, samples, recipe)
+    model, told = by_hand(model, samples, recipe, OPTIMIZERS[name](model.parameters(), recipe))
+    assert_close(result, model)
+    for row, (loss, right) in zip(result.epochs, told, strict=True):
+        assert row.loss == pytest.approx(loss, rel=1e-9)
+        assert row.accuracy == pytest.approx(right)
+        assert row.penalty == 0
+        assert row.validation_accuracy is None
+    assert [row.steps for row in result.epochs] == [6, 12, 18]
+    assert [row.lr for row in result.epochs] == pytest.approx([recipe.rate(step, 18) for step in (5, 11, 17)])
+
+
+def test_in_single_precision_too():
+    recipe = Recipe(epochs=1, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **quiet)
+    model = small()
+    result = train(model, some(), recipe)
+    model, _ = by_hand(model, some(), recipe, OPTIMIZERS["sgd"](model.parameters(), recipe))
+    assert_close(result, model, 1e-6)
+
+
+def test_every_intervention_is_where_one_would_put_it():
+    """Crops, attack of the first half, penalties, optimiser, constraint: in this order, in every step."""
+    attack = Adversary(0.1, steps=2, ratio=0.3)
+    recipe = Recipe(
+        epochs=2, batch_size=20, lr=0.01, validation=0, crop=1, flip=True, adversary=attack,
+        penalties={"group_lasso": 0.02, "nuclear_norm": 0.01}, constraints={"frobenius": 2.0}, **quiet,
+    )  # fmt: skip
+    samples, model = some(108, torch.float64), small(torch.float64)
+    result = train(model, samples, recipe)
+    seen = []
+
+    def penalty(net):
+        seen.append(0.02 * group_lasso(net) + 0.01 * nuclear_norm(net))
+        return seen[-1]
+
+    hold = CONSTRAINTS["frobenius"](model, 2.0)
+    hold()  # the start satisfies the constraint as well
+    model, told = by_hand(
+        model, samples, recipe, OPTIMIZERS["adamw"](model.parameters(), recipe), penalty, hold, attack
+    )
+    assert_close(result, model)
+    assert float(result.model[1].weight.detach().norm()) == pytest.approx(2.0)
+    sizes = [20, 20, 20, 20, 20, 8] * 2
+    means = [sum(float(v.detach()) * n for v, n in zip(seen[k : k + 6], sizes, strict=False)) / 108 for k in (0, 6)]
+    assert [row.penalty for row in result.epochs] == pytest.approx(means, rel=1e-9)
+    assert [row.loss for row in result.epochs] == pytest.approx([loss for loss, _ in told], rel=1e-9)
+
+
+def test_a_penalty_of_ones_own_is_added():
+    recipe = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **quiet)
+    samples, model = some(60, torch.float64), small(torch.float64)
+    result = train(model, samples, recipe, penalties=[(lambda net: net[3].weight.square().sum(), 0.1)])
+    optimizer = OPTIMIZERS["sgd"](model.parameters(), recipe)
+    model, _ = by_hand(model, samples, recipe, optimizer, lambda net: 0.1 * net[3].weight.square().sum())
+    assert_close(result, model)
+
+
+def test_parameters_that_are_frozen_stay():
+    model = small()
+    model[1].weight.requires_grad_(False)
+    result = train(model, some(), Recipe(epochs=2, lr=0.1, **quiet))
+    assert torch.equal(result.model[1].weight, model[1].weight)
+    assert not torch.equal(result.model[3].weight, model[3].weight)
+    assert not result.model[1].weight.requires_grad
+    with pytest.raises(InputError, match="model"):
+        train(small().requires_grad_(False), some(), Recipe(epochs=1, **quiet))
+
+
+def test_a_last_batch_of_one_sample_does_not_break_batch_norms():
+    result = train(varied(), some(41), Recipe(epochs=1, batch_size=40, validation=0, **quiet))
+    assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "steps"), [(45, 40, 1), (48, 40, 2), (80, 40, 2), (5, 40, 1), (40, 4, 10), (42, 4, 10)]
+)
+def test_steps_are_those_that_were_taken(n, size, steps):
+    """A last batch of fewer than 8 samples is left out: it is no step, and the schedule ends without it."""
+    calls = []
+
+    def counted(model):
+        calls.append(model)
+        return torch.zeros(())
+
+    recipe = Recipe(epochs=3, batch_size=size, validation=0, schedule="cosine", **quiet)
+    result = train(varied(), some(n), recipe, penalties=[(counted, 1.0)])
+    assert [row.steps for row in result.epochs] == [steps, 2 * steps, 3 * steps]
+    assert len(calls) == 3 * steps
+    last = recipe.lr * (1 + math.cos(math.pi * (3 * steps - 1) / (3 * steps))) / 2
+    assert result.epochs[-1].lr == pytest.approx(last)
+
+
+def test_a_folder_holds_no_table_of_an_earlier_training(tmp_path):
+    for every, there in ((1, True), (0, False)):
+        recipe = Recipe(epochs=1, batch_size=40, validation=0, measure_every=every)
+        train(small(), some(), recipe, folder=str(tmp_path))
+        assert [(tmp_path / f"layers.{kind}").exists() for kind in ("csv", "parquet")] == [there, there]
+
+
+def test_what_is_only_watched_changes_nothing(tmp_path):
+    """Measurements, a folder, a listener and the global random state do not decide the weights."""
+    recipe = dataclasses.replace(FULL, measure_every=0)
+    expected = weights(train(varied(), some(), recipe))
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        assert weights(train(varied(), some(), recipe, folder=tmp_path, tell=lambda moment: torch.rand(3))) == expected
+    assert weights(train(varied(), some(), dataclasses.replace(recipe, measure_every=1))) == expected
+
+
+# What is left alone
+
+EVERYTHING = dataclasses.replace(FULL, measure_every=1, layers=("4",))
+
+
+def image_samples():
+    x, y = some(60)
+    return x.clone(), y.clone()
+
+
+def test_the_users_network_and_data_stay_as_they_were(tmp_path):
+    model, (x, y) = untidy(), image_samples()
+    before = x.clone(), y.clone()
+    with untouched(model):
+        result = train(model, (x, y), EVERYTHING, folder=tmp_path)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+    assert not any(module.training for module in result.model.modules())
+    assert all(parameter.grad is None for parameter in result.model.parameters())
+    assert {p.data_ptr() for p in result.model.parameters()}.isdisjoint(p.data_ptr() for p in model.parameters())
+
+
+def failing(model):
+    raise RuntimeError("a penalty that fails")
+
+
+def failing_tell(moment):
+    raise RuntimeError("a listener that fails")
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (RuntimeError, {"penalties": [(failing, 1.0)]}),
+        (RuntimeError, {"constraints": [failing]}),
+        (RuntimeError, {"tell": failing_tell}),
+        (InputError, {"recipe": dataclasses.replace(EVERYTHING, layers=("nothing",))}),
+        (InputError, {"recipe": dataclasses.replace(EVERYTHING, penalties={"nothing": 1.0})}),
+    ],
+)
+def test_the_users_network_stays_as_it_was_after_an_error(error, options):
+    model = untidy()
+    with untouched(model), pytest.raises(error):
+        train(model, image_samples(), **{"recipe": EVERYTHING} | options)
+
+
+def test_another_default_dtype_is_left_and_does_not_matter():
+    expected = weights(train(varied(), some(), FULL))
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = varied().float()
+        assert torch.get_default_dtype() == torch.float64
+        model.load_state_dict(expected_start)
+        assert weights(train(model, some(), FULL)) == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+expected_start = varied().state_dict()
+
+
+# Selection, history, errors
+
+RESTLESS = Recipe(epochs=6, batch_size=20, optimizer="sgd", lr=1.5, momentum=0.9, seed=3, **quiet)
+
+
+def validation_set():
+    x, y = digits("test")
+    return x[:80], y[:80]
+
+
+def test_the_best_epoch_is_kept():
+    result = train(small(), some(), RESTLESS, validation=validation_set())
+    scores = [row.validation_accuracy for row in result.epochs]
+    assert max(scores) > scores[-1]  # else the last would do
+    assert result.epoch == result.epochs[scores.index(max(scores))].epoch or scores.count(max(scores)) > 1
+    assert accuracy(result.model, *validation_set()) == pytest.approx(max(scores))
+    best = result.epochs[result.epoch - 1]
+    with torch.no_grad():
+        loss = float(F.cross_entropy(result.model(validation_set()[0]), validation_set()[1]))
+    assert best.validation_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_last_epoch_is_kept_when_asked_for():
+    result = train(small(), some(), dataclasses.replace(RESTLESS, select="last"), validation=validation_set())
+    assert result.epoch == 6
+    assert accuracy(result.model, *validation_set()) == pytest.approx(result.epochs[-1].validation_accuracy)
+    best = train(small(), some(), RESTLESS, validation=validation_set())
+    assert untimed(best.epochs) == untimed(result.epochs)
+
+
+def test_with_an_adversary_the_mixture_selects():
+    attack = Adversary(0.15, steps=2, ratio=0.5)
+    recipe = dataclasses.replace(RESTLESS, adversary=attack, lr=0.5, epochs=8)
+    result = train(small(), some(), recipe, validation=validation_set())
+    mixture = [(row.validation_accuracy + row.validation_robust) / 2 for row in result.epochs]
+    assert mixture[result.epoch - 1] == pytest.approx(max(mixture))
+    assert max(mixture) > mixture[-1] or result.epoch == 8
+    assert all(row.validation_robust <= row.validation_accuracy for row in result.epochs)
+    assert any(row.validation_robust < row.validation_accuracy for row in result.epochs)
+
+
+def test_the_validation_share_is_held_out():
+    """A validation accuracy is one of the share's own samples, and these are not trained on."""
+    x, y = some(100)
+    result = train(small(), (x, y), Recipe(epochs=1, batch_size=7, validation=0.3, **quiet))
+    assert result.epochs[0].steps == 10  # 70 samples are left
+    assert result.epochs[0].validation_accuracy * 30 == pytest.approx(round(result.epochs[0].validation_accuracy * 30))
+    marked = x.clone()
+    kept, _, (held, _) = _split(torch.arange(100.0)[:, None], y, Recipe(validation=0.3))
+    assert sorted([*kept[:, 0].tolist(), *held[:, 0].tolist()]) == list(range(100))
+    marked[held[:, 0].long()] = 0.5  # changes validation alone
+    changed = train(small(), (marked, y), Recipe(epochs=1, batch_size=7, validation=0.3, **quiet))
+    assert weights(changed) == weights(result)
+    assert changed.epochs[0].validation_loss != result.epochs[0].validation_loss
+
+
+def test_a_share_that_leaves_nothing_is_refused():
+    with pytest.raises(InputError, match="validation"):
+        train(small(), some(3), Recipe(epochs=1, validation=0.1))
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_patience_ends_the_training(patience):
+    recipe = dataclasses.replace(RESTLESS, epochs=12)
+    rows = train(small(), some(), recipe, validation=validation_set()).epochs
+    best, waited, end = -1.0, 0, len(rows)
+    for row in rows:
+        assert row.validation_accuracy != best, "the rule is about ties of the accuracy below"
+        waited = 0 if row.validation_accuracy > best else waited + 1
+        best = max(best, row.validation_accuracy)
+        if waited == patience:
+            end = row.epoch
+            break
+    assert end < 12
+    shorter = train(small(), some(), dataclasses.replace(recipe, patience=patience), validation=validation_set())
+    assert untimed(shorter.epochs) == untimed(rows[:end])
+
+
+def test_patience_counts_epochs_without_better_accuracy():
+    """A lower loss alone is no better accuracy (Recipe.patience)."""
+    recipe = Recipe(epochs=6, batch_size=20, lr=1e-5, patience=2, **quiet)
+    result = train(mlp(), some(), recipe, validation=validation_set())
+    assert len({row.validation_accuracy for row in result.epochs}) == 1
+    assert len(result.epochs) == 3
+
+
+def test_patience_ends_the_training_also_when_the_last_weights_are_kept():
+    recipe = Recipe(epochs=6, lr=1e-30, weight_decay=0.0, patience=1, select="last", **quiet)
+    assert len(train(small(), some(), recipe).epochs) == 2
+
+
+def test_the_history_on_disk_is_that_of_the_result(tmp_path):
+    recipe = dataclasses.replace(FULL, measure_every=1, epochs=3)
+    result = train(varied(), some(), recipe, folder=tmp_path)
+    for name, rows in (("history", result.epochs), ("layers", result.layers)):
+        expected = frame(rows)
+        assert len(expected) == len(rows) > 0
+        for read in (
+            pd.read_csv(tmp_path / f"{name}.csv", dtype={"layer": str}),
+            pd.read_parquet(tmp_path / f"{name}.parquet"),
+        ):
+            assert list(read.columns) == list(expected.columns)
+            for column in expected:
+                if expected[column].dtype == object or column == "layer":
+                    assert read[column].tolist() == expected[column].tolist()
+                else:
+                    np.testing.assert_allclose(read[column].astype(float), expected[column].astype(float), rtol=1e-14)
+    assert [row.epoch for row in result.epochs] == [1, 2, 3]
+    loaded = varied()
+    brittle.fill(loaded, brittle.read_state(tmp_path / "weights.safetensors"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), result.model.state_dict().values(), strict=True)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["history.csv", "history.parquet", "layers.csv", "layers.parquet", "weights.safetensors"]
+    )
+
+
+def test_layers_are_measured_as_by_the_audit():
+    """The last measurement is of the last weights: norms by numpy, and certified bounds above observed slopes."""
+    result = train(small(), some(), Recipe(epochs=3, measure_every=2, select="last", lr=0.01))
+    assert sorted({row.epoch for row in result.layers}) == [2, 3]
+    for row in result.layers[-2:]:
+        W = result.model.get_submodule(row.layer).weight.detach().double().numpy()
+        sigma = np.linalg.svd(W, compute_uv=False)
+        assert row.norm_2 == pytest.approx(sigma[0], rel=1e-6)
+        assert row.frobenius == pytest.approx(np.sqrt((W**2).sum()), rel=1e-6)
+        assert row.norm_inf == pytest.approx(np.abs(W).sum(1).max(), rel=1e-6)
+        assert row.stable_rank == pytest.approx((sigma**2).sum() / sigma[0] ** 2, rel=1e-6)
+    layers = result.layers[-2:]
+    assert result.epochs[0].lipschitz_2 is None
+    product = layers[0].norm_2 * layers[1].norm_2
+    assert product * (1 - 1e-6) <= result.epochs[-1].lipschitz_2 <= product * (1 + 1e-4)
+    assert result.epochs[-1].lipschitz_inf == pytest.approx(layers[0].norm_inf * layers[1].norm_inf, rel=1e-4)
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e38, 1e300])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_loss_that_is_not_finite_names_the_learning_rate(lr, optimizer, tmp_path):
+    recipe = Recipe(epochs=8, batch_size=20, lr=lr, optimizer=optimizer, **quiet)
+    with pytest.raises(InputError, match=r"\blr\b"):
+        train(small(), some(), recipe, folder=tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_loss_that_is_not_finite_names_the_learning_rate_with_measurements(optimizer, tmp_path):
+    with pytest.raises(InputError, match=r"\blr\b"):
+        train(small(), some(), Recipe(epochs=8, batch_size=20, lr=1e38, optimizer=optimizer), folder=tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_validation_loss_that_is_not_finite_names_the_learning_rate(optimizer, tmp_path):
+    """The last step of an epoch spoils the weights; the training loss was finite throughout."""
+    recipe = Recipe(epochs=1, batch_size=500, lr=1e38, optimizer=optimizer, **quiet)
+    with pytest.raises(InputError, match=r"\blr\b"):
+        train(small(), some(), recipe, folder=tmp_path)
+
+
+def spoilt_in_the_second_epoch(folder):
+    """The learning rate is fine for an epoch, then a constraint spoils the weights; what is left in the folder."""
+    recipe, calls = Recipe(epochs=3, batch_size=20, validation=0, **quiet), []
+
+    def spoil(model):
+        def act():
+            calls.append(None)
+            if len(calls) == 1 + 5 + 2:  # once before the first step; in the second epoch
+                with torch.no_grad():
+                    model[3].bias.fill_(torch.nan)
+
+        return act
+
+    with pytest.raises(InputError, match="lr"):
+        train(small(), some(), recipe, folder=folder, constraints=[spoil])
+    tensors, facts = loop.read_snapshot(folder)
+    assert facts["progress"]["epoch"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert same(train(small(), some(), recipe, folder=folder), train(small(), some(), recipe))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path):
+    spoilt_in_the_second_epoch(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_before_it_within_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVED", 0.0)
+    spoilt_in_the_second_epoch(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "name"),
+    [
+        ((torch.full((4, 1, 8, 8), 1.5), torch.zeros(4).long()), "data"),
+        ((torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4).long()), "data"),
+        ((torch.zeros(4, 1, 8, 8), torch.zeros(3).long()), "data"),
+        ((torch.zeros(4, 1, 8, 8), torch.zeros(4)), "data"),
+        ((torch.zeros(0, 1, 8, 8), torch.zeros(0).long()), "data"),
+    ],
+)
+def test_bad_data_are_refused(samples, name):
+    with pytest.raises(InputError, match=f"^{name}"):
+        train(small(), samples, Recipe(epochs=1))
+    with pytest.raises(InputError, match=r"^validation"):
+        train(small(), some(), Recipe(epochs=1), validation=samples)
+
+
+def test_labels_beyond_the_classes_are_refused():
+    x, y = some()
+    with pytest.raises(InputError, match="class"):
+        train(small(), (x, y + 5), Recipe(epochs=1, **quiet))
+
+
+def test_flat_inputs_are_not_cropped():
+    x, y = some()
+    for field in ({"crop": 1}, {"flip": True}):
+        with pytest.raises(InputError, match=r"crop, flip"):
+            train(small(), (x.flatten(1), y), Recipe(epochs=1, **field))
+
+
+@pytest.mark.parametrize("processes", [0, -1])
+def test_no_processes_are_refused(processes):
+    with pytest.raises(InputError, match="processes"):
+        train(small(), some(), Recipe(epochs=1), processes=processes)
+
+
+def test_every_process_needs_two_samples_a_step():
+    with pytest.raises(InputError, match="batch_size: expected at least 2 for each of 3 processes; got 5"):
+        train(small(), some(), Recipe(epochs=1, batch_size=5), processes=3)
+
+
+def test_moments_tell_how_far_it_is():
+    moments = []
+    result = train(small(), some(), Recipe(epochs=2, batch_size=20, validation=0, **quiet), tell=moments.append)
+    assert [(moment.epoch, moment.epochs, moment.steps) for moment in moments] == sorted(
+        (moment.epoch, 2, 5) for moment in moments
+    )
+    rows = [moment.row for moment in moments if moment.row is not None]
+    assert rows == list(result.epochs)
+    for moment in moments:
+        assert 0 <= moment.step <= 5
+        assert 0 <= moment.accuracy <= 1
+        assert moment.samples_per_second > 0
+        if moment.row is not None:
+            assert moment.loss == pytest.approx(moment.row.loss)
+            assert moment.accuracy == pytest.approx(moment.row.accuracy)
+
+
+def test_data_objects_are_taken_as_they_are():
+    data = load_data("digits", split="train", limit=100)
+    recipe = Recipe(epochs=1, **quiet)
+    assert same(train(small(), data, recipe), train(small(), (data.inputs, data.labels), recipe))
