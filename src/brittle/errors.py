@@ -16,3 +16,8 @@ class MissingExtra(InputError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}; install it with: pip install 'brittle[{extra}]'")
+
+
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of an error's message, at most ``most`` characters of it; the error's type when it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:most]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.bounds.layer import row_bound, spectral_bound
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.linear.compressibility import (
     effective_sparsity,
     k_term_error_curve,
@@ -19,7 +19,7 @@ from brittle.linear.compressibility import (
     spread,
 )
 from brittle.linear.convolution import bounds_of
-from brittle.models.borrow import device_of, frozen
+from brittle.models.borrow import frozen, zero_like
 from brittle.models.layers import LayerView
 from brittle.results import FRACTIONS, PROFILE_POINTS, LayerResult, NormBounds
 
@@ -101,8 +101,7 @@ def input_sizes(
     def note(name: str, axes: int) -> object:
         return lambda module, args: sizes.setdefault(name, tuple(args[0].shape[-axes:])) and None
 
-    like = next((t for t in model.parameters() if t.is_floating_point()), torch.zeros(()))
-    x = torch.zeros(1, *shape, dtype=like.dtype, device=device_of(model))
+    x = zero_like(model).new_zeros(1, *shape)
     hooks = [
         view.module.register_forward_pre_hook(note(view.name, view.weight.ndim - 2))  # type: ignore[arg-type]
         for view in views
@@ -112,8 +111,8 @@ def input_sizes(
         with frozen(model), torch.no_grad():
             model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{argument}: the model cannot run on inputs of shape {tuple(shape)}: {reason}") from error
+        message = f"{argument}: the model cannot run on inputs of shape {tuple(shape)}: {first_line(error)}"
+        raise InputError(message) from error
     finally:
         for hook in hooks:
             hook.remove()

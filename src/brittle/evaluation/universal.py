@@ -14,10 +14,10 @@ from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
 from brittle.attacks.pool import check_steps
 from brittle.data.checks import check_batch
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.linear.norms import lp_norm
 from brittle.linear.spectrum import top_right_singular_vectors
-from brittle.models.borrow import Model, device_of, frozen
+from brittle.models.borrow import Model, device_of, frozen, zero_like
 from brittle.models.forward import logits_of
 from brittle.models.layers import read_layers
 from brittle.results import Rate, UniversalResult
@@ -131,9 +131,8 @@ def _outputs(model: nn.Module) -> dict[nn.Module, str]:
 
 def _points(model: nn.Module, shape: Sequence[int], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Two random inputs within the bounds and the point halfway between, ``(3, *shape)``."""
-    like = next((t for t in model.parameters() if t.is_floating_point()), torch.zeros(()))
     a, b = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(2, *shape, generator=generator, dtype=torch.float64)
-    return torch.stack([a, b, (a + b) / 2]).to(like)
+    return torch.stack([a, b, (a + b) / 2]).to(zero_like(model))
 
 
 def _first_layer(
@@ -151,8 +150,8 @@ def _first_layer(
     try:
         model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"shape: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {reason}") from error
+        message = f"shape: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
+        raise InputError(message) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -36,6 +36,13 @@ def device_of(model: Model) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
+def zero_like(model: nn.Module) -> Tensor:
+    """A scalar zero in the type and on the device of the model's first floating parameter, else floating buffer."""
+    tensors = (*model.parameters(), *model.buffers())
+    numbers = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
+    return torch.zeros((), dtype=numbers.dtype, device=numbers.device)
+
+
 def _cuda_devices(model: Model) -> list[torch.device]:
     device = device_of(model)
     return [device] if device.type == "cuda" else []

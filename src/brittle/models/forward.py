@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.models.borrow import Model
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def _logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if out_of_memory(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {reason}"
+        message = f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
         raise InputError(message) from error
     check_logits(logits, x, y)
     assert isinstance(logits, Tensor)

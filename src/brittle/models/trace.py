@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.linear.conv_geometry import conv_geometry, has_hooks
+from brittle.models.borrow import zero_like
 from brittle.models.normalize import Normalize
 
 
@@ -50,7 +51,7 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None, *, gradients: boo
     try:
         traced = fx.GraphModule(model, _Tracer(gradients).trace(model))
     except Exception as error:  # tracing runs the user's forward, which may raise anything
-        raise NoRule(f"{type(model).__name__}: forward cannot be traced ({_first_line(error)})") from None
+        raise NoRule(f"{type(model).__name__}: forward cannot be traced ({first_line(error, 120)})") from None
     if input_shape is not None:
         _record_shapes(traced, model, input_shape)
     return traced
@@ -65,10 +66,6 @@ def where(node: fx.Node) -> str:
     return f"{inside}.{node.name}" if inside else node.name
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
-
-
 def _record_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
     """Run once on zeros, writing every tensor's shape into its node's ``meta``."""
 
@@ -79,10 +76,9 @@ def _record_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequen
                 n.meta["shape"] = tuple(result.shape)
             return result
 
-    like = next((t for t in model.parameters() if t.is_floating_point()), torch.zeros(()))
     try:
         with torch.no_grad():
-            Shapes(traced).run(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
+            Shapes(traced).run(zero_like(model).new_zeros(1, *input_shape))
     except Exception as error:  # the user's forward may raise anything
-        reason = _first_line(error)
+        reason = first_line(error, 120)
         raise InputError(f"input_shape: the model cannot run on shape {tuple(input_shape)}: {reason}") from None

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from brittle.errors import InputError
+from brittle.errors import InputError, first_line
 from brittle.models.borrow import Model
 
 Task = TypeVar("Task")
@@ -58,7 +58,7 @@ def on_devices(
         try:
             own = copy.deepcopy(model).to(device)
         except (RuntimeError, AssertionError) as error:
-            raise InputError(f"devices: {device!r} cannot be used: {_first_line(error)}") from None
+            raise InputError(f"devices: {device!r} cannot be used: {first_line(error)}") from None
         idle.put(prepare(own))
 
     def run(task: Task) -> Result:
@@ -130,7 +130,3 @@ def _on_one_thread(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Mo
     torch.set_num_threads(1)
     prepare, work, model = shared
     return work(prepare(model), task)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

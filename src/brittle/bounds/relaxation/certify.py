@@ -25,7 +25,7 @@ from brittle.bounds.relaxation.margins import least_margins
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
-from brittle.models.borrow import frozen
+from brittle.models.borrow import frozen, zero_like
 from brittle.models.trace import NoRule, trace
 
 _ENTRIES = 2**26  # of all clean values of the samples that are taken together
@@ -83,7 +83,7 @@ def read_relaxation(
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     if groups < 1:
         raise InputError(f"groups: expected at least 1; got {groups}")
-    like = _like(model)
+    like = zero_like(model)
     with frozen(model), _plain_arithmetic(like):
         _check_finite(model)
         graph = trace(model, input_shape)
@@ -159,7 +159,7 @@ def margin_bounds(
         raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
     if rounds < 0 or rows < 1:
         raise InputError(f"rounds: expected at least 0, rows: at least 1; got {rounds} and {rows}")
-    like = _like(relaxation.model)
+    like = zero_like(relaxation.model)
     with frozen(relaxation.model), _plain_arithmetic(like):
         x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
         network = relaxation.network
@@ -240,11 +240,6 @@ def _plain_arithmetic(like: Tensor) -> Iterator[None]:
     """No gradients, and every operation in the type of its inputs."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         yield
-
-
-def _like(model: nn.Module) -> Tensor:
-    tensors = (*model.parameters(), *model.buffers())
-    return next((t.detach() for t in tensors if t.is_floating_point()), torch.zeros(())).new_zeros(())
 
 
 def _check_shape(relaxation: Relaxation, x: Tensor, name: str) -> None:
