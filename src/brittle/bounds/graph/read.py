@@ -166,7 +166,7 @@ def read_graph(
         NoRule: With the name of an operation that has no sound rule.
         InputError: The model cannot run on ``input_shape``.
     """
-    return _fold(_Reader(trace(model, input_shape), training, model in training, []).read())
+    return _fold(GraphReader(trace(model, input_shape), training, model in training, []).read())
 
 
 def users(ops: Sequence[Op]) -> list[list[int]]:
@@ -182,7 +182,7 @@ _CONSTANT, _SIZE = -1, -2
 
 
 @dataclass(frozen=True)
-class _Reader:
+class GraphReader:
     """One pass over a traced graph."""
 
     graph: fx.GraphModule

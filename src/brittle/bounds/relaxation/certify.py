@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brittle.bounds.graph.read import Concat, Input, MaxPool, Op, Rule, Slope, Sum, _Reader
+from brittle.bounds.graph.read import Concat, GraphReader, Input, MaxPool, Op, Rule, Slope, Sum
 from brittle.bounds.relaxation.grouped import Groups, group
 from brittle.bounds.relaxation.interval import Ball, Network
 from brittle.bounds.relaxation.linear_maps import as_map
@@ -187,7 +187,7 @@ def clean_values(relaxation: Relaxation, x: Tensor) -> dict[int, Tensor]:
     return kept
 
 
-class _NamedReader(_Reader):
+class _NamedReader(GraphReader):
     """Names operations by their nodes, and refuses activations that have no relaxation."""
 
     def add(self, node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
