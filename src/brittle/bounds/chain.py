@@ -26,9 +26,25 @@ from brittle.bounds.pairs.two import upper as pair_upper
 from brittle.errors import InputError
 from brittle.linear.norms import ROUNDING, check_attack_norm, operator_norm
 from brittle.results import LayerBound
+from brittle.results.methods import (
+    ALL_PAIRS,
+    CHAIN,
+    DISJOINT_PAIRS,
+    ENDS,
+    EXPONENTS,
+    PAPER_FORM,
+    PATH,
+    PRODUCT,
+    SEGMENTS,
+    SHARP_FORM,
+    WEIGHTED_SEGMENTS,
+)
 
 SUPPORT = 1e-12
 """Singular values above this share of the largest are kept where a spectrum is raised to the power 0."""
+
+FORMS = (PAPER_FORM, SHARP_FORM)
+"""Theorem 3.2 with the norms bounded by Theorem 3.1, in two forms."""
 
 SHARES = (0.0, 0.5, 1.0)
 """Powers of a layer's spectrum that may go to one of its neighbours."""
@@ -292,11 +308,11 @@ class _Found(NamedTuple):
 
 def _zero(p: float, forms: bool, exponents: bool, L: int) -> _Found:
     """A chain with a zero layer: alignments are 1 by convention, every bound is 0."""
-    names = ["product of norms", *(["paper form", "sharp form"] if forms else [])]
+    names = [PRODUCT, *(FORMS if forms else ())]
     if p == 2:
-        names += ["path", "exact norms, all pairs", *(["ends", "exponents"] if exponents else [])]
+        names += [PATH, ALL_PAIRS, *([ENDS, EXPONENTS] if exponents else [])]
     else:
-        names += ["exact norms, disjoint pairs", "chain", "path", "segments", "weighted segments"]
+        names += [DISJOINT_PAIRS, CHAIN, PATH, SEGMENTS, WEIGHTED_SEGMENTS]
     return _Found(dict.fromkeys(names, -math.inf), [1.0] * (L - 1), tuple(range(L - 1)) if p == 2 else ())
 
 
@@ -309,17 +325,17 @@ def _inf(layers: _Layers, k_fraction: float | None) -> _Found:
     logs = [_log(pair) for pair in found.pairs]
     pairs = best_disjoint_pairs(logs)
     gained = sum(logs[pair] for pair in pairs)
-    values = {"product of norms": 0.0}
+    values = {PRODUCT: 0.0}
     if k_fraction is not None:
-        for form in ("paper", "sharp"):
+        for form in FORMS:
             bounds = [layer_bound(W, math.inf, _kept(k_fraction, len(W))) for W in layers.weights]
-            values[f"{form} form"] = _sum([*(_log_factor(bound, form) for bound in bounds), gained])
+            values[form] = _sum([*(_log_factor(bound, form) for bound in bounds), gained])
     values |= {
-        "exact norms, disjoint pairs": gained,
-        "chain": _log(float(_forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64)).max())),
-        "path": _log(found.path),
-        "segments": _shortest(found.costs, len(layers.weights)),
-        "weighted segments": _log(float(found.radii.max())),
+        DISJOINT_PAIRS: gained,
+        CHAIN: _log(float(_forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64)).max())),
+        PATH: _log(found.path),
+        SEGMENTS: _shortest(found.costs, len(layers.weights)),
+        WEIGHTED_SEGMENTS: _log(float(found.radii.max())),
     }
     return _Found(values, found.pairs, pairs)
 
@@ -391,18 +407,18 @@ def _two(layers: _Layers, k_fraction: float | None, steps: int, exponents: bool)
     ]
     halves = [row[0.5, 0.5] for row in table]
     gained = _log(math.prod(halves))
-    values = {"product of norms": norms}
+    values = {PRODUCT: norms}
     if k_fraction is not None:
-        for form in ("paper", "sharp"):
+        for form in FORMS:
             bounds = [spectral_bound(spectrum.sigma, _kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
             factors = [_log_factor(bound, form) for bound in bounds]
-            values[f"{form} form"] = _sum([norms, *factors, _rounded_up(gained, layers)])
-    values["path"] = min(norms, _log(_path_norm(layers)))
-    values["exact norms, all pairs"] = norms + _rounded_up(gained, layers)
+            values[form] = _sum([norms, *factors, _rounded_up(gained, layers)])
+    values[PATH] = min(norms, _log(_path_norm(layers)))
+    values[ALL_PAIRS] = norms + _rounded_up(gained, layers)
     if exponents:
         outer = [row[1.0 if l == 0 else 0.5, 1.0 if l == L - 2 else 0.5] for l, row in enumerate(table)]
-        values["ends"] = norms + _rounded_up(_log(math.prod(outer)), layers)
-        values["exponents"] = norms + _rounded_up(_best_shares(table), layers)
+        values[ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
+        values[EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
     return _Found(values, halves, tuple(range(L - 1)))
 
 
@@ -469,7 +485,7 @@ def _rounded_up(log_share: float, layers: _Layers) -> float:
 
 def _log_factor(bound: LayerBound, form: str) -> float:
     """How far a layer's bound in one form exceeds its norm."""
-    factor = bound.scale * (bound.paper if form == "paper" else bound.sharp) / bound.norm
+    factor = bound.scale * (bound.paper if form == PAPER_FORM else bound.sharp) / bound.norm
     return _log(max(1.0, factor))
 
 

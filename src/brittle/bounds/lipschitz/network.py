@@ -26,9 +26,8 @@ from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import frozen
 from brittle.models.trace import NoRule
+from brittle.results.methods import CHAIN, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
 
-PRODUCT = "product of norms"
-MULTIPLIERS = "multipliers"
 _ROUNDING = 1 + 1e-12
 _MOST_MARGINS = 2000  # classes up to which every pair gets a bound of its own
 _WIDE = 1024  # widest layer for which the exponents of Theorem 3.2 and the pairs' rows of margins are tried
@@ -179,7 +178,7 @@ class _Arguments:
             wide = max(max(W.shape) for W in self.weights) > _WIDE
             values |= dict(chain_bounds(self.weights, 2, exponents=not wide).values)
         if self.distances is not None and self.outputs:
-            values["cross norm"] = math.sqrt(self.outputs) * float(self.distances[-1].max()) * _ROUNDING
+            values[CROSS_NORM] = math.sqrt(self.outputs) * float(self.distances[-1].max()) * _ROUNDING
         return values
 
     @cached_property
@@ -187,11 +186,11 @@ class _Arguments:
         """Bounds in l_inf beside the product of norms."""
         values: dict[str, float] = {}
         if self.distances is not None:
-            values["chain"] = float(self.distances[-1].max())
+            values[CHAIN] = float(self.distances[-1].max())
             if self.paths is not None:
-                values["path"] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + 1e-9)
+                values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + 1e-9)
         if self.gram is not None:
-            values["cross norm"] = math.sqrt(self.inputs) * self.gram.upper * _ROUNDING
+            values[CROSS_NORM] = math.sqrt(self.inputs) * self.gram.upper * _ROUNDING
         if self.weighted is not None:
             values[MULTIPLIERS] = _row_norm(self.weighted)
         if self.weights is not None:
