@@ -3,13 +3,12 @@
 import ast
 import graphlib
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import brittle
+from helpers.processes import run_code
 
 PACKAGE = Path(brittle.__file__).parent
 ROWS = [
@@ -131,7 +130,7 @@ for name in brittle.__all__:
 import torch
 assert brittle.spread(torch.tensor([3.0, 1.0]), 2) > 0
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    run_code(code, seconds=300)
 
 
 def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
@@ -146,12 +145,12 @@ def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
 @pytest.mark.parametrize("page", ["brittle.reporting", "brittle.results"])
 def test_results_and_pages_need_no_torch(page):
     code = f"import sys, {page}; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_code(code)
 
 
 def test_the_command_line_imports_no_torch():
     code = "import sys, brittle.cli; assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_code(code)
 
 
 def test_extras_are_imported_inside_functions_only():
@@ -179,7 +178,7 @@ net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 audit = brittle.audit(net, brittle.load_data("digits", limit=8))
 assert len(audit.evaluations) == 2 and audit.layers[0].name == "1"
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    run_code(code, seconds=300)
 
 
 def test_public_names_all_resolve():

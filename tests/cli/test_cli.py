@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from brittle.cli.commands import run
 from brittle.models.build import fcn
 from brittle.results import Audit
+from helpers import processes
 
 
 @pytest.fixture
@@ -280,9 +279,7 @@ def test_write_errors_are_one_line(audit, monkeypatch, capsys):
 
 def test_help_version_and_exit_code_as_a_process():
     def brittle(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "brittle.cli.commands", *arguments], capture_output=True, text=True, timeout=60
-        )
+        return processes.run("-m", "brittle.cli", *arguments)
 
     assert "brittle audit" in brittle("audit", "--help").stdout
     assert brittle("--version").stdout.startswith("brittle ")

@@ -7,9 +7,8 @@ import pathlib
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
+from subprocess import DEVNULL, PIPE
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from brittle.data.load import load_data
 from brittle.results import AttackResult, Audit
 from brittle.training import Adversary, Recipe, loop
 from brittle.training.runs import CONFIG, load_run, run_config
+from helpers.processes import finish, read_all, start, wait_until
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 FIXED = ("--data", "digits", "--limit", "120", "--batch-size", "32", "--width", "12", "--epochs", "2")
@@ -371,44 +371,29 @@ def test_a_spoilt_state_is_one_line(train, tmp_path, monkeypatch, capsys):
     assert sorted(contents(tmp_path / "run")) == FILES
 
 
-def subprocess_of(arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "xterm"}
-    return subprocess.Popen([sys.executable, "-m", "brittle.cli.commands", *arguments], env=environment, **options)
-
-
 def test_control_c(tmp_path):
-    arguments = ["train", *FIXED, "--epochs", "100000", "--measure-every", "0", "-o", str(tmp_path / "run")]
-    child = subprocess_of(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 120
-    while not (tmp_path / "run" / "state.json").exists() and child.poll() is None and time.monotonic() < limit:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 130, err
-    assert out == ""
-    assert err.startswith("brittle: interrupted")
-    assert err.count("\n") == 1
+    arguments = ["train", *FIXED, "--epochs", "100000", "--measure-every", "0", "-o", tmp_path / "run"]
+    with start("-m", "brittle.cli", *arguments, stdout=PIPE, stderr=PIPE, text=True) as child:
+        wait_until((tmp_path / "run" / "state.json").exists, 120, child)
+        child.send_signal(signal.SIGINT)
+        ended = finish(child, 60)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("brittle: interrupted")
+    assert ended.stderr.count("\n") == 1
     assert loop.read_snapshot(tmp_path / "run") is not None
 
 
 def test_a_terminal_shows_how_it_goes(tmp_path):
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    arguments = ["train", *FIXED, "--measure-every", "0", "-o", str(tmp_path / "run")]
-    child = subprocess_of(arguments, stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux, when the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    child.communicate(timeout=60)
+    arguments = ["train", *FIXED, "--measure-every", "0", "-o", tmp_path / "run"]
+    terminal = {"COLUMNS": "200", "TERM": "xterm"}
+    with start("-m", "brittle.cli", *arguments, env=terminal, stdout=DEVNULL, stderr=theirs) as child:
+        os.close(theirs)
+        shown = read_all(ours, 120)
+        assert finish(child, 60).returncode == 0
     os.close(ours)
-    assert child.returncode == 0
     text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
     rows = pd.read_csv(tmp_path / "run" / "history.csv")
     for row in rows.itertuples():

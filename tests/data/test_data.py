@@ -7,8 +7,6 @@ import math
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from brittle.data.load import MEAN_STD, Data, check_batch, load_data, statistics
 from brittle.data.readers import folders
 from brittle.errors import InputError
 from brittle.models.normalize import Normalize
+from helpers.processes import run_code
 
 
 class Hostile:
@@ -44,9 +43,7 @@ def test_import_needs_no_optional_package():
         "import sys, brittle.data.load, brittle.models.build, brittle.models.checkpoints, brittle.data.downloads; "
         "assert not {'torchvision', 'timm', 'PIL', 'sklearn', 'scipy'} & set(sys.modules)"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
+    run_code(code)
 
 
 # --- Data.take ----------------------------------------------------------------------------------------------

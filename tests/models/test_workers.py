@@ -6,8 +6,6 @@ import functools
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +27,7 @@ from brittle.evaluation.dataset import evaluate
 from brittle.storage import files
 from helpers import networks
 from helpers.networks import convnet, few, linear, mlp, untidy, untouched
+from helpers.processes import start, wait_until
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -332,7 +331,6 @@ def test_an_attack_that_stops_leaves_the_finished_chunks(tmp_path):
 
 CHILD = """
 import sys, time, functools, torch
-sys.path.insert(0, sys.argv[3])
 from helpers import networks
 from brittle.attacks import apgd
 from brittle.evaluation.dataset import evaluate
@@ -346,15 +344,8 @@ evaluate(net, networks.few(120), attack=functools.partial(apgd, steps=6), eps=0.
 def test_a_killed_process_leaves_whole_files_that_the_next_one_uses(tmp_path, monkeypatch):
     folder, weights = tmp_path / "kept", tmp_path / "weights.pt"
     torch.save(mlp().state_dict(), weights)
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), str(weights), os.path.dirname(__file__)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 200
-    while len(names(folder)) < 3 and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    with start("-c", CHILD, folder, weights) as evaluating:
+        wait_until(lambda: len(names(folder)) >= 3, 120, evaluating)
     kept = [name for name in names(folder) if not name.startswith(".")]
     assert 3 <= len(kept) < 15
     parts = [json.loads((folder / name).read_text()) for name in kept]

@@ -17,26 +17,13 @@ from matplotlib.lines import Line2D
 from brittle.reporting import figures
 from brittle.reporting.drawing import svg
 from brittle.results import (
-    FRACTIONS,
-    Audit,
     CertifiedCurve,
-    Evaluation,
-    LayerBound,
-    LayerResponse,
-    LayerResult,
-    LipschitzResult,
-    NormBounds,
-    NotMeasured,
     Rate,
     SecurityCurve,
-    Signature,
-    UniversalResult,
-    Verdict,
 )
 from brittle.results.wording import budget, norm_name, number
+from helpers.audits import CERTIFIED, HOSTILE, INF, data_free, full, layer, one_layer
 
-INF = math.inf
-HOSTILE = "</script><img onerror=alert(1) src=x>"
 ALL = tuple(
     getattr(figures, name)
     for name in (
@@ -50,167 +37,6 @@ ALL = tuple(
         "universal",
     )
 )
-
-
-TWO = {
-    "product of norms": 5400.0, "multipliers": 1843.2, "path": 4100.0, "cross norm": 9000.0, "paper form": INF,
-    "sharp form": 7000.0, "exact norms, all pairs": 2500.0, "ends": 2400.0, "exponents": 2300.0,
-}  # fmt: skip
-SUP = {
-    "product of norms": 3.21e17, "chain": 3.21e17, "segments": 8e17, "weighted segments": 7e17,
-    "exact norms, disjoint pairs": 8e17,
-}  # fmt: skip
-RANDOM = tuple(Rate(hits, 456) for hits in (9, 4, 1, 17, 9))
-CERTIFIED = CertifiedCurve(
-    2.0,
-    (0.0, 0.0123, 0.08, 0.125, 0.25, 0.4, 0.5, 0.6, 1.0),
-    tuple(Rate(hits, 1000) for hits in (912, 911, 700, 600, 456, 200, 121, 0, 0)),
-    0.2468,
-)
-
-
-def layer(
-    name, m=32, n=48, *, kind="Linear", decay=0.05, exact=True, zero=False, infinite=False, seed=0
-) -> LayerResult:
-    """A layer's result, computed from a random matrix with a decaying spectrum; bounds are merely ordered."""
-    rng = np.random.default_rng(seed)
-    p = min(m, n)
-    u, v = (np.linalg.qr(rng.standard_normal((size, p)))[0] for size in (m, n))
-    matrix = 0.0 * np.outer(np.ones(m), np.ones(n)) if zero else u * np.exp(-decay * np.arange(p)) @ v.T
-    rows, sigma = np.sort(np.abs(matrix).sum(1))[::-1], np.linalg.svd(matrix)[1] if not zero else np.zeros(p)
-    frobenius, nuclear = float(np.linalg.norm(matrix)), float(sigma.sum())
-    largest = float(sigma[0]) or 1.0
-
-    def errors(vector):
-        kept = [max(1, round(f * len(vector))) for f in FRACTIONS]
-        return tuple(float(vector[k:].sum() / (vector.sum() or 1)) for k in kept)
-
-    def spreads(vector):
-        return tuple(float(1 - vector[max(1, round(f * len(vector))) - 1] / (vector[0] or 1)) for f in FRACTIONS)
-
-    def bounds(p, vector):
-        factor = float(vector[0]) / (frobenius or 1.0)
-        for place in range(len(FRACTIONS)):
-            side = (0.6 * factor, 1.3 * factor, 1.7 * factor, INF if infinite else 4 * factor)
-            error, spread = errors(vector)[place], spreads(vector)[place]
-            yield LayerBound(p, 3, error, spread, None, None, frobenius, float(vector[0]), *side)
-
-    norms = [NormBounds(p, float(v[0]), float(v[0]) * (1 if exact else 1.8), "exact" if exact else "torus")
-             for p, v in ((2.0, sigma), (INF, rows))]  # fmt: skip
-    return LayerResult(
-        name=name, kind=kind, shape=(m, n), parameters=m * n, row_error=errors(rows), spectral_error=errors(sigma),
-        row_spread=spreads(rows), spectral_spread=spreads(sigma), row_norms=tuple(map(float, rows[:128])),
-        singular_values=tuple(map(float, sigma[:128])), spectrum=p, rank=0 if zero else p,
-        stable_rank=(frobenius / largest) ** 2, nuclear_spectral_ratio=nuclear / largest,
-        nuclear_frobenius_ratio=(nuclear / (frobenius or 1.0)) ** 2, effective_rank=0.8 * p,
-        effective_sparsity=0.6 * m * n, frobenius=frobenius, filter_norm_inf=float(rows[0]),
-        filter_norm_2=float(sigma[0]), operator_norms=tuple(norms),
-        bounds=(*bounds(2.0, sigma), *bounds(INF, rows)), input_size=None if kind == "Linear" else (32, 32),
-        degenerate=zero,
-    )  # fmt: skip
-
-
-@functools.cache
-def full() -> Audit:
-    """Three layers, attacked in two norms and certified in one."""
-    layers = (
-        layer("conv1", 16, 27, kind="Conv2d", exact=False, decay=0.08),
-        layer("features.fc", 64, 96, decay=0.03, seed=1),
-        layer("head", 10, 64, decay=0.12, seed=2),
-    )
-    settings = {"steps": 20, "step_size": 0.25, "targeted": True, "note": None, "sizes": (1.0, 2.0)}
-    names = ("apgd-ce", "apgd-dlr", "square")
-    linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 3, 8 / 255)
-    two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 0, 0.4999999)
-    eps = tuple(k / 255 for k in (1, 2, 4, 6, 8, 12, 16))
-    curves = (
-        SecurityCurve(INF, eps, tuple(Rate(hits, 1000) for hits in (868, 811, 690, 551, 417, 210, 74))),
-        SecurityCurve(2.0, (0.125, 0.25, 0.5, 1.0), tuple(Rate(hits, 1000) for hits in (842, 760, 583, 240))),
-    )
-    responses = tuple(
-        LayerResponse(name, p, (1, 5), (0.05 * place, 0.2 * place), (1 / 48, 5 / 48), 0.1 * place * p0, 3.0, 495, 2)
-        for p, p0 in ((2.0, 1.0), (INF, 1.4))
-        for place, name in enumerate(("conv1", "features.fc", "head"), 1)
-    )
-    return Audit(
-        model="small CNN",
-        verdict=Verdict(
-            "weakened",
-            "Half of the accuracy survives: 91.2 % without attack, 41.7 % under ℓ∞ attacks of size 8/255.",
-            (
-                "The layer features.fc has 3.1 times the spectral norm of a flat matrix of its size.",
-                "The attack puts 60 % of its energy into the top 5 directions of the head, where chance would put 8 %.",
-                "One perturbation for all inputs changes 31 % of the predictions.",
-            ),
-        ),
-        evaluations=(linf, two),
-        curves=curves,
-        layers=layers,
-        lipschitz=(
-            LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
-            LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
-        ),
-        responses=responses,
-        universal=(
-            UniversalResult(INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)),
-            UniversalResult(
-                INF, 8 / 255, "data-free", f"+ sign of row 3 of “{HOSTILE}”", 500, Rate(56, 456), RANDOM, Rate(401, 500)
-            ),
-            UniversalResult(2.0, 0.5, "fitted", "projected ascent", 500, Rate(41, 456), RANDOM, Rate(418, 500)),
-        ),
-        not_measured=(
-            NotMeasured("bn1", "no matrix"),
-            NotMeasured("bn2", "no matrix"),
-            NotMeasured("certified ℓ∞ sensitivity", "norm (LayerNorm) has no global bound"),
-        ),
-        signature=Signature(
-            {"brittle": "0.1.0", "torch": "2.6.0"}, "cpu", 0,
-            {"eps_inf": (2 / 255, 8 / 255), "limit": 1000, "attack": "apgd"}, "ab" * 32, "cd" * 32,
-        ),
-        parameters=8_576,
-        certified=(CERTIFIED,),
-        seconds=192.4,
-    )  # fmt: skip
-
-
-@functools.cache
-def data_free() -> Audit:
-    """Sixty layers without data: depthwise ones, one of zeros, operator norms between bounds, nothing certified."""
-    layers = tuple(
-        layer(
-            f"blocks.{i}.{'depthwise' if i % 3 == 1 else 'project' if i % 3 else 'expand'}.conv",
-            *((24, 9) if i % 3 == 1 else (16 + i, 40)),
-            kind="Conv2d (24 groups)" if i % 3 == 1 else "Conv2d",
-            decay=0.02 + 0.15 * (i % 7) / 7,
-            exact=i % 4 == 0,
-            zero=i == 7,
-            infinite=i % 3 == 1,
-            seed=i,
-        )
-        for i in range(60)
-    )
-    return Audit(
-        model="mobile network",
-        verdict=Verdict("not attacked", "No data were given, so the weights alone were measured.", ()),
-        evaluations=(), curves=(), layers=layers,
-        lipschitz=(LipschitzResult(2.0, None, "", "act (SiLU): no sound rule", None, None, 0),),
-        responses=(), universal=(),
-        not_measured=tuple(NotMeasured(f"blocks.{i}.bn", "no matrix") for i in range(60)),
-        signature=Signature({"brittle": "0.1.0"}, "cpu", 0, {}, "ef" * 32, None),
-        parameters=3_504_872,
-    )  # fmt: skip
-
-
-@functools.cache
-def one_layer() -> Audit:
-    """One layer with one output and a hostile name; a certified bound that is astronomically large."""
-    return replace(
-        data_free(),
-        model=HOSTILE,
-        layers=(layer(HOSTILE, 1, 20),),
-        lipschitz=(LipschitzResult(INF, 3.21e17, "product of norms", None, None, None, 0, None, tuple(SUP.items())),),
-        not_measured=(NotMeasured(HOSTILE, "because of $x$ & <b>"),),
-    )
 
 
 @functools.cache

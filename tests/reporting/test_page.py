@@ -5,22 +5,20 @@ import base64
 import functools
 import hashlib
 import html
-import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_figures import HOSTILE, SUP, TWO, data_free, full, one_layer
 
 from brittle.reporting import figures
 from brittle.reporting import page as report
 from brittle.reporting.page import report_html, write_report
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
+from helpers.audits import HOSTILE, SUP, TWO, data_free, full, one_layer
+from helpers.processes import run_code
 
 AUDITS = [full, data_free, one_layer]
 VOID = {"meta", "br", "input", "img", "link", "hr"}
@@ -136,15 +134,12 @@ def test_the_same_audit_gives_the_same_bytes_in_any_process(tmp_path):
     assert written == page(full).encode()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
     code = (
-        "import hashlib, sys, test_figures, brittle.reporting.page as r\n"
+        "import hashlib, sys, helpers.audits, brittle.reporting.page as r\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)\n"
-        "print(hashlib.sha256(r.report_html(test_figures.full()).encode()).hexdigest())"
+        "print(hashlib.sha256(r.report_html(helpers.audits.full()).encode()).hexdigest())"
     )
-    paths = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": paths}
-    command = [sys.executable, "-c", code]
-    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == hashlib.sha256(written).hexdigest()
+    other = run_code(code, env={"PYTHONHASHSEED": "7"})
+    assert other.strip() == hashlib.sha256(written).hexdigest()
 
 
 def test_a_report_survives_the_audits_json():

@@ -1,32 +1,20 @@
 """Several processes on gloo compute what one does; mixed precision comes near it."""
 
-import multiprocessing
-import os
 import signal
 import sys
-import threading
+from subprocess import PIPE
 
 import pytest
 import torch
-from torch import nn
 
 from brittle.errors import InputError, MissingExtra
 from brittle.training import Adversary, Recipe, group_lasso, loop, train
 from brittle.training.snapshots import read_snapshot
-from helpers.networks import digits, seeded, untouched
+from helpers.networks import digits, untouched
+from helpers.processes import finish, group_lives, start, wait_until
+from helpers.trainings import interrupted, small, some
 
 pytest.importorskip("lightning_fabric")
-
-
-def small():
-    """Without dropout and batch norms, which act on a process's own share."""
-    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))  # noqa: E731
-    return seeded(make)
-
-
-def some(n):
-    x, y = digits("train")
-    return x[:n], y[:n]
 
 
 def held():
@@ -95,19 +83,10 @@ def test_two_processes_agree_with_one_on_a_last_batch_of_three():
     assert_agree(one, two)
 
 
-class Interrupted(BaseException):
-    """As Ctrl-C."""
-
-
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(tmp_path):
-    def stop(moment):
-        if moment.epoch == 2:
-            raise Interrupted
-
     options = {"validation": held(), "folder": tmp_path}
-    with pytest.raises(Interrupted):
-        train(small(), some(85), PLAIN, tell=stop, **options)
+    interrupted(tmp_path, small(), some(85), PLAIN, validation=held())
     moments = []
     two = train(small(), some(85), PLAIN, processes=2, tell=moments.append, **options)
     assert {moment.epoch for moment in moments} == {2}
@@ -141,22 +120,28 @@ def test_two_processes_go_on_within_an_epoch_with_the_whole_epochs_sums(tmp_path
     assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
 
 
+ENDLESS = """
+import pathlib
+from brittle.training import Recipe, train
+from helpers.trainings import small, some
+
+recipe = Recipe(epochs=100_000, batch_size=20, measure_every=0)
+train(small(), some(85), recipe, processes=2, tell=lambda moment: pathlib.Path({began!r}).touch())
+"""
+
+
 @pytest.mark.slow
-def test_interrupted_no_process_stays():
-    def later():
-        os.kill(os.getpid(), signal.SIGINT)  # to this process alone
-
-    began = threading.Event()
-
-    def tell(moment):
-        if not began.is_set():
-            began.set()
-            threading.Timer(0.1, later).start()
-
-    with pytest.raises(KeyboardInterrupt):
-        train(small(), some(85), Recipe(epochs=100_000, batch_size=20, measure_every=0), processes=2, tell=tell)
-    assert began.is_set()
-    assert not multiprocessing.active_children()
+def test_interrupted_no_process_stays(tmp_path):
+    """The signal goes to the first process alone, which has to end the others."""
+    began = tmp_path / "began"
+    with start("-c", ENDLESS.format(began=str(began)), stderr=PIPE, text=True) as training:
+        wait_until(began.exists, 120, training)
+        assert group_lives(training)
+        training.send_signal(signal.SIGINT)
+        ended = finish(training, 60)
+        assert ended.returncode == -signal.SIGINT
+        assert "KeyboardInterrupt" in ended.stderr
+        wait_until(lambda: not group_lives(training), 10)
 
 
 @pytest.mark.slow

@@ -1,20 +1,13 @@
-"""The loop: what plain torch would do, bit for bit the same after a kill, and a user's network left alone."""
+"""The loop: what plain torch would do, which epoch is kept, and a user's network left alone."""
 
 import dataclasses
-import itertools
-import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from test_snapshots import at_every_operation
-from torch import nn
 
 import brittle
 from brittle.data.load import load_data
@@ -23,7 +16,6 @@ from brittle.training import (
     CONSTRAINTS,
     Adversary,
     Recipe,
-    RefreshedNuclearNorm,
     group_lasso,
     loop,
     nuclear_norm,
@@ -33,319 +25,8 @@ from brittle.training.adversarial import adversarial
 from brittle.training.batches import Batches
 from brittle.training.history import frame
 from brittle.training.jobs import _split
-from helpers.networks import accuracy, digits, mlp, seeded, untidy, untouched
-
-quiet = {"measure_every": 0}
-
-
-def small(dtype=torch.float32, seed=0):
-    """An FCN with one layer that interventions act on."""
-    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))  # noqa: E731
-    return seeded(make, seed).to(dtype)
-
-
-def varied():
-    """Convolutions, batch norm and dropout, on which every intervention acts."""
-    return seeded(
-        lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(),
-            nn.Dropout(0.3), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10),
-        )
-    )  # fmt: skip
-
-
-def some(n=100, dtype=torch.float32):
-    x, y = digits("train", dtype)
-    return x[:n], y[:n]
-
-
-FULL = Recipe(
-    epochs=2,
-    batch_size=40,
-    lr=0.01,
-    penalties={"nuclear_norm": 0.01, "l1": 1e-4},
-    refresh=3,
-    constraints={"frobenius": None},
-    adversary=Adversary(0.1, steps=2),
-    crop=1,
-    flip=True,
-    validation=0.2,
-    schedule="cosine",
-    **quiet,
-)
-MOMENTUM = Recipe(epochs=2, batch_size=40, optimizer="sgd", lr=0.1, momentum=0.9, validation=0.2, **quiet)
-RECIPES = {"everything": FULL, "momentum": MOMENTUM}
-
-
-def weights(result):
-    return {name: tensor.numpy().tobytes() for name, tensor in result.model.state_dict().items()}
-
-
-def untimed(rows):
-    return [dataclasses.replace(row, seconds=0.0, samples_per_second=0.0) for row in rows]
-
-
-def same(a, b):
-    """Weights bit for bit, history up to the last digits of the penalty, but for the time it took."""
-    return weights(a) == weights(b) and a.epoch == b.epoch and a.layers == b.layers and differing(a, b) == set()
-
-
-def differing(a, b):
-    """Columns of the history in which two trainings differ."""
-    assert len(a.epochs) == len(b.epochs)
-    return {
-        field.name
-        for field in dataclasses.fields(loop.EpochRow)
-        for row, expected in zip(untimed(a.epochs), untimed(b.epochs), strict=True)
-        if not alike(getattr(row, field.name), getattr(expected, field.name))
-    }
-
-
-def alike(value, expected):
-    return value == expected if expected is None else value == pytest.approx(expected, rel=1e-6)
-
-
-# Interruptions
-
-
-@pytest.fixture(scope="module")
-def resumed(tmp_path_factory):
-    """By recipe and file operation at which a training was killed: what it ended with when started again."""
-    samples, ends = some(60), {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "SAVED", 0.0)  # a state after every step
-        for name, recipe in RECIPES.items():
-            whole = train(varied(), samples, recipe)
-            runs = (tmp_path_factory.mktemp("killed") for _ in itertools.count())
-            folder = next(runs)
-            for number in at_every_operation(
-                lambda: train(varied(), samples, recipe, folder=folder),  # noqa: B023 - called at once
-                11 if recipe is FULL else 2,
-            ):
-                try:
-                    ends[name, number] = train(varied(), samples, recipe, folder=folder), whole
-                except Exception as error:
-                    ends[name, number] = error, whole
-                folder = next(runs)
-            assert number > 80
-    return ends
-
-
-def test_killed_at_every_file_operation_it_ends_with_the_same_weights(resumed):
-    wrong = {
-        place: str(end)
-        for place, (end, whole) in resumed.items()
-        if isinstance(end, Exception) or weights(end) != weights(whole) or end.epoch != whole.epoch
-    }
-    assert wrong == {}
-
-
-def test_killed_at_every_file_operation_it_ends_with_the_same_history(resumed):
-    ends = {place: pair for place, pair in resumed.items() if not isinstance(pair[0], Exception)}
-    different = {place: differing(end, whole) for place, (end, whole) in ends.items() if differing(end, whole)}
-    assert different == {}
-
-
-DRIVER = """
-import dataclasses, json, os, pathlib, random, signal, sys, time
-
-sys.path.insert(0, {tests!r})
-from test_training import RECIPES, loop, some, train, varied, weights
-
-loop.SAVED = 0.0  # a state after every step
-recipe, out = dataclasses.replace(RECIPES[{name!r}], epochs=3, batch_size=16), pathlib.Path({out!r})
-samples, killed, draw = some(), dict.fromkeys(("before", "within", "after"), 0), random.Random({seed})
-train(varied(), samples, recipe)  # all modules are there
-started = time.monotonic()
-whole = weights(train(varied(), samples, recipe, folder=out / "whole"))
-took = time.monotonic() - started
-
-
-def stamp(path):
-    return path.stat().st_mtime_ns if path.exists() else None
-
-
-for run in range(2):
-    folder = out / str(run)
-    state, end = folder / "state.json", folder / "weights.safetensors"
-    for attempt in range(40):
-        before, status = stamp(state), None
-        child = os.fork()
-        if child == 0:
-            result = train(varied(), samples, recipe, folder=folder)
-            os._exit(0 if weights(result) == whole else 3)
-        while attempt and stamp(state) == before and status is None:  # one state further, so that it ends
-            done, code = os.waitpid(child, os.WNOHANG)
-            status = code if done else None
-            time.sleep(1e-3)
-        if status is None:
-            time.sleep(draw.uniform(0, 0.2) * took)
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            break
-        killed["within" if state.exists() else "after" if end.exists() else "before"] += 1
-    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0, status
-    left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    assert left == ["history.csv", "history.parquet", "weights.safetensors"], left
-print(json.dumps(killed))
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
-@pytest.mark.parametrize("name", RECIPES)
-def test_killed_by_a_signal_at_random_moments_it_ends_with_the_same_weights(name, tmp_path):
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(tests=os.path.dirname(__file__), name=name, out=str(tmp_path), seed=len(name)))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    killed = json.loads(done.stdout)
-    assert killed["within"] >= 5, killed
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C."""
-
-
-def stopped_in(epoch):
-    """A ``tell`` that interrupts in an epoch; the one before is on disk then."""
-
-    def tell(moment):
-        if moment.epoch == epoch:
-            raise Interrupted
-
-    return tell
-
-
-def interrupted(folder, model=None, samples=None, recipe=FULL, **options):
-    with pytest.raises(Interrupted):
-        train(model or varied(), samples or some(), recipe, folder=folder, tell=stopped_in(2), **options)
-    assert (folder / "state.json").is_file()
-    assert not (folder / "weights.safetensors").exists()
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_an_interrupted_training_goes_on_from_its_last_epoch(name, tmp_path):
-    interrupted(tmp_path, recipe=RECIPES[name])
-    moments = []
-    result = train(varied(), some(), RECIPES[name], folder=tmp_path, tell=moments.append)
-    assert {moment.epoch for moment in moments} == {2}
-    assert same(result, train(varied(), some(), RECIPES[name]))
-
-
-def test_a_low_rank_network_with_a_refreshed_penalty_goes_on_bit_for_bit(tmp_path):
-    recipe = dataclasses.replace(FULL, constraints={"orthonormal": 1}, adversary=None)
-    net = brittle.training.factorised(varied(), 3)
-    interrupted(tmp_path, net, recipe=recipe)
-    assert weights(train(net, some(), recipe, folder=tmp_path)) == weights(train(net, some(), recipe))
-
-
-def test_penalties_and_constraints_of_ones_own_go_on_bit_for_bit(tmp_path):
-    def options():
-        own = CONSTRAINTS["spectral_cap"]
-        return {"penalties": [(RefreshedNuclearNorm(3), 0.01)], "constraints": [lambda model: own(model, 0.8)]}
-
-    whole = train(varied(), some(), MOMENTUM, **options())
-    assert weights(whole) != weights(train(varied(), some(), MOMENTUM))
-    interrupted(tmp_path, recipe=MOMENTUM, **options())
-    assert weights(train(varied(), some(), MOMENTUM, folder=tmp_path, **options())) == weights(whole)
-
-
-@pytest.mark.parametrize(
-    ("name", "changed"),
-    [
-        ("recipe", {"recipe": dataclasses.replace(FULL, lr=0.02)}),
-        ("recipe", {"recipe": dataclasses.replace(FULL, adversary=Adversary(0.2, steps=2))}),
-        ("recipe", {"recipe": dataclasses.replace(FULL, penalties={"l1": 1e-4})}),
-        ("model", {"model": small()}),
-        ("model", {"model": small(seed=1)}),
-        ("data", {"samples": some(99)}),
-        ("data", {"samples": (some()[0], some()[1].flip(0))}),
-    ],
-)
-def test_the_state_of_another_training_is_refused_and_stays(name, changed, tmp_path):
-    started = {"model": varied(), "samples": some(), "recipe": FULL}
-    if isinstance(changed.get("model"), nn.Sequential) and len(changed["model"]) == 4 and changed["model"] is not None:
-        started["model"] = small(seed=2)
-    interrupted(tmp_path, **started)
-    before = contents(tmp_path)
-    given = started | changed
-    with pytest.raises(InputError, match=rf"folder.*another {name}"):
-        train(given["model"], given["samples"], given["recipe"], folder=tmp_path)
-    assert contents(tmp_path) == before
-    result = train(started["model"], started["samples"], started["recipe"], folder=tmp_path)
-    assert same(result, train(started["model"], started["samples"], started["recipe"]))
-
-
-def test_the_state_of_another_validation_set_is_refused(tmp_path):
-    interrupted(tmp_path, recipe=MOMENTUM, validation=some(30))
-    with pytest.raises(InputError, match="folder"):
-        train(varied(), some(), MOMENTUM, folder=tmp_path, validation=some(20))
-
-
-def test_the_state_of_another_structure_of_equal_weights_is_refused(tmp_path):
-    interrupted(tmp_path, small(), recipe=MOMENTUM)
-    other = small()
-    other[2] = nn.Tanh()
-    with pytest.raises(InputError, match="folder"):
-        train(other, some(), MOMENTUM, folder=tmp_path)
-
-
-def corrupt_text(path):
-    path.write_text(path.read_text()[:-40])
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def no_progress(path):
-    path.write_text(
-        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "progress"})
-    )
-
-
-def strange_progress(path):
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": {"epoch": "two"}}))
-
-
-def lost_tensors(path):
-    from safetensors.torch import load_file, save_file
-
-    save_file({key: value for key, value in load_file(path).items() if not key.startswith("model")}, path)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "spoil"),
-    [
-        ("state.json", corrupt_text),
-        ("state.json", truncated),
-        ("state-*.safetensors", truncated),
-        ("state-*.safetensors", os.unlink),
-        ("state.json", no_progress),
-        ("state.json", strange_progress),
-        ("state-*.safetensors", lost_tensors),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_a_spoilt_state_is_refused(pattern, spoil, tmp_path):
-    interrupted(tmp_path)
-    spoil(next(tmp_path.glob(pattern)))
-    before = contents(tmp_path)
-    with pytest.raises(InputError, match="state"):
-        train(varied(), some(), FULL, folder=tmp_path)
-    assert contents(tmp_path) == before
-
+from helpers.networks import accuracy, digits, mlp, untidy, untouched
+from helpers.trainings import FULL, QUIET, same, small, some, untimed, varied, weights
 
 # What is computed
 
@@ -397,7 +78,7 @@ OPTIMIZERS = {
 def test_it_is_the_loop_that_one_would_write(name, schedule):
     """108 samples in batches of 20: the last batch is smaller. In float64, so that rounding does not add up."""
     recipe = Recipe(
-        epochs=3, batch_size=20, optimizer=name, lr=0.02, weight_decay=0.05, schedule=schedule, validation=0, **quiet
+        epochs=3, batch_size=20, optimizer=name, lr=0.02, weight_decay=0.05, schedule=schedule, validation=0, **QUIET
     )
     samples, model = some(108, torch.float64), small(torch.float64)
     result = train(model, samples, recipe)
@@ -413,7 +94,7 @@ def test_it_is_the_loop_that_one_would_write(name, schedule):
 
 
 def test_in_single_precision_too():
-    recipe = Recipe(epochs=1, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **quiet)
+    recipe = Recipe(epochs=1, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **QUIET)
     model = small()
     result = train(model, some(), recipe)
     model, _ = by_hand(model, some(), recipe, OPTIMIZERS["sgd"](model.parameters(), recipe))
@@ -425,7 +106,7 @@ def test_every_intervention_is_where_one_would_put_it():
     attack = Adversary(0.1, steps=2, ratio=0.3)
     recipe = Recipe(
         epochs=2, batch_size=20, lr=0.01, validation=0, crop=1, flip=True, adversary=attack,
-        penalties={"group_lasso": 0.02, "nuclear_norm": 0.01}, constraints={"frobenius": 2.0}, **quiet,
+        penalties={"group_lasso": 0.02, "nuclear_norm": 0.01}, constraints={"frobenius": 2.0}, **QUIET,
     )  # fmt: skip
     samples, model = some(108, torch.float64), small(torch.float64)
     result = train(model, samples, recipe)
@@ -449,7 +130,7 @@ def test_every_intervention_is_where_one_would_put_it():
 
 
 def test_a_penalty_of_ones_own_is_added():
-    recipe = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **quiet)
+    recipe = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **QUIET)
     samples, model = some(60, torch.float64), small(torch.float64)
     result = train(model, samples, recipe, penalties=[(lambda net: net[3].weight.square().sum(), 0.1)])
     optimizer = OPTIMIZERS["sgd"](model.parameters(), recipe)
@@ -460,16 +141,16 @@ def test_a_penalty_of_ones_own_is_added():
 def test_parameters_that_are_frozen_stay():
     model = small()
     model[1].weight.requires_grad_(False)
-    result = train(model, some(), Recipe(epochs=2, lr=0.1, **quiet))
+    result = train(model, some(), Recipe(epochs=2, lr=0.1, **QUIET))
     assert torch.equal(result.model[1].weight, model[1].weight)
     assert not torch.equal(result.model[3].weight, model[3].weight)
     assert not result.model[1].weight.requires_grad
     with pytest.raises(InputError, match="model"):
-        train(small().requires_grad_(False), some(), Recipe(epochs=1, **quiet))
+        train(small().requires_grad_(False), some(), Recipe(epochs=1, **QUIET))
 
 
 def test_a_last_batch_of_one_sample_does_not_break_batch_norms():
-    result = train(varied(), some(41), Recipe(epochs=1, batch_size=40, validation=0, **quiet))
+    result = train(varied(), some(41), Recipe(epochs=1, batch_size=40, validation=0, **QUIET))
     assert all(torch.isfinite(tensor).all() for tensor in result.model.state_dict().values())
 
 
@@ -484,7 +165,7 @@ def test_steps_are_those_that_were_taken(n, size, steps):
         calls.append(model)
         return torch.zeros(())
 
-    recipe = Recipe(epochs=3, batch_size=size, validation=0, schedule="cosine", **quiet)
+    recipe = Recipe(epochs=3, batch_size=size, validation=0, schedule="cosine", **QUIET)
     result = train(varied(), some(n), recipe, penalties=[(counted, 1.0)])
     assert [row.steps for row in result.epochs] == [steps, 2 * steps, 3 * steps]
     assert len(calls) == 3 * steps
@@ -573,7 +254,7 @@ expected_start = varied().state_dict()
 
 # Selection, history, errors
 
-RESTLESS = Recipe(epochs=6, batch_size=20, optimizer="sgd", lr=1.5, momentum=0.9, seed=3, **quiet)
+RESTLESS = Recipe(epochs=6, batch_size=20, optimizer="sgd", lr=1.5, momentum=0.9, seed=3, **QUIET)
 
 
 def validation_set():
@@ -615,14 +296,14 @@ def test_with_an_adversary_the_mixture_selects():
 def test_the_validation_share_is_held_out():
     """A validation accuracy is one of the share's own samples, and these are not trained on."""
     x, y = some(100)
-    result = train(small(), (x, y), Recipe(epochs=1, batch_size=7, validation=0.3, **quiet))
+    result = train(small(), (x, y), Recipe(epochs=1, batch_size=7, validation=0.3, **QUIET))
     assert result.epochs[0].steps == 10  # 70 samples are left
     assert result.epochs[0].validation_accuracy * 30 == pytest.approx(round(result.epochs[0].validation_accuracy * 30))
     marked = x.clone()
     kept, _, (held, _) = _split(torch.arange(100.0)[:, None], y, Recipe(validation=0.3))
     assert sorted([*kept[:, 0].tolist(), *held[:, 0].tolist()]) == list(range(100))
     marked[held[:, 0].long()] = 0.5  # changes validation alone
-    changed = train(small(), (marked, y), Recipe(epochs=1, batch_size=7, validation=0.3, **quiet))
+    changed = train(small(), (marked, y), Recipe(epochs=1, batch_size=7, validation=0.3, **QUIET))
     assert weights(changed) == weights(result)
     assert changed.epochs[0].validation_loss != result.epochs[0].validation_loss
 
@@ -651,14 +332,14 @@ def test_patience_ends_the_training(patience):
 
 def test_patience_counts_epochs_without_better_accuracy():
     """A lower loss alone is no better accuracy (Recipe.patience)."""
-    recipe = Recipe(epochs=6, batch_size=20, lr=1e-5, patience=2, **quiet)
+    recipe = Recipe(epochs=6, batch_size=20, lr=1e-5, patience=2, **QUIET)
     result = train(mlp(), some(), recipe, validation=validation_set())
     assert len({row.validation_accuracy for row in result.epochs}) == 1
     assert len(result.epochs) == 3
 
 
 def test_patience_ends_the_training_also_when_the_last_weights_are_kept():
-    recipe = Recipe(epochs=6, lr=1e-30, weight_decay=0.0, patience=1, select="last", **quiet)
+    recipe = Recipe(epochs=6, lr=1e-30, weight_decay=0.0, patience=1, select="last", **QUIET)
     assert len(train(small(), some(), recipe).epochs) == 2
 
 
@@ -710,7 +391,7 @@ def test_layers_are_measured_as_by_the_audit():
 @pytest.mark.parametrize("lr", [1e6, 1e38, 1e300])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_loss_that_is_not_finite_names_the_learning_rate(lr, optimizer, tmp_path):
-    recipe = Recipe(epochs=8, batch_size=20, lr=lr, optimizer=optimizer, **quiet)
+    recipe = Recipe(epochs=8, batch_size=20, lr=lr, optimizer=optimizer, **QUIET)
     with pytest.raises(InputError, match=r"\blr\b"):
         train(small(), some(), recipe, folder=tmp_path)
 
@@ -724,14 +405,14 @@ def test_a_loss_that_is_not_finite_names_the_learning_rate_with_measurements(opt
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_validation_loss_that_is_not_finite_names_the_learning_rate(optimizer, tmp_path):
     """The last step of an epoch spoils the weights; the training loss was finite throughout."""
-    recipe = Recipe(epochs=1, batch_size=500, lr=1e38, optimizer=optimizer, **quiet)
+    recipe = Recipe(epochs=1, batch_size=500, lr=1e38, optimizer=optimizer, **QUIET)
     with pytest.raises(InputError, match=r"\blr\b"):
         train(small(), some(), recipe, folder=tmp_path)
 
 
 def spoilt_in_the_second_epoch(folder):
     """The learning rate is fine for an epoch, then a constraint spoils the weights; what is left in the folder."""
-    recipe, calls = Recipe(epochs=3, batch_size=20, validation=0, **quiet), []
+    recipe, calls = Recipe(epochs=3, batch_size=20, validation=0, **QUIET), []
 
     def spoil(model):
         def act():
@@ -779,7 +460,7 @@ def test_bad_data_are_refused(samples, name):
 def test_labels_beyond_the_classes_are_refused():
     x, y = some()
     with pytest.raises(InputError, match="class"):
-        train(small(), (x, y + 5), Recipe(epochs=1, **quiet))
+        train(small(), (x, y + 5), Recipe(epochs=1, **QUIET))
 
 
 def test_flat_inputs_are_not_cropped():
@@ -802,7 +483,7 @@ def test_every_process_needs_two_samples_a_step():
 
 def test_moments_tell_how_far_it_is():
     moments = []
-    result = train(small(), some(), Recipe(epochs=2, batch_size=20, validation=0, **quiet), tell=moments.append)
+    result = train(small(), some(), Recipe(epochs=2, batch_size=20, validation=0, **QUIET), tell=moments.append)
     assert [(moment.epoch, moment.epochs, moment.steps) for moment in moments] == sorted(
         (moment.epoch, 2, 5) for moment in moments
     )
@@ -819,5 +500,5 @@ def test_moments_tell_how_far_it_is():
 
 def test_data_objects_are_taken_as_they_are():
     data = load_data("digits", split="train", limit=100)
-    recipe = Recipe(epochs=1, **quiet)
+    recipe = Recipe(epochs=1, **QUIET)
     assert same(train(small(), data, recipe), train(small(), (data.inputs, data.labels), recipe))
