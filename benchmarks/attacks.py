@@ -46,7 +46,7 @@ from brittle.evaluation.curves import security_curve
 from brittle.evaluation.worst_case import Threat, worst_case
 from brittle.models.borrow import frozen
 from brittle.models.build import BasicBlock, fcn, resnet18_cifar
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.normalize import Normalize
 
 INF = math.inf
@@ -438,7 +438,7 @@ def speed(arguments: argparse.Namespace) -> Iterator[Row]:
             model = copy.deepcopy(network)
             tool(model, few, replace(job, steps=3))  # whatever is done only once
             calls[name] = functools.partial(tool, model, data, job)
-        calls["bare"] = functools.partial(bare, network, private_copy(network, data.inputs), data, own)
+        calls["bare"] = functools.partial(bare, network, copy_for_attacks(network, data.inputs), data, own)
         runs: dict[str, list[Run]] = {name: [] for name in calls}
         verdicts: dict[str, Verdict] = {}
         for _, name in itertools.product(range(arguments.repeats), calls):

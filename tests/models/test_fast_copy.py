@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from brittle.evaluation.dataset import evaluate
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from helpers import networks
 from helpers.matrices import quick
 from helpers.networks import convnet, few, mlp, seeded, uniform, untidy, untouched
@@ -102,7 +102,7 @@ def left_alone(net):
 def copied_from(net, shape=SHAPE, dtype=torch.float64, n=6):
     """The private copy; the network is left alone."""
     with left_alone(net):
-        return private_copy(net, uniform(0, n, *shape, dtype=dtype))
+        return copy_for_attacks(net, uniform(0, n, *shape, dtype=dtype))
 
 
 # --- networks whose copy must be the same, and folded where that is possible ---------------------------------------
@@ -320,7 +320,7 @@ NETWORKS = {
 
 def test_networks_with_nothing_to_gain_are_not_copied():
     net = mlp()
-    assert private_copy(net, few(4)[0]) is net
+    assert copy_for_attacks(net, few(4)[0]) is net
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "ignore:For backward hooks to be called")
@@ -431,7 +431,7 @@ def test_copies_compute_parametrised_weights_once(kind):
     net = built(lambda: parametrised(kind))
     x = uniform(1, 2, *SHAPE, dtype=torch.float64)
     before = net(x)
-    copied = private_copy(net, uniform(0, 6, *SHAPE, dtype=torch.float64))
+    copied = copy_for_attacks(net, uniform(0, 6, *SHAPE, dtype=torch.float64))
     assert torch.equal(net(x), before)
     assert copied is not net
     assert_same(copied, net)
@@ -439,7 +439,7 @@ def test_copies_compute_parametrised_weights_once(kind):
     assert not any(parametrize.is_parametrized(module) for module in copied.modules())
     again = built(lambda: parametrised(kind)).train()
     with left_alone(again):
-        private_copy(again, x)
+        copy_for_attacks(again, x)
 
 
 def test_parametrised_networks_can_be_evaluated():
@@ -459,7 +459,7 @@ def test_plain_callables_come_back():
         return mlp()(x)
 
     for net in (model, functools.partial(model), mlp().forward):
-        assert private_copy(net, x) is net
+        assert copy_for_attacks(net, x) is net
 
 
 NOISE = itertools.cycle((0.2, 0.9, 0.4))
@@ -481,14 +481,14 @@ class Noisy(nn.Module):
 def test_always_dropping_networks_are_left_alone():
     net = nn.Sequential(convnet(), nn.Flatten())
     net.forward = lambda x: F.dropout(convnet()(x), 0.5, training=True)
-    assert private_copy(net, few(6)[0]) is net
+    assert copy_for_attacks(net, few(6)[0]) is net
 
 
 @pytest.mark.parametrize("size", [0.3, 1e-4])
 @pytest.mark.parametrize("rule", [lambda: torch.randn(10), lambda: next(NOISE)], ids=["torch", "python"])
 def test_randomised_networks_are_left_alone(rule, size):
     net = Noisy(size, rule)
-    assert private_copy(net, few(6)[0]) is net
+    assert copy_for_attacks(net, few(6)[0]) is net
 
 
 class Stubborn(nn.Module):
@@ -514,24 +514,24 @@ def refuse(net):
 def test_networks_that_cannot_be_copied_are_left_alone():
     net = Stubborn(refuse)
     with left_alone(net):
-        assert private_copy(net, few(6)[0]) is net
+        assert copy_for_attacks(net, few(6)[0]) is net
     holding = convnet()
     holding.extra = holding[0].weight * 2  # no leaf of the graph: cannot be deep-copied
     with left_alone(holding):
-        assert private_copy(holding, few(6)[0]) is holding
+        assert copy_for_attacks(holding, few(6)[0]) is holding
 
 
 def test_networks_that_copy_to_themselves_are_left_alone():
     net = Stubborn(lambda net: net)
     x = few(6)[0]
     with left_alone(net):
-        private_copy(net, x)
+        copy_for_attacks(net, x)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script. is")
 def test_script_modules_do_not_crash():
     net = torch.jit.script(built(lambda: chain(conv(), nn.BatchNorm2d(6))))
-    copied = private_copy(net, uniform(0, 6, *SHAPE, dtype=torch.float64))
+    copied = copy_for_attacks(net, uniform(0, 6, *SHAPE, dtype=torch.float64))
     assert_same(copied, net)
 
 
@@ -564,15 +564,15 @@ class Returning(nn.Module):
 def test_networks_that_return_no_differentiable_logits_come_back(rule):
     net = Returning(rule)
     with left_alone(net):
-        assert private_copy(net, few(6)[0]) is net
+        assert copy_for_attacks(net, few(6)[0]) is net
 
 
 def test_inputs_of_the_wrong_shape_do_no_harm():
     net = convnet()
     with left_alone(net):
-        assert private_copy(net, torch.zeros(3, 2, 8, 8)) is net
+        assert copy_for_attacks(net, torch.zeros(3, 2, 8, 8)) is net
     with left_alone(net):
-        assert private_copy(net, few(1)[0]) is not net  # one probe is enough
+        assert copy_for_attacks(net, few(1)[0]) is not net  # one probe is enough
 
 
 # --- gradients that differ only where the probes do not look -------------------------------------------------------
@@ -603,7 +603,7 @@ def late_gate(net: Made, x: Tensor) -> Tensor:
 )
 def test_gradients_are_the_networks_where_no_probe_was(rule):
     net = built(lambda: pooled(rule, **pair()))
-    copied = private_copy(net, 0.8 * uniform(0, 6, *SHAPE, dtype=torch.float64))
+    copied = copy_for_attacks(net, 0.8 * uniform(0, 6, *SHAPE, dtype=torch.float64))
     assert_same(copied, net)
 
 
@@ -613,7 +613,7 @@ def test_gradients_are_the_networks_where_no_probe_was(rule):
 def test_untidy_networks_are_left_as_they_are():
     net = untidy()
     with left_alone(net):
-        copied = private_copy(net, few(6)[0])
+        copied = copy_for_attacks(net, few(6)[0])
     assert norms_run(copied) == 0
     assert_same(copied, net.eval(), (1, 8, 8), torch.float32)
 
@@ -622,7 +622,7 @@ def test_layouts_are_kept():
     net = convnet().to(memory_format=torch.channels_last)
     strides = [parameter.stride() for parameter in net.parameters()]
     with left_alone(net):
-        private_copy(net, few(6)[0])
+        copy_for_attacks(net, few(6)[0])
     assert [parameter.stride() for parameter in net.parameters()] == strides
 
 
@@ -642,7 +642,7 @@ def test_inputs_are_not_changed():
     x = few(6)[0].clone()
     before = x.clone()
     net = nn.Sequential(nn.ReLU(inplace=True), convnet())
-    private_copy(net, x)
+    copy_for_attacks(net, x)
     assert torch.equal(x, before)
     assert x.grad is None
     assert not x.requires_grad
@@ -671,7 +671,7 @@ def test_compiled_copies_are_the_network_at_any_batch_size():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
     net[2].running_mean.normal_()
-    copied = private_copy(net, torch.rand(4, 1, 3, 4), compiled=True)
+    copied = copy_for_attacks(net, torch.rand(4, 1, 3, 4), compiled=True)
     assert copied is not net
     assert type(copied).__name__ == "OptimizedModule"
     for n in (1, 3, 7):

@@ -19,7 +19,7 @@ from brittle.errors import InputError
 from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
 from brittle.linear.norms import distances, per_sample
 from brittle.models.borrow import Model, frozen
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.forward import in_parts
 from brittle.results import Rate, SecurityCurve
 
@@ -77,7 +77,7 @@ def security_curve(
         survived = torch.maximum(survived, torch.where(right, proven, -1))
     broken = torch.full_like(worst.y, len(points))
     with frozen(model):
-        quick = private_copy(model, worst.x)
+        quick = copy_for_attacks(model, worst.x)
         reached = _first_at_least(ladder, _drawn_back(model, worst, lost.nonzero()[:, 0], threat.p, batch_size)[1])
         broken[lost] = reached.clamp_max(points.index(float(at)))
         while len(rows := (right & (broken - survived > 1)).nonzero()[:, 0]):
@@ -165,7 +165,7 @@ def minimal_distances(
     if radii is not None:
         survived = torch.maximum(survived, radii.to(survived).clamp_max(largest) * right)
     with frozen(model):
-        quick = private_copy(model, first.x)
+        quick = copy_for_attacks(model, first.x)
         attacked, rows, fallen = first, torch.arange(len(right), device=right.device), right & ~first.robust_correct
         for _ in range(ROUNDS):
             lost = fallen.nonzero()[:, 0]

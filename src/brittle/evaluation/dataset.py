@@ -26,7 +26,7 @@ from brittle.evaluation.presets import preset
 from brittle.evaluation.worst_case import Attack, Threat, WorstCase, passes_of, worst_case
 from brittle.linear.norms import distances
 from brittle.models.borrow import Model, device_of, frozen
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.forward import logits_of
 from brittle.models.workers import on_devices, on_ray
 from brittle.results import Evaluation, SampleResult
@@ -202,7 +202,7 @@ def _prepared(model: Model, *, plan: _Plan, x: Tensor, y: Tensor) -> _Worker:
     if plan.certify:
         passes = passes_of(threat)
         relaxation = worthwhile_relaxation(model, x, y, eps=plan.eps, p=threat.p, bounds=threat.bounds, passes=passes)
-    quick = private_copy(model, x.to(device_of(model)).clamp(*threat.bounds), compiled=plan.compiled)
+    quick = copy_for_attacks(model, x.to(device_of(model)).clamp(*threat.bounds), compiled=plan.compiled)
     return _Worker(model, quick, relaxation)
 
 

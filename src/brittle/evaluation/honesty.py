@@ -22,7 +22,7 @@ from brittle.errors import InputError
 from brittle.evaluation.worst_case import Attack, Threat, WorstCase, worst_case
 from brittle.linear.norms import dual_exponent, lp_norm
 from brittle.models.borrow import Model, frozen
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.forward import logits_of
 from brittle.results import Flag, NotMeasured, Rate, SecurityCurve
 from brittle.results.wording import budget, norm_name, number
@@ -151,7 +151,7 @@ def honesty_flags(
         worst = worst_case(model, x, y, threat, eps, batch_size=batch_size)
     flags, missing = [], []
     with frozen(model):
-        probe = _Probe(model, private_copy(model, worst.x), worst, threat, eps, batch_size)
+        probe = _Probe(model, copy_for_attacks(model, worst.x), worst, threat, eps, batch_size)
         query_attack = query_attack or functools.partial(square, queries=QUERIES)
         groups = [(probe.of_model() if of_model else {}, "")]
         groups += [(probe.of_budget(curve, query_attack), f", {norm_name(threat.p)}")]

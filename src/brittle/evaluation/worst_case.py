@@ -25,7 +25,7 @@ from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, distances
 from brittle.models.borrow import Model, device_of, frozen
-from brittle.models.fast_copy import private_copy
+from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.forward import Counted, in_parts, logits_of
 
 Attack = Callable[..., Tensor]
@@ -162,7 +162,7 @@ def worst_case(
     with frozen(model):
         judge = Counted(model)
         clean = logits_of(judge, x, y, batch_size)
-        searched = Counted(private_copy(model, x) if quick is None else quick)
+        searched = Counted(copy_for_attacks(model, x) if quick is None else quick)
         sure = budgets == 0  # nothing to attack with
         sure = sure if proven is None else sure | proven.to(device)
         state = _State.begin(model, x, y, clean, budgets, threat, batch_size)

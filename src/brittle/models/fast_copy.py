@@ -1,9 +1,11 @@
-"""A private copy of a network on which passes cost less: the same function, to rounding, and the same gradients."""
+"""A copy of a network on which passes cost less: the same function, to rounding, and the same gradients."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,17 +14,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from brittle.linear.conv_geometry import is_stock
 from brittle.models.borrow import Model, frozen
-from brittle.models.trace import trace
+from brittle.models.trace import NoRule, Trace, trace
 
-AGREEMENT = 1e-3
+M = TypeVar("M", bound=nn.Module)
+
+MOST_DIFFERENCE = 1e-3
 """Largest relative difference of logits and of input gradients, in l_2, at which a copy counts as the same network."""
-REPEATED = 1e-5
+MOST_NOISE = 1e-5
 """The same for the network's own answers to one input: larger differences are noise, which a copy might freeze."""
 PROBES = 4
 """Samples on which a copy is compared with the network."""
 
 
-def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
+def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced: Trace | NoRule | None = None) -> Model:
     """A copy of the network for attacks: frozen, in eval mode, batch norms folded, convolutions in channels_last.
 
     Parametrised weights (``torch.nn.utils.parametrize``) are computed once; a batch norm that follows a convolution
@@ -36,45 +40,77 @@ def private_copy(model: Model, x: Tensor, *, compiled: bool = False) -> Model:
         x: Inputs ``(N, ...)`` on the model's device; up to 4 of them serve to compare the copy with the network.
         compiled: Whether to compile the copy (``torch.compile``, any batch size): worth its start of seconds to minutes
             on long runs on a GPU; on CPUs it gained nothing in our trials.
+        traced: The network's trace (:func:`brittle.models.trace.trace`), or the error that tracing raised; None: it is
+            traced here, where it must be.
 
     Returns:
         A network with the same logits and input gradients up to rounding (relative difference below 0.001 on ``x``).
     """
-    if not isinstance(model, nn.Module) or not (compiled or _gains(model)):
+    if not isinstance(model, nn.Module):
         return model
+    kinds = (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if not compiled and not any(isinstance(m, kinds) or parametrize.is_parametrized(m) for m in model.modules()):
+        return model
+
+    def fold() -> nn.Module:
+        return _fold_norms(_copy_graph(model, traced))
+
+    def fold_and_compile() -> nn.Module:
+        network = torch.compile(fold().eval().requires_grad_(False), dynamic=True)
+        assert isinstance(network, nn.Module)
+        return network
+
     x = x[:PROBES]
     with frozen(model), torch.enable_grad():
-        wanted, again = _probe(model, x), _probe(model, x)
-        if wanted is None or again is None or not _agree(wanted, again, REPEATED):
+        answers, again = _probe(model, x), _probe(model, x)
+        if answers is None or again is None or not _agree(answers, again, MOST_NOISE):
             return model
-        for prepare in (*([_compiled] if compiled else []), _folded, _plain):
-            candidate = _attempt(model, prepare)
-            found = None if candidate is None else _probe(candidate, x)
-            if candidate is not None and found is not None and _agree(found, wanted, AGREEMENT):
+        makers: list[Callable[[], nn.Module]] = [fold, lambda: _lay_out(_copy_unshared(model, model))]
+        for make in [fold_and_compile, *makers] if compiled else makers:  # the quickest first
+            try:
+                candidate = make().eval().requires_grad_(False)
+            except Exception:  # copying and tracing run the user's code, which may raise anything
+                continue
+            copied = _probe(candidate, x)
+            if copied is not None and _agree(copied, answers, MOST_DIFFERENCE):
                 return candidate
     return model
 
 
-def _gains(model: nn.Module) -> bool:
-    """Whether there is anything to fold, to lay out anew or to compute once."""
-    kinds = (nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    return any(isinstance(module, kinds) or parametrize.is_parametrized(module) for module in model.modules())
+def _copy_unshared(module: M, model: nn.Module) -> M:
+    """A deep copy of the network or of its graph.
+
+    Raises:
+        ValueError: It shares a tensor with the network: a module may say itself how it is copied.
+    """
+    result = copy.deepcopy(module)
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if result is module or tensors & {id(tensor) for tensor in (*result.parameters(), *result.buffers())}:
+        raise ValueError("the copy shares tensors with the network")
+    return result
 
 
-def _attempt(model: nn.Module, prepare: Callable[[nn.Module], nn.Module]) -> nn.Module | None:
-    """A prepared copy; None when there is none that shares nothing with the network."""
-    try:
-        result = copy.deepcopy(model)
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        if result is model or own & {id(tensor) for tensor in (*result.parameters(), *result.buffers())}:
-            return None
-        return prepare(result).eval().requires_grad_(False)
-    except Exception:  # copying and tracing run the user's code, which may raise anything
-        return None
+def _copy_graph(model: nn.Module, traced: Trace | NoRule | None) -> fx.GraphModule:
+    """A copy of the network as a graph, with the network's gradients.
+
+    Raises:
+        NoRule: There is none.
+    """
+    # A weight that is computed stands in the graph as its computation, so it has to be computed before the tracing.
+    if traced is None or any(parametrize.is_parametrized(module) for module in model.modules()):
+        traced = trace(_lay_out(_copy_unshared(model, model)), None)
+        graph = traced.graph
+    elif isinstance(traced, NoRule):
+        raise NoRule(*traced.args)
+    else:
+        graph = _lay_out(_copy_unshared(traced.graph, model))
+    if not traced.gradients:
+        raise NoRule("forward switches gradients off, which a traced graph would not do")
+    return graph
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """Weights computed once, convolutions in channels_last."""
+def _lay_out(model: M) -> M:
+    """Compute parametrised weights once and lay convolutions out in channels_last, in place."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):
             # Copies share the class that torch made for the original, and removing would change it.
@@ -87,16 +123,16 @@ def _plain(model: nn.Module) -> nn.Module:
     return model
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """Batch norms folded into the convolution or linear layer whose output they alone read."""
-    graph = trace(_plain(model), None, gradients=True)
+def _fold_norms(graph: fx.GraphModule) -> nn.Module:
+    """Fold batch norms into the convolution or linear layer whose output they alone read, in place."""
     modules = dict(graph.named_modules())
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
-        merged = _merged(modules[str(source.target)], modules[str(node.target)])
-        if merged is None or _calls(graph, source.target) > 1:
+        merged = _merge(modules[str(source.target)], modules[str(node.target)])
+        if merged is None or calls[source.target] > 1:
             continue
         parent, _, leaf = str(source.target).rpartition(".")
         setattr(graph.get_submodule(parent), leaf, merged)
@@ -105,17 +141,10 @@ def _folded(model: nn.Module) -> nn.Module:
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.recompile()
-    return _plain(graph)
+    return _lay_out(graph)  # what was merged is a new layer
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    """Folded, then compiled for any batch size."""
-    result = torch.compile(_folded(model).eval().requires_grad_(False), dynamic=True)
-    assert isinstance(result, nn.Module)
-    return result
-
-
-def _merged(linear: nn.Module, norm: nn.Module) -> nn.Module | None:
+def _merge(linear: nn.Module, norm: nn.Module) -> nn.Module | None:
     """One layer that does the work of both; None where they are no stock pair with running statistics."""
     if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or norm.running_var is None:
         return None
@@ -126,11 +155,6 @@ def _merged(linear: nn.Module, norm: nn.Module) -> nn.Module | None:
     if isinstance(linear, nn.Linear) and is_stock(linear, nn.Linear) and is_stock(norm, nn.BatchNorm1d):
         return fuse_linear_bn_eval(linear, norm)
     return None
-
-
-def _calls(graph: fx.GraphModule, target: object) -> int:
-    """How often a module runs."""
-    return sum(node.op == "call_module" and node.target == target for node in graph.graph.nodes)
 
 
 def _probe(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:

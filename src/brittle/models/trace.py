@@ -1,8 +1,9 @@
-"""Tracing a module into a ``torch.fx`` graph, with the shape of every tensor when the input's shape is known."""
+"""Networks as ``torch.fx`` graphs, with the shape of every tensor when the input's shape is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +19,32 @@ class NoRule(Exception):
     """Raised with the name of the operation for which there is no sound rule, and the reason."""
 
 
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A network's graph, made once for everyone who reads it.
+
+    Attributes:
+        model: The network; the graph shares its parameters, buffers and leaf modules. Trace again after changing it.
+        graph: Its operations in the order of execution; only read.
+        input_shape: Shape of one input without the batch axis; then every tensor's shape, with a batch of one, stands
+            in its node's ``meta["shape"]``. None where it is not known.
+        gradients: Whether the graph has the network's gradients as well as its values: a forward that switches
+            gradients off on the way leaves no sign of it in the graph.
+    """
+
+    model: nn.Module
+    graph: fx.GraphModule
+    input_shape: tuple[int, ...] | None
+    gradients: bool
+
+
 class _Tracer(fx.Tracer):
     """Stops at every module that has a rule of its own, and looks into all others."""
 
-    def __init__(self, gradients: bool) -> None:
-        super().__init__()
-        self.gradients = gradients
+    gradients = True
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        if self.gradients and not torch.is_grad_enabled():
-            raise NoRule("forward switches gradients off, which a traced graph would not do")
+        self.gradients = self.gradients and torch.is_grad_enabled()
         return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -35,10 +52,12 @@ class _Tracer(fx.Tracer):
         return known or isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, input_shape: Sequence[int] | None, *, gradients: bool = False) -> fx.GraphModule:
-    """The module's graph; with ``input_shape`` every tensor's shape stands in its node's ``meta["shape"]``.
+def trace(model: nn.Module, input_shape: Sequence[int] | None) -> Trace:
+    """Trace a network that is in evaluation mode.
 
-    With ``gradients`` (and gradients enabled) the graph has the module's gradients as well as its values.
+    Args:
+        model: The network; only read.
+        input_shape: Shape of one input without the batch axis, if known.
 
     Raises:
         NoRule: The module's forward cannot be traced.
@@ -46,14 +65,40 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None, *, gradients: boo
     """
     if has_hooks(model):
         raise NoRule(f"{type(model).__name__}: forward hooks may change what the network computes")
-    if any(True for _ in model.children()) is False and type(model).__module__.startswith("torch.nn"):
-        model = nn.Sequential(model)
+    alone = not any(True for _ in model.children()) and type(model).__module__.startswith("torch.nn")
+    root, tracer = nn.Sequential(model) if alone else model, _Tracer()
     try:
-        traced = fx.GraphModule(model, _Tracer(gradients).trace(model))
+        with torch.enable_grad():
+            graph = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         raise NoRule(f"{type(model).__name__}: forward cannot be traced ({first_line(error, 120)})") from None
-    if input_shape is not None:
-        _record_shapes(traced, model, input_shape)
+    if input_shape is None:
+        return Trace(model, graph, None, tracer.gradients)
+    _record_shapes(graph, model, input_shape)
+    return Trace(model, graph, tuple(input_shape), tracer.gradients)
+
+
+def trace_unless_given(model: nn.Module, input_shape: Sequence[int] | None, traced: Trace | NoRule | None) -> Trace:
+    """The trace that was handed down, or a new one where there is none.
+
+    Args:
+        model: The network, in evaluation mode.
+        input_shape: Shape of one input without the batch axis; None: that of the trace at hand, if there is one.
+        traced: The trace of this network, or the error that :func:`trace` raised for it.
+
+    Raises:
+        NoRule: The network's forward cannot be traced.
+        InputError: The network cannot run on ``input_shape``, or the trace is another network's or another shape's.
+    """
+    if traced is None:
+        return trace(model, input_shape)
+    if isinstance(traced, NoRule):
+        raise NoRule(*traced.args)
+    # Bounds of another network would be unsound without a word.
+    if traced.model is not model:
+        raise InputError(f"traced: expected the trace of this {type(model).__name__}; got another network's")
+    if input_shape is not None and traced.input_shape != tuple(input_shape):
+        raise InputError(f"traced: expected a trace of inputs {tuple(input_shape)}; got one of {traced.input_shape}")
     return traced
 
 
@@ -66,7 +111,7 @@ def where(node: fx.Node) -> str:
     return f"{inside}.{node.name}" if inside else node.name
 
 
-def _record_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
+def _record_shapes(graph: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
     """Run once on zeros, writing every tensor's shape into its node's ``meta``."""
 
     class Shapes(fx.Interpreter):
@@ -78,7 +123,7 @@ def _record_shapes(traced: fx.GraphModule, model: nn.Module, input_shape: Sequen
 
     try:
         with torch.no_grad():
-            Shapes(traced).run(zero_like(model).new_zeros(1, *input_shape))
+            Shapes(graph).run(zero_like(model).new_zeros(1, *input_shape))
     except Exception as error:  # the user's forward may raise anything
         reason = first_line(error, 120)
         raise InputError(f"input_shape: the model cannot run on shape {tuple(input_shape)}: {reason}") from None

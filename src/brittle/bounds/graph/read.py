@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from brittle.linear.conv_geometry import ConvGeometry, conv_geometry, has_hooks, is_stock
 from brittle.models.normalize import Normalize
-from brittle.models.trace import NoRule, trace, where
+from brittle.models.trace import NoRule, Trace, trace_unless_given, where
 
 Run = Callable[[Tensor], Tensor]
 
@@ -152,7 +152,10 @@ class Op:
 
 
 def read_graph(
-    model: nn.Module, input_shape: Sequence[int] | None, training: frozenset[nn.Module] = frozenset()
+    model: nn.Module,
+    input_shape: Sequence[int] | None,
+    training: frozenset[nn.Module] = frozenset(),
+    traced: Trace | NoRule | None = None,
 ) -> tuple[Op, ...]:
     """The operations of a network in the order of execution; the first is the input, the last the output.
 
@@ -161,12 +164,15 @@ def read_graph(
         input_shape: Shape of one input without the batch axis, if known.
         training: Submodules that are in training mode outside this call: batch norms and dropout among them have no
             rule.
+        traced: The network's trace, or the error that tracing raised; None: it is traced here.
 
     Raises:
         NoRule: With the name of an operation that has no sound rule.
-        InputError: The model cannot run on ``input_shape``.
+        InputError: The model cannot run on ``input_shape``, or ``traced`` belongs to another model or shape.
     """
-    return _fold(GraphReader(trace(model, input_shape), training, model in training, []).read())
+    return _fold(
+        GraphReader(trace_unless_given(model, input_shape, traced).graph, training, model in training, []).read()
+    )
 
 
 def users(ops: Sequence[Op]) -> list[list[int]]:

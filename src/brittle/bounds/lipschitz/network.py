@@ -25,7 +25,7 @@ from brittle.bounds.lipschitz.product import own_factors, product_bound, stretch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import frozen
-from brittle.models.trace import NoRule
+from brittle.models.trace import NoRule, Trace
 from brittle.results.methods import CHAIN, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
 
 _ROUNDING = 1 + 1e-12
@@ -105,9 +105,26 @@ def lipschitz_upper_bound(
 
 
 def network_bounds(
-    model: nn.Module, norms: Sequence[float], *, input_shape: Sequence[int] | None = None, steps: int = 0
+    model: nn.Module,
+    norms: Sequence[float],
+    *,
+    input_shape: Sequence[int] | None = None,
+    steps: int = 0,
+    traced: Trace | NoRule | None = None,
 ) -> dict[float, NetworkBound]:
-    """:func:`lipschitz_upper_bound` in several norms, with the work that they share done once."""
+    """:func:`lipschitz_upper_bound` in several norms, with the work that they share done once.
+
+    Args:
+        model: As :func:`lipschitz_upper_bound`.
+        norms: The norms: 2, inf or both.
+        input_shape: As :func:`lipschitz_upper_bound`; None with a trace at hand: the trace's.
+        steps: As :func:`lipschitz_upper_bound`.
+        traced: The network's trace (:func:`brittle.models.trace.trace`), or the error that tracing raised; None: it is
+            traced here.
+
+    Raises:
+        InputError: As :func:`lipschitz_upper_bound`, or ``traced`` belongs to another model or shape.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     if steps < 0:
@@ -116,10 +133,10 @@ def network_bounds(
     with frozen(model):
         _check_finite(model)
         try:
-            ops = read_graph(model, input_shape, training)
+            ops = read_graph(model, input_shape, training, traced)
         except NoRule as error:
             return {p: NetworkBound(p, None, str(error), ()) for p in norms}
-        if input_shape is None and (inputs := _dense_inputs(ops)):
+        if ops and ops[0].shape is None and (inputs := _dense_inputs(ops)):
             with suppress(InputError, NoRule):  # a flattening that a vector does not fit
                 ops = read_graph(model, (inputs,), training)
         arguments = _Arguments(ops, steps)

@@ -26,7 +26,7 @@ from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import frozen, zero_like
-from brittle.models.trace import NoRule, trace
+from brittle.models.trace import NoRule, Trace, trace_unless_given
 
 _ENTRIES = 2**26  # of all clean values of the samples that are taken together
 
@@ -56,7 +56,12 @@ class Relaxation:
 
 
 def read_relaxation(
-    model: nn.Module, input_shape: Sequence[int], *, examples: Tensor | None = None, groups: int = 32
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    examples: Tensor | None = None,
+    groups: int = 32,
+    traced: Trace | NoRule | None = None,
 ) -> Relaxation:
     """Read a network and prepare what its certificates share.
 
@@ -70,6 +75,8 @@ def read_relaxation(
         examples: Typical inputs ``(M, *input_shape)``; dense networks get tighter bounds for little more. They
             influence only how tight bounds are, never whether they hold.
         groups: Largest number of groups that the examples are sorted into; worth about a twentieth of the samples.
+        traced: The network's trace (:func:`brittle.models.trace.trace`), or the error that tracing raised; None: it is
+            traced here.
 
     Returns:
         What :func:`margin_bounds` needs, on the model's device and in its type.
@@ -77,7 +84,7 @@ def read_relaxation(
     Raises:
         NoRule: Some operation has no linear relaxation; with its name and the reason.
         InputError: ``model`` is no module, cannot run on ``input_shape``, does not return at least two logits, has
-            weights that are not finite, or the examples do not fit.
+            weights that are not finite, or the examples or ``traced`` do not fit.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
@@ -86,7 +93,7 @@ def read_relaxation(
     like = zero_like(model)
     with frozen(model), _plain_arithmetic(like):
         _check_finite(model)
-        graph = trace(model, input_shape)
+        graph = trace_unless_given(model, input_shape, traced).graph
         reader = _NamedReader(graph, frozenset(), False, [])
         ops = tuple(reader.read())
         written = {
