@@ -176,7 +176,7 @@ for name in {sorted(MODULES)!r}:
         __import__("brittle." + name)
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 audit = brittle.audit(net, brittle.load_data("digits", limit=8))
-assert len(audit.evaluations) == 2 and audit.layers[0].name == "1"
+assert len(audit.norms) == 2 and audit.norm(2).evaluation and audit.layers[0].name == "1"
 """
     run_code(code, seconds=300)
 

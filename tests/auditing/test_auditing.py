@@ -25,6 +25,7 @@ from brittle.models.layers import read_layers
 from brittle.reporting.verdict import judge
 from brittle.results import Audit, CertifiedCurve, Evaluation, LipschitzResult, Rate
 from helpers import networks
+from helpers.audits import norm_result, with_parts
 from helpers.networks import convnet, few, linear, mlp, seeded, uniform, untidy, untouched
 
 NORMS = (math.inf, 2.0)
@@ -52,6 +53,16 @@ def weights_audit() -> Audit:
 
 
 AUDITS = [digits_audit, conv_audit, weights_audit]
+
+
+def evaluations(a):
+    """Of an audit with data, one a norm."""
+    return [norm.evaluation for norm in a.norms]
+
+
+def lipschitz(a):
+    """One a norm."""
+    return [norm.lipschitz for norm in a.norms]
 
 
 def reasons(a):
@@ -83,17 +94,17 @@ def test_two_audits_are_equal_and_another_seed_is_another_audit():
     assert a == b
     assert a.to_json().replace(f"{a.seconds!r}", "") == b.to_json().replace(f"{b.seconds!r}", "")
     assert a.signature.line == b.signature.line
-    assert a.evaluations[0].samples == b.evaluations[0].samples
+    assert a.norms[0].evaluation.samples == b.norms[0].evaluation.samples
     assert a.signature.line != c.signature.line
-    assert a.evaluations[0].samples != c.evaluations[0].samples
+    assert a.norms[0].evaluation.samples != c.norms[0].evaluation.samples
 
 
 def test_the_result_does_not_depend_on_the_batch_size():
     data = few(40, torch.float64)
-    a, b = (light(mlp(torch.float64), data, p=[2.0], batch_size=size) for size in (40, 7))
-    assert a.evaluations[0].robust_correct == b.evaluations[0].robust_correct
-    assert a.curves == b.curves
-    assert a.evaluations[0].largest_perturbation == pytest.approx(b.evaluations[0].largest_perturbation)
+    a, b = (light(mlp(torch.float64), data, p=[2.0], batch_size=size).norm(2) for size in (40, 7))
+    assert a.evaluation.robust_correct == b.evaluation.robust_correct
+    assert a.curve == b.curve
+    assert a.evaluation.largest_perturbation == pytest.approx(b.evaluation.largest_perturbation)
     for one, two in zip(a.responses, b.responses, strict=True):
         assert one.energy == pytest.approx(two.energy, rel=1e-6)
 
@@ -137,14 +148,14 @@ def test_whole_numbers_and_infinities_survive_json():
         layers=(
             dataclasses.replace(a.layers[0], bounds=(dataclasses.replace(bounds[0], paper=math.inf), *bounds[1:])),
         ),
-        lipschitz=(dataclasses.replace(a.lipschitz[0], upper=math.inf), *a.lipschitz[1:]),
     )
+    a = with_parts(a, math.inf, lipschitz=dataclasses.replace(a.norm(math.inf).lipschitz, upper=math.inf))
     back = Audit.from_json(a.to_json())
     assert back == a
     assert back.to_json() == a.to_json()
     assert back.layers[0].bounds[0].paper == math.inf
-    assert back.evaluations[0].p == math.inf
-    assert isinstance(back.evaluations[0].eps, float)
+    assert back.norms[0].p == back.norms[0].evaluation.p == math.inf
+    assert isinstance(back.norms[0].evaluation.eps, float)
 
 
 def test_json_of_something_else_is_an_error():
@@ -157,10 +168,13 @@ def test_json_of_something_else_is_an_error():
         ("", "expected JSON"),
         ("{", "expected JSON"),
         (b"\xff\xfe\x00", "expected JSON"),
-        ("[]", "expected schema_version 1; got None"),
-        ("3", "expected schema_version 1; got None"),
-        ("{}", "expected schema_version 1; got None"),
-        (changed(schema_version=2), "expected schema_version 1; got 2"),
+        ("[]", "expected schema_version 1 or 2; got None"),
+        ("3", "expected schema_version 1 or 2; got None"),
+        ("{}", "expected schema_version 1 or 2; got None"),
+        (changed(schema_version=3), "expected schema_version 1 or 2; got 3"),
+        (changed(schema_version="2"), "expected schema_version 1 or 2; got '2'"),
+        (changed(schema_version=[2]), r"expected schema_version 1 or 2; got \[2\]"),
+        (changed(schema_version=1), "evaluations.*required"),
         (json.dumps({k: v for k, v in document.items() if k != "verdict"}), "verdict.*required"),
         (changed(parameters="many"), "parameters.*integer.*'many'"),
         (changed(layers=3), "layers"),
@@ -176,15 +190,15 @@ def test_json_of_something_else_is_an_error():
 def test_evaluations_are_those_of_evaluate():
     a = digits_audit()
     data = brittle.load_data("digits").take(120)
-    assert [(e.p, e.eps) for e in a.evaluations] == [(math.inf, 0.06), (2.0, 0.3)]
-    for e in a.evaluations:
+    assert [(norm.p, norm.eps) for norm in a.norms] == [(math.inf, 0.06), (2.0, 0.3)]
+    for e in evaluations(a):
         attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
         direct = evaluate(mlp(), (data.inputs, data.labels), attack=attacks, eps=e.eps, p=e.p)
         assert (e.n, e.clean_correct, e.robust_correct) == (direct.n, direct.clean_correct, direct.robust_correct)
         assert e.largest_perturbation == direct.largest_perturbation
         assert [name.split("(")[0] for name in e.attacks] == ["apgd", "apgd"]
         assert ["ce" in e.attacks[0], "dlr" in e.attacks[1]] == [True, True]
-    assert a.clean_accuracy == Rate(a.evaluations[0].clean_correct, 120)
+    assert a.clean_accuracy == Rate(e.clean_correct, 120)
     assert a.parameters == sum(p.numel() for p in mlp().parameters())
     assert a.model == "Sequential"
     assert len(a.samples_frame()) == 240
@@ -193,8 +207,10 @@ def test_evaluations_are_those_of_evaluate():
 
 def test_curves_hold_the_standard_budget_and_never_rise():
     for a in (digits_audit(), conv_audit()):
-        for e, curve in zip(a.evaluations, a.curves, strict=True):
-            assert curve.p == e.p
+        for norm in a.norms:
+            e, curve = norm.evaluation, norm.curve
+            assert norm.p == curve.p == e.p
+            assert norm.eps == e.eps
             assert curve.eps == pytest.approx([share * e.eps for share in (0.25, 0.5, 1, 1.5, 2)])
             hits = [rate.hits for rate in curve.robust]
             assert hits == sorted(hits, reverse=True)
@@ -203,8 +219,8 @@ def test_curves_hold_the_standard_budget_and_never_rise():
 
 def test_local_lower_bounds_stay_below_certified_upper_bounds():
     for a in (digits_audit(), conv_audit(), light(linear(classes=5, n=64), (few(9)[0], torch.arange(9) % 5))):
-        assert [q.p for q in a.lipschitz] == list(NORMS)
-        for q in a.lipschitz:
+        assert [norm.lipschitz.p for norm in a.norms] == [norm.p for norm in a.norms] == list(NORMS)
+        for q in lipschitz(a):
             assert 0 < q.median_lower <= q.lower <= q.upper * (1 + 1e-6)
             assert q.tightness == q.upper / q.lower
             assert q.unavailable is None
@@ -221,17 +237,19 @@ def test_layers_are_measured_from_their_weights():
 
 def test_universal_perturbations_are_judged_within_every_budget():
     a, data = digits_audit(), brittle.load_data("digits").take(120)
-    assert [(u.p, u.kind) for u in a.universal] == [(p, kind) for p in NORMS for kind in ("fitted", "data-free")]
-    for e, pair in zip(a.evaluations, zip(a.universal[::2], a.universal[1::2], strict=True), strict=True):
-        assert list(pair) == judge_universal(mlp(), (data.inputs, data.labels), p=e.p, eps=e.eps, seed=e.seed)
-        assert all(u.fitted_on + u.robust.n == e.n for u in pair)
+    for norm in a.norms:
+        e = norm.evaluation
+        assert [(u.p, u.kind) for u in norm.universal] == [(norm.p, "fitted"), (norm.p, "data-free")]
+        alone = judge_universal(mlp(), (data.inputs, data.labels), p=e.p, eps=e.eps, seed=e.seed)
+        assert list(norm.universal) == alone
+        assert all(u.fitted_on + u.robust.n == e.n for u in norm.universal)
     assert not any("universal" in name for name in reasons(a))
 
 
 def test_networks_without_a_first_layer_to_read_say_so():
     x, y = networks.uniform(0, 30, 12), torch.arange(30) % 2
     a = light(networks.Logistic(), (x, y))
-    assert [u.kind for u in a.universal] == ["fitted", "fitted"]
+    assert [[u.kind for u in norm.universal] for norm in a.norms] == [["fitted"], ["fitted"]]
     assert "affine" in reasons(a)["data-free universal perturbations"]
     assert Audit.from_json(a.to_json()) == a
 
@@ -244,15 +262,19 @@ def test_settings_are_recorded():
     assert a.signature.settings["p"] == ("2",)
     assert a.signature.settings["restarts"] == 2
     assert a.signature.settings["attacks"] == ("apgd(steps=5)",)
-    assert [(e.p, e.eps, e.restarts, e.seed) for e in a.evaluations] == [(2, 0.25, 2, 4)]
+    assert [(e.p, e.eps, e.restarts, e.seed) for e in evaluations(a)] == [(2, 0.25, 2, 4)]
 
 
 def test_budgets_are_the_datas_own_then_the_standard_ones():
     x, y = few(6)
-    assert [e.eps for e in light(mlp(), brittle.load_data("digits").take(6)).evaluations] == [0.06, 0.3]
-    assert [e.eps for e in light(mlp(), (x, y)).evaluations] == [8 / 255, 0.5]
-    assert [e.eps for e in light(mlp(), (x, y), eps={2: 0.7}).evaluations] == [8 / 255, 0.7]
-    assert [e.eps for e in light(mlp(), (x, y), eps=0.2).evaluations] == [0.2, 0.2]
+
+    def budgets(*data, **options):
+        return [e.eps for e in evaluations(light(mlp(), *data, **options))]
+
+    assert budgets(brittle.load_data("digits").take(6)) == [0.06, 0.3]
+    assert budgets((x, y)) == [8 / 255, 0.5]
+    assert budgets((x, y), eps={2: 0.7}) == [8 / 255, 0.7]
+    assert budgets((x, y), eps=0.2) == [0.2, 0.2]
 
 
 def test_progress_ends_where_it_should():
@@ -273,15 +295,16 @@ def test_progress_ends_where_it_should():
 
 def test_audits_without_data_say_so():
     a = weights_audit()
-    assert a.evaluations == a.curves == a.responses == a.universal == ()
+    assert a.norms == tuple(norm_result(norm.p, lipschitz=norm.lipschitz) for norm in a.norms)
+    assert [norm.p for norm in a.norms] == list(NORMS)
     assert a.clean_accuracy is None
     assert a.verdict.level == "not attacked"
     for what in ("accuracy", "curve", "gradient", "directions", "universal"):
         assert any(what in name and reason == "no data given" for name, reason in reasons(a).items())
-    assert all(q.lower is None and q.n == 0 for q in a.lipschitz)
+    assert all(q.lower is None and q.n == 0 for q in lipschitz(a))
     everything_is_accounted_for(convnet(), a)
     sized = audit(convnet(), input_shape=(1, 8, 8))
-    for loose, sharp in zip(a.lipschitz, sized.lipschitz, strict=True):
+    for loose, sharp in zip(lipschitz(a), lipschitz(sized), strict=True):
         assert sharp.upper is not None
         assert loose.upper is None or sharp.upper <= loose.upper * (1 + 1e-9)
     assert [layer.input_size for layer in sized.layers] == [(8, 8), (8, 8), None]
@@ -291,11 +314,11 @@ def test_audits_without_data_say_so():
 def test_two_classes_leave_the_dlr_loss_out_and_say_so():
     x, y = networks.uniform(0, 30, 12), torch.arange(30) % 2
     a = audit(networks.Logistic(), (x, y))
-    (attack,) = a.evaluations[0].attacks
+    (attack,) = a.norms[0].evaluation.attacks
     assert "dlr" not in attack
     assert "2" in reasons(a)["APGD with the DLR loss"]
     assert "theta" in reasons(a)["Logistic"]
-    assert len(audit(mlp(), few(4)).evaluations[0].attacks) == 2
+    assert len(audit(mlp(), few(4)).norms[0].evaluation.attacks) == 2
 
 
 def test_layers_that_never_run_are_named_as_such():
@@ -309,7 +332,7 @@ def test_layers_that_never_run_are_named_as_such():
 
     a = light(seeded(Idle), few(30), p=[2])
     assert "never ran" in reasons(a)["directions at idle"]
-    assert [r.layer for r in a.responses] == ["used"]
+    assert [r.layer for r in a.norm(2).responses] == ["used"]
 
 
 def test_layers_that_ran_are_not_called_silent_when_nothing_was_attacked():
@@ -317,14 +340,14 @@ def test_layers_that_ran_are_not_called_silent_when_nothing_was_attacked():
     with torch.no_grad():
         wrong = (mlp()(x).argmax(1) + 1) % 10
     a = light(mlp(), (x, wrong), p=[2])
-    assert a.evaluations[0].clean_correct == 0
+    assert a.clean_accuracy == Rate(0, 10)
     assert not any("never ran" in reason for reason in reasons(a).values())
     assert Audit.from_json(a.to_json()) == a
 
 
 def test_a_single_sample():
     a = light(mlp(), few(1))
-    assert a.universal == ()
+    assert all(norm.universal == () for norm in a.norms)
     assert any("universal" in name for name in reasons(a))
     assert Audit.from_json(a.to_json()) == a
 
@@ -346,12 +369,12 @@ def test_attention_makes_the_certified_bound_unavailable():
     a = light(net, few(10))
     everything_is_accounted_for(net, a)
     assert {layer.name for layer in a.layers} >= {"attention.qkv.q", "attention.qkv.k", "attention.qkv.v", "head"}
-    for q in a.lipschitz:
+    for q in lipschitz(a):
         assert q.upper is None
         assert q.unavailable
         assert q.lower > 0
     assert sum("bound" in name for name in reasons(a)) == 2
-    assert a.universal
+    assert all(norm.universal for norm in a.norms)
     assert Audit.from_json(a.to_json()) == a
 
 
@@ -361,7 +384,7 @@ def test_vision_transformers():
         a = audit(net)
     everything_is_accounted_for(net, a)
     assert sum(layer.name.endswith((".q", ".k", ".v")) for layer in a.layers) == 36
-    for q in a.lipschitz:
+    for q in lipschitz(a):
         assert q.upper is None
         assert q.unavailable in reasons(a).values()
 
@@ -375,7 +398,7 @@ def test_residual_networks(shape):
     everything_is_accounted_for(net, a, (math.inf,))
     assert len(a.layers) == 21
     assert sum("normalisation" in reason for reason in reasons(a).values()) == 20
-    (q,) = a.lipschitz
+    (q,) = lipschitz(a)
     assert q.upper is not None
 
 
@@ -395,8 +418,8 @@ def test_a_network_trained_on_imagenet():
     everything_is_accounted_for(net, a)
     assert all(layer.operator_norm(p) is not None for layer in a.layers for p in NORMS)
     assert a.clean_accuracy == Rate(3, 3)
-    assert len(a.responses) == 2 * len(a.layers)
-    for q in a.lipschitz:
+    assert all(len(norm.responses) == len(a.layers) for norm in a.norms)
+    for q in lipschitz(a):
         assert 0 < q.lower <= q.upper
     assert Audit.from_json(a.to_json()) == a
 
@@ -493,7 +516,8 @@ def test_broken_biases_are_an_error():
 
 def test_networks_without_layers():
     a = light(nn.Sequential(nn.Flatten()), (uniform(0, 8, 1, 2, 2), torch.arange(8) % 4))
-    assert a.layers == a.responses == ()
+    assert a.layers == ()
+    assert all(norm.responses == () for norm in a.norms)
     assert Audit.from_json(a.to_json()) == a
     assert len(a.to_frame()) == 0
 
@@ -501,8 +525,9 @@ def test_networks_without_layers():
 # --- the verdict --------------------------------------------------------------------------------------------
 
 
-def counted(clean, robust, p=math.inf):
-    return Evaluation(("apgd",), p, 0.1, (0.0, 1.0), 1, 0, {}, 200, clean, robust, 0, 0.1)
+def counted(clean, robust, p=math.inf, **parts):
+    evaluation = Evaluation(("apgd",), p, 0.1, (0.0, 1.0), 1, 0, {}, 200, clean, robust, 0, 0.1)
+    return norm_result(p, evaluation=evaluation, **parts)
 
 
 @pytest.mark.parametrize(
@@ -519,16 +544,16 @@ def counted(clean, robust, p=math.inf):
     ],
 )
 def test_levels_are_shares_of_the_clean_accuracy_at_the_worst_budget(clean, robust, level):
-    assert judge([counted(clean, robust)], [], [], [], []).level == level
+    assert judge([counted(clean, robust)], []).level == level
     for order in (1, -1):
         both = [counted(100, 100, 2.0), counted(clean, robust)][::order]
-        verdict = judge(both, [], [], [], [])
+        verdict = judge(both, [])
         assert verdict.level == level
-        assert str(counted(clean, robust).robust_accuracy.percent) in verdict.headline
+        assert Rate(robust, 200).percent in verdict.headline
 
 
 def test_nothing_right_is_not_robust():
-    verdict = judge([counted(0, 0)], [], [], [], [])
+    verdict = judge([counted(0, 0)], [])
     assert verdict.level != "robust"
     assert "0.0 %" in verdict.headline
 
@@ -538,19 +563,19 @@ def curve(p, hits, median=0.0123):
 
 
 def test_the_gap_between_proof_and_attack_is_a_finding():
-    both = [counted(180, 100), counted(180, 150, 2.0)]
-    (finding,) = [
-        f for f in judge(both, [], [], [], [], [curve(2.0, 3, 0.5), curve(math.inf, 40)]).findings if "Prov" in f
-    ]
+    def proofs(of_inf, of_two):
+        norms = [counted(180, 100, certified=of_inf), counted(180, 150, 2.0, certified=of_two)]
+        return [finding for finding in judge(norms, []).findings if "Prov" in finding]
+
+    (finding,) = proofs(curve(math.inf, 40), curve(2.0, 3, 0.5))
     assert finding == (
         "Proven: half of the right answers withstand every change below 0.0123 in ℓ∞ and 0.500 in ℓ₂. Within the"
         " standard budgets 0.1 and 0.1, 20.0 % and 1.5 % of the samples are proven robust, which leaves 30.0 and 73.5"
         " points undecided between proof and attack."
     )
-    (finding,) = [f for f in judge(both, [], [], [], [], [curve(2.0, 3)]).findings if "Prov" in f]
+    (finding,) = proofs(None, curve(2.0, 3))
     assert "Within the standard budget 0.1, 1.5 % of" in finding
-    for none in ((), [curve(2.0, 0, None)], [curve(1.0, 3)]):
-        assert not any("Prov" in f for f in judge(both, [], [], [], [], none).findings)
+    assert proofs(None, None) == proofs(None, curve(2.0, 0, None)) == []
 
 
 @pytest.mark.parametrize(
@@ -564,30 +589,30 @@ def test_the_gap_between_proof_and_attack_is_a_finding():
 def test_the_argument_that_attained_the_bound_is_a_finding(method, upper, said):
     arguments = (("product of norms", 12.0), ("multipliers", max(upper, 2.0)))
     result = LipschitzResult(2.0, upper, method, None, 1.0, 0.5, 9, 0.9, arguments)
-    assert any(finding.endswith(said) for finding in judge([], [], [result], [], []).findings)
-    alone = dataclasses.replace(result, arguments=arguments[:1])
-    assert not any("argument" in finding for finding in judge([], [], [alone], [], []).findings)
+    assert any(finding.endswith(said) for finding in judge([norm_result(2.0, lipschitz=result)], []).findings)
+    alone = norm_result(2.0, lipschitz=dataclasses.replace(result, arguments=arguments[:1]))
+    assert not any("argument" in finding for finding in judge([alone], []).findings)
 
 
 def test_findings_hold_numbers_of_the_audit():
     a = digits_audit()
     text = " ".join([a.verdict.headline, *a.verdict.findings])
-    for e in a.evaluations:
+    for e in evaluations(a):
         assert e.robust_accuracy.percent in a.verdict.headline
         assert e.fooling_rate.percent in text
         assert f"{e.fooling_rate.hits} of {e.fooling_rate.n}" in text
-    assert a.evaluations[0].clean_accuracy.percent in a.verdict.headline
-    pairs = {(r.hits, r.n) for r in [e.fooling_rate for e in a.evaluations]}
-    pairs |= {(r.hits, r.n) for u in a.universal for r in (u.fooled, u.robust)}
+    assert a.clean_accuracy.percent in a.verdict.headline
+    universal = [u for norm in a.norms for u in norm.universal]
+    pairs = {(r.hits, r.n) for r in [e.fooling_rate for e in evaluations(a)]}
+    pairs |= {(r.hits, r.n) for u in universal for r in (u.fooled, u.robust)}
     assert {tuple(map(int, pair)) for pair in re.findall(r"(\d+) of (\d+)\b", text)} <= pairs
-    rates = [e.robust_accuracy for e in a.evaluations] + [e.fooling_rate for e in a.evaluations]
-    rates += [a.clean_accuracy] + [
-        r for u in a.universal for r in (u.fooled, u.random_mean, *u.random_fooled, u.robust)
-    ]
-    rates += [curve.at(e.eps) for e, curve in zip(a.evaluations, a.certified, strict=True)]
+    rates = [rate for e in evaluations(a) for rate in (e.robust_accuracy, e.fooling_rate)]
+    rates += [a.clean_accuracy]
+    rates += [rate for u in universal for rate in (u.fooled, u.random_mean, *u.random_fooled, u.robust)]
+    rates += [norm.certified.at(norm.eps) for norm in a.norms]
     tenths = {rate.percent for rate in rates}
     assert set(re.findall(r"\d+\.\d %", text)) <= tenths
-    for u in a.universal:
+    for u in universal:
         assert u.fooled.percent in text
         assert u.random_mean.percent in text
         assert u.random_range[1].percent in text
@@ -601,6 +626,6 @@ def test_a_network_of_zeros_is_audited():
         nn.init.zeros_(parameter)
     x, _ = few(20)
     a = light(net, (x, torch.zeros(20, dtype=torch.int64)))
-    assert a.evaluations[0].clean_correct == 20
+    assert a.clean_accuracy == Rate(20, 20)
     assert all(layer.degenerate for layer in a.layers)
     assert Audit.from_json(a.to_json()) == a

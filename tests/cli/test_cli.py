@@ -51,7 +51,7 @@ def test_audit_writes_json_parquet_and_report(audit, tmp_path, capsys):
     found = Audit.load(out / "audit.json")
     samples = pd.read_parquet(out / "samples.parquet")
     assert len(samples) == 2 * 20
-    assert found.evaluations[0].clean_correct == (samples[:20].label == samples[:20].clean_prediction).sum()
+    assert found.norms[0].evaluation.clean_correct == (samples[:20].label == samples[:20].clean_prediction).sum()
     assert found.verdict.headline.split(":")[0] in (out / "report.html").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["audit.json", "report.html", "samples.parquet"]
     printed = capsys.readouterr()
@@ -62,7 +62,7 @@ def test_audit_writes_json_parquet_and_report(audit, tmp_path, capsys):
 
 def test_data_free_audit_writes_no_samples(audit, tmp_path):
     assert audit() == 0
-    assert Audit.load(tmp_path / "out" / "audit.json").evaluations == ()
+    assert Audit.load(tmp_path / "out" / "audit.json").clean_accuracy is None
     assert not (tmp_path / "out" / "samples.parquet").exists()
 
 
@@ -90,7 +90,8 @@ def test_options_reach_the_audit(audit, tmp_path):
     ]
     assert audit(*arguments, "--mean", "0.5", "--std", "0.25") == 0
     found = Audit.load(tmp_path / "out" / "audit.json")
-    (e,) = found.evaluations
+    (norm,) = found.norms
+    e = norm.evaluation
     assert (e.p, e.eps, e.n, e.restarts, e.seed) == (2.0, 0.7, 7, 2, 5)
     assert e.attacks == ("apgd(loss='ce', steps=3)", "apgd(loss='dlr', steps=3)")
     assert found.layers[0].name == "model.1"
@@ -239,7 +240,7 @@ def test_unknown_layers_are_named_and_not_guessed(tmp_path, monkeypatch, capsys)
     assert run(["audit", "odd.safetensors", "--arch", "mine:build", "-o", "out", "-q"]) == 0
     found = Audit.load("out/audit.json")
     assert "2" in [item.name for item in found.not_measured]
-    assert all(bound.upper is None and bound.unavailable for bound in found.lipschitz)
+    assert all(norm.lipschitz.upper is None and norm.lipschitz.unavailable for norm in found.norms)
 
 
 def test_output_that_is_a_file(audit, tmp_path, capsys):

@@ -72,7 +72,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
         assert run(command) == 0
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES
     audit = Audit.load(tmp_path / "brittle-audit" / "audit.json")
-    assert audit.evaluations[0].clean_correct > 0.8 * audit.evaluations[0].n > 0
+    assert audit.clean_accuracy.hits > 0.8 * audit.clean_accuracy.n > 0
     assert capsys.readouterr().err == ""
 
 
@@ -177,8 +177,8 @@ def test_audit_takes_the_folder_as_it_is(finished, tmp_path, capsys):
     data = load_data("digits", split="test", limit=60)
     with torch.no_grad():
         right = int((network(data.inputs).argmax(1) == data.labels).sum())
-    assert {evaluation.clean_correct for evaluation in audit.evaluations} == {right}
-    assert {evaluation.p: evaluation.eps for evaluation in audit.evaluations} == {math.inf: 0.06, 2.0: 0.3}
+    assert {norm.evaluation.clean_correct for norm in audit.norms} == {right}
+    assert {norm.p: norm.eps for norm in audit.norms} == {math.inf: 0.06, 2.0: 0.3}
     assert any(layer.name.startswith("model.") for layer in audit.layers)
     assert contents(finished) == before
     assert capsys.readouterr().err == ""

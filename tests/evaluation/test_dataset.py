@@ -695,6 +695,6 @@ def test_per_sample_results_stay_out_of_json_and_of_comparisons():
     x, y = few(10)
     a = brittle.audit(net, (x, y % 3), attacks=[fgsm], p=[2])
     document = json.loads(a.to_json())
-    assert "samples" not in document["evaluations"][0]
-    assert document["evaluations"][0]["n"] == 10
-    assert Audit.from_json(a.to_json()).evaluations == a.evaluations
+    assert "samples" not in document["norms"][0]["evaluation"]
+    assert document["norms"][0]["evaluation"]["n"] == 10
+    assert Audit.from_json(a.to_json()).norms == a.norms

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.attacks import apgd, square
+from brittle.evaluation import honesty
 from brittle.evaluation.curves import security_curve
-from brittle.evaluation.dataset import honesty
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.worst_case import Threat, worst_case
 from brittle.reporting.page import report_html
@@ -27,6 +27,7 @@ from brittle.reporting.verdict import judge
 from brittle.results import Audit, CertifiedCurve, Evaluation, Flag, Rate, SecurityCurve
 from brittle.results.wording import budget
 from helpers import networks
+from helpers.audits import norm_result, with_parts, without
 from helpers.matrices import quick
 from helpers.networks import few, generator, mlp, seeded, uniform, untouched
 
@@ -477,29 +478,35 @@ def audits() -> tuple[Audit, Audit]:
     )
 
 
+def all_flags(audit: Audit) -> list[Flag]:
+    """Those of no norm, then those of each."""
+    return [*audit.flags, *(flag for norm in audit.norms for flag in norm.flags)]
+
+
 def test_an_audit_checks_every_norm_once_and_the_model_once():
     honest, masked = audits()
     for audit in (honest, masked):
-        names = [flag.name for flag in audit.flags]
+        names = [flag.name for flag in all_flags(audit)]
         missing = [item.name for item in audit.not_measured]
         for name in OF_MODEL:
             assert names.count(name) == 1
         for name in OF_BUDGET:
             assert names.count(name) + sum(item.startswith(name) for item in missing) == 2
         assert Audit.from_json(audit.to_json()) == audit
-    assert not any(flag.raised for flag in honest.flags)
-    assert any(flag.raised for flag in masked.flags)
+    assert not any(flag.raised for flag in all_flags(honest))
+    assert any(flag.raised for flag in all_flags(masked))
 
 
 def test_raised_flags_come_first_in_the_verdict():
     honest, masked = audits()
     assert not any("trust" in finding for finding in honest.verdict.findings)
-    names = list(dict.fromkeys(flag.name for flag in masked.flags if flag.raised))
+    flags = all_flags(masked)
+    names = list(dict.fromkeys(flag.name for flag in flags if flag.raised))
     first = masked.verdict.findings[: len(names)]
     for name, finding in zip(names, first, strict=True):
         assert finding.startswith("Do not trust")
         assert f"({name})" in finding
-        assert all(flag.finding in finding for flag in masked.flags if flag.raised and flag.name == name)
+        assert all(flag.finding in finding for flag in flags if flag.raised and flag.name == name)
     assert not any("trust" in finding for finding in masked.verdict.findings[len(names) :])
 
 
@@ -507,7 +514,9 @@ def test_the_verdict_says_which_norm_is_concerned():
     evaluation = Evaluation(("apgd",), INF, 0.1, (0.0, 1.0), 1, 0, {}, 200, 100, 90, 0, 0.1)
 
     def findings(*flags):
-        return judge([evaluation], [], [], [], [], (), flags).findings
+        of_norm = tuple(flag for flag in flags if flag.p is not None)
+        norm = norm_result(INF, evaluation=evaluation, flags=of_norm)
+        return judge([norm], [], tuple(flag for flag in flags if flag.p is None)).findings
 
     here, there = (Flag("start", True, f"Found {p:g}.", "why", p) for p in (INF, 2.0))
     everywhere = Flag("noise", True, "Found 3.", "why")
@@ -531,53 +540,52 @@ def test_a_doubted_network_holds_up_only_as_far_as_it_is_proven(robust, proven, 
     evaluation = Evaluation(("apgd",), INF, 0.1, (0.0, 1.0), 1, 0, {}, 200, 100, robust, 0, 0.1)
     curve = CertifiedCurve(INF, (0.0, 0.1), (Rate(100, 200), Rate(proven, 200)), 0.1)
     raised = Flag("noise", True, "Found 3.", "why")
-    verdict = judge([evaluation], [], [], [], [], [curve], [raised])
+    norm = norm_result(INF, evaluation=evaluation, certified=curve)
+    verdict = judge([norm], [], [raised])
     assert verdict.level == level
     assert ("unclear" in verdict.headline) == (level == "unclear")
-    trusted = judge([evaluation], [], [], [], [], [curve], [dataclasses.replace(raised, raised=False)])
+    trusted = judge([norm], [], [dataclasses.replace(raised, raised=False)])
     assert trusted.level != "unclear"
 
 
 def test_flags_can_be_switched_off_and_need_data():
     off = light(mlp(), few(20), p=[2.0], honesty=False)
-    assert off.flags == ()
+    assert all_flags(off) == []
     assert {item.name: item.reason for item in off.not_measured}["honesty flags"] == "switched off"
     assert (off.signature.settings["honesty"], audits()[0].signature.settings["honesty"]) == (False, True)
-    without = brittle.audit(mlp())
-    assert without.flags == ()
-    assert {item.name: item.reason for item in without.not_measured}["honesty flags"] == "no data given"
+    weights_only = brittle.audit(mlp())
+    assert all_flags(weights_only) == []
+    assert {item.name: item.reason for item in weights_only.not_measured}["honesty flags"] == "no data given"
 
 
 def section(audit: Audit) -> str:
     """The report's section on trust; without the figures, which take their time."""
-    parts = ("layers", "lipschitz", "curves", "certified", "responses", "universal")
-    page = report_html(dataclasses.replace(audit, **dict.fromkeys(parts, ())))
+    bare = without(audit, "lipschitz", "curve", "certified", "responses", "universal")
+    page = report_html(dataclasses.replace(bare, layers=()))
     return page[page.index('<section id="trust">') :].partition("</section>")[0] if 'id="trust"' in page else ""
 
 
 def test_the_report_says_of_every_flag_in_words_whether_it_is_raised():
     for audit in audits():
-        part = section(audit)
+        part, flags = section(audit), all_flags(audit)
         results = re.findall(r'<td class="text nowrap">(.*?)</td><td class="text">(.*?)</td>', part)
         said = [
             (re.sub("<[^>]*>", "", word), html.unescape(text).replace("\N{NO-BREAK SPACE}", " "))
             for word, text in results
         ]
         where = {None: "", INF: " in ℓ∞", 2.0: " in ℓ₂"}
-        expected = [(("Raised" if f.raised else "Not raised") + where[f.p], f.finding) for f in audit.flags]
+        expected = [(("Raised" if f.raised else "Not raised") + where[f.p], f.finding) for f in flags]
         assert sorted(said) == sorted(expected)
-        for flag in audit.flags:
+        for flag in flags:
             assert part.count(html.escape(flag.meaning, quote=False).replace("'", "&#39;")) == 1
-        number = sum(flag.raised for flag in audit.flags)
-        assert (
-            f"No: {number} of {len(audit.flags)} checks" if number else f"None of {len(audit.flags)} checks"
-        ) in part
-    assert section(dataclasses.replace(audits()[0], flags=())) == ""
+        number = sum(flag.raised for flag in flags)
+        assert (f"No: {number} of {len(flags)} checks" if number else f"None of {len(flags)} checks") in part
+    assert section(dataclasses.replace(without(audits()[0], "flags"), flags=())) == ""
 
 
 def test_hostile_text_in_a_flag_stays_text():
     hostile = "</section><script>alert(1)</script>"
-    audit = dataclasses.replace(audits()[0], flags=(Flag(hostile, True, hostile, hostile, 2.0),))
+    audit = with_parts(audits()[0], 2.0, flags=(Flag(hostile, True, hostile, hostile, 2.0),))
     assert "alert(1)" in section(audit)
     assert "<script>" not in section(audit)
     assert Audit.from_json(audit.to_json()) == audit

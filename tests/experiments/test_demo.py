@@ -12,6 +12,7 @@ from brittle.experiments.demo import RECIPES, mcnemar, run_demo, trained
 from brittle.models.layers import read_layers
 from brittle.reporting.comparison import Story, story_figure
 from brittle.results import Audit
+from helpers.audits import with_parts
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,9 @@ def test_bounds_hold_in_every_chapter(demo):
 
 def test_words_follow_the_numbers(demo):
     dense, *_ = demo[0].chapters
-    e = dense.audit.evaluations[0]
-    weaker = replace(e, robust_correct=e.robust_correct // 2)
-    worse = replace(
-        dense, name="worse", audit=replace(dense.audit, evaluations=(weaker, dense.audit.evaluations[1])),
-        p_values={math.inf: 0.001, 2.0: 1.0},
-    )  # fmt: skip
+    e = dense.evaluation(math.inf)
+    weaker = with_parts(dense.audit, math.inf, evaluation=replace(e, robust_correct=e.robust_correct // 2))
+    worse = replace(dense, name="worse", audit=weaker, p_values={math.inf: 0.001, 2.0: 1.0})
     lines = Story((dense, worse)).lines
     assert "1 of them is clearly more fragile" in lines[0]
     assert "more fragile in ℓ∞" in lines[2]

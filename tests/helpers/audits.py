@@ -1,10 +1,13 @@
-"""Synthetic audits: everything there is in one of them, no data in another, and a single hostile layer."""
+"""Synthetic audits: everything there is in one of them, no data in another, and a single hostile layer; and audits
+with parts exchanged or left out.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +21,7 @@ from brittle.results import (
     LayerResult,
     LipschitzResult,
     NormBounds,
+    NormResult,
     NotMeasured,
     Rate,
     SecurityCurve,
@@ -99,15 +103,17 @@ def full() -> Audit:
     linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 3, 8 / 255)
     two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 0, 0.4999999)
     eps = tuple(k / 255 for k in (1, 2, 4, 6, 8, 12, 16))
-    curves = (
-        SecurityCurve(INF, eps, tuple(Rate(hits, 1000) for hits in (868, 811, 690, 551, 417, 210, 74))),
-        SecurityCurve(2.0, (0.125, 0.25, 0.5, 1.0), tuple(Rate(hits, 1000) for hits in (842, 760, 583, 240))),
-    )
-    responses = tuple(
-        LayerResponse(name, p, (1, 5), (0.05 * place, 0.2 * place), (1 / 48, 5 / 48), 0.1 * place * p0, 3.0, 495, 2)
+    robust = [
+        tuple(Rate(hits, 1000) for hits in row) for row in ((868, 811, 690, 551, 417, 210, 74), (842, 760, 583, 240))
+    ]
+    responses = {
+        p: tuple(
+            LayerResponse(name, p, (1, 5), (0.05 * place, 0.2 * place), (1 / 48, 5 / 48), 0.1 * place * p0, 3.0, 495, 2)
+            for place, name in enumerate(("conv1", "features.fc", "head"), 1)
+        )
         for p, p0 in ((2.0, 1.0), (INF, 1.4))
-        for place, name in enumerate(("conv1", "features.fc", "head"), 1)
-    )
+    }
+    free = f"+ sign of row 3 of “{HOSTILE}”"
     return Audit(
         model="small CNN",
         verdict=Verdict(
@@ -119,21 +125,25 @@ def full() -> Audit:
                 "One perturbation for all inputs changes 31 % of the predictions.",
             ),
         ),
-        evaluations=(linf, two),
-        curves=curves,
-        layers=layers,
-        lipschitz=(
-            LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
-            LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
-        ),
-        responses=responses,
-        universal=(
-            UniversalResult(INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)),
-            UniversalResult(
-                INF, 8 / 255, "data-free", f"+ sign of row 3 of “{HOSTILE}”", 500, Rate(56, 456), RANDOM, Rate(401, 500)
+        norms=(
+            NormResult(
+                INF, 8 / 255,
+                LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
+                linf, SecurityCurve(INF, eps, robust[0]), None, responses[INF],
+                (
+                    UniversalResult(
+                        INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)
+                    ),
+                    UniversalResult(INF, 8 / 255, "data-free", free, 500, Rate(56, 456), RANDOM, Rate(401, 500)),
+                ),
             ),
-            UniversalResult(2.0, 0.5, "fitted", "projected ascent", 500, Rate(41, 456), RANDOM, Rate(418, 500)),
+            NormResult(
+                2.0, 0.5, LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
+                two, SecurityCurve(2.0, (0.125, 0.25, 0.5, 1.0), robust[1]), CERTIFIED, responses[2.0],
+                (UniversalResult(2.0, 0.5, "fitted", "projected ascent", 500, Rate(41, 456), RANDOM, Rate(418, 500)),),
+            ),
         ),
+        layers=layers,
         not_measured=(
             NotMeasured("bn1", "no matrix"),
             NotMeasured("bn2", "no matrix"),
@@ -144,7 +154,6 @@ def full() -> Audit:
             {"eps_inf": (2 / 255, 8 / 255), "limit": 1000, "attack": "apgd"}, "ab" * 32, "cd" * 32,
         ),
         parameters=8_576,
-        certified=(CERTIFIED,),
         seconds=192.4,
     )  # fmt: skip
 
@@ -168,9 +177,8 @@ def data_free() -> Audit:
     return Audit(
         model="mobile network",
         verdict=Verdict("not attacked", "No data were given, so the weights alone were measured.", ()),
-        evaluations=(), curves=(), layers=layers,
-        lipschitz=(LipschitzResult(2.0, None, "", "act (SiLU): no sound rule", None, None, 0),),
-        responses=(), universal=(),
+        norms=(NormResult(2.0, None, LipschitzResult(2.0, None, "", "act (SiLU): no sound rule", None, None, 0)),),
+        layers=layers,
         not_measured=tuple(NotMeasured(f"blocks.{i}.bn", "no matrix") for i in range(60)),
         signature=Signature({"brittle": "0.1.0"}, "cpu", 0, {}, "ef" * 32, None),
         parameters=3_504_872,
@@ -184,6 +192,50 @@ def one_layer() -> Audit:
         data_free(),
         model=HOSTILE,
         layers=(layer(HOSTILE, 1, 20),),
-        lipschitz=(LipschitzResult(INF, 3.21e17, "product of norms", None, None, None, 0, None, tuple(SUP.items())),),
+        norms=(
+            norm_result(
+                INF,
+                lipschitz=LipschitzResult(
+                    INF, 3.21e17, "product of norms", None, None, None, 0, None, tuple(SUP.items())
+                ),
+            ),
+        ),
         not_measured=(NotMeasured(HOSTILE, "because of $x$ & <b>"),),
     )
+
+
+NO_PARTS: dict[str, Any] = {
+    "evaluation": None,
+    "curve": None,
+    "certified": None,
+    "responses": (),
+    "universal": (),
+    "flags": (),
+}
+"""What a norm's result has without data."""
+
+
+def no_sensitivity(p: float) -> LipschitzResult:
+    """Neither side of the Lipschitz constant."""
+    return LipschitzResult(p, None, "", None, None, None, 0)
+
+
+def norm_result(p: float = INF, **parts: Any) -> NormResult:
+    """A norm with the given parts alone; the budget is the evaluation's."""
+    evaluation = parts.get("evaluation")
+    given = {"eps": evaluation.eps if evaluation else None, "lipschitz": no_sensitivity(p)} | parts
+    return NormResult(p, **given)
+
+
+def with_parts(audit: Audit, p: float | None = None, **parts: Any) -> Audit:
+    """The audit with these parts in the norm ``p``, or in every norm."""
+    norms = [replace(norm, **parts) if p in (None, norm.p) else norm for norm in audit.norms]
+    return replace(audit, norms=tuple(norms))
+
+
+def without(audit: Audit, *names: str) -> Audit:
+    """The audit without some parts of its norms' results; ``lipschitz`` leaves neither side of it."""
+    audit = with_parts(audit, **{name: NO_PARTS[name] for name in names if name != "lipschitz"})
+    for norm in audit.norms if "lipschitz" in names else ():
+        audit = with_parts(audit, norm.p, lipschitz=no_sensitivity(norm.p))
+    return audit

@@ -22,7 +22,7 @@ from brittle.results import (
     SecurityCurve,
 )
 from brittle.results.wording import budget, norm_name, number
-from helpers.audits import CERTIFIED, HOSTILE, INF, data_free, full, layer, one_layer
+from helpers.audits import CERTIFIED, HOSTILE, INF, data_free, full, layer, norm_result, one_layer, with_parts, without
 
 ALL = tuple(
     getattr(figures, name)
@@ -63,7 +63,7 @@ def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
 @pytest.mark.parametrize(
     ("draw", "part"),
     [
-        (figures.security_curve, "curves"),
+        (figures.security_curve, "curve"),
         (figures.certificate, "certified"),
         (figures.layer_norms, "layers"),
         (figures.spectra, "layers"),
@@ -74,10 +74,11 @@ def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
     ],
 )
 def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
-    assert draw(replace(full(), **{part: ()})) is None
-    others = {"curves", "certified", "lipschitz", "responses", "universal", "not_measured"} - {part}
-    assert draw(replace(full(), **dict.fromkeys(others, ()))) is not None
-    assert draw(replace(full(), evaluations=(), **dict.fromkeys(others, ()))) is not None
+    assert draw(replace(full(), layers=()) if part == "layers" else without(full(), part)) is None
+    others = {"curve", "certified", "lipschitz", "responses", "universal"} - {part}
+    assert draw(replace(without(full(), *others), not_measured=())) is not None
+    assert draw(without(full(), "evaluation", *others)) is not None
+    assert draw(replace(full(), norms=())) is None or part == "layers"
 
 
 def test_without_data_only_the_weights_are_drawn():
@@ -135,7 +136,7 @@ def test_the_curve_marks_clean_accuracy_and_the_standard_budgets():
 
 
 def test_the_curve_needs_no_evaluation():
-    figure = figures.security_curve(replace(full(), evaluations=()))
+    figure = figures.security_curve(without(full(), "evaluation"))
     assert list(figure.axes[0].lines[0].get_ydata()[:2]) == pytest.approx([86.8, 81.1])
 
 
@@ -158,8 +159,8 @@ def test_the_certificate_draws_each_accuracy_on_its_safe_side_between_two_budget
     assert heights(lines["steps-pre"], between) == pytest.approx([91.1, 70, 60, 45.6, 12.1, 0, 0])
     assert heights(lines["steps-post"], between) == pytest.approx([91.2, 91.2, 91.2, 84.2, 76, 58.3, 58.3])
     for budgets, line in (
-        (full().certified[0].eps[1:], lines["steps-pre"]),
-        (full().curves[1].eps, lines["steps-post"]),
+        (CERTIFIED.eps[1:], lines["steps-pre"]),
+        (full().norm(2).curve.eps, lines["steps-post"]),
     ):
         assert set(budgets) <= set(line.get_xdata())
     low, high = axis.get_xlim()
@@ -201,7 +202,7 @@ def test_the_standard_budget_has_a_mark_on_each_side():
     ids=["tiny", "beyond the attack", "nothing proven", "subnormal"],
 )
 def test_the_certificate_spans_from_the_first_loss_to_the_largest_attack(curve, edges):
-    axis, lines = certificate_of(replace(full(), certified=(curve,)), 2.0)
+    axis, lines = certificate_of(with_parts(full(), 2.0, certified=curve), 2.0)
     low, high = axis.get_xlim()
     assert 0.75 * edges[0] < low < edges[0]
     assert edges[1] <= high < 1.6 * edges[1]
@@ -210,7 +211,7 @@ def test_the_certificate_spans_from_the_first_loss_to_the_largest_attack(curve, 
 
 def test_what_is_given_is_drawn_even_where_the_proof_exceeds_the_attack():
     wrong = replace(CERTIFIED, certified=tuple(Rate(950, 1000) for _ in CERTIFIED.eps))
-    _, lines = certificate_of(replace(full(), certified=(wrong,)), 2.0)
+    _, lines = certificate_of(with_parts(full(), 2.0, certified=wrong), 2.0)
     assert heights(lines["steps-pre"], [0.3, 0.9]) == pytest.approx([95, 95])
     assert heights(lines["steps-post"], [0.3, 0.9]) == pytest.approx([76, 58.3])
 
@@ -218,7 +219,8 @@ def test_what_is_given_is_drawn_even_where_the_proof_exceeds_the_attack():
 def test_nothing_is_called_unknown_where_proof_and_attack_meet():
     rates = tuple(Rate(912, 1000) for _ in range(3))
     met = CertifiedCurve(2.0, (0.0, 0.5, 1.0), rates, 1.0)
-    audit = replace(full(), certified=(met,), curves=(SecurityCurve(2.0, (0.5, 1.0), rates[:2]),))
+    curve = SecurityCurve(2.0, (0.5, 1.0), rates[:2])
+    audit = replace(full(), norms=(replace(full().norm(2), certified=met, curve=curve),))
     assert "not known" not in texts(figures.certificate(audit))
 
 
@@ -271,8 +273,8 @@ def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_b
 
 
 def test_the_numbers_of_close_bounds_stay_apart():
-    close = replace(full().lipschitz[0], upper=12.41)
-    figure = figures.sensitivity(replace(full(), lipschitz=(close,)))
+    close = replace(full().norm(2).lipschitz, upper=12.41)
+    figure = figures.sensitivity(replace(full(), norms=(norm_result(2.0, lipschitz=close),)))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 2
@@ -325,5 +327,5 @@ def test_universal_perturbations_are_drawn_beside_the_range_of_the_random_ones()
     assert all(rate in text for rate in ("30.7 %", "12.3 %", "9.0 %", "1.8 %"))
     assert [label.get_text() for label in axis.get_yticklabels()] == ["ℓ∞, eps 8/255", "ℓ₂, eps 0.5"]
     assert "data-free" in text
-    fitted = tuple(result for result in full().universal if result.kind == "fitted")
-    assert "data-free" not in texts(figures.universal(replace(full(), universal=fitted)))
+    fitted = with_parts(full(), INF, universal=full().norm(INF).universal[:1])
+    assert "data-free" not in texts(figures.universal(fitted))

@@ -40,6 +40,7 @@ from brittle.results import (
     LayerResponse,
     LayerResult,
     LipschitzResult,
+    NormResult,
     NotMeasured,
     Rate,
     SecurityCurve,
@@ -155,23 +156,17 @@ def audit(
             missing.append(NotMeasured("data-free universal perturbations", why))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]
         missing += found.unchecked if honesty else [NotMeasured("honesty flags", "switched off")]
+    norm_results = tuple(found.of_norm(result) for result in lipschitz)
     settings = _settings(budgets, found, restarts, bounds, shape, tighten, honesty)
     result = Audit(
         model=name or type(model).__name__,
-        verdict=judge(
-            found.evaluations, results, lipschitz, found.responses, found.universal, found.certified, found.flags
-        ),
-        evaluations=tuple(found.evaluations),
-        curves=tuple(found.curves),
+        verdict=judge(norm_results, results, flags := tuple(flag for flag in found.flags if flag.p is None)),
+        norms=norm_results,
         layers=tuple(results),
-        lipschitz=tuple(lipschitz),
-        responses=tuple(found.responses),
-        universal=tuple(found.universal),
         not_measured=tuple(missing),
         signature=signature_of(model, samples, seed, settings),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        certified=tuple(found.certified),
-        flags=tuple(found.flags),
+        flags=flags,
     )
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -220,6 +215,22 @@ class _Found:
         self.silent: list[str] = []
         self.flags: list[Flag] = []
         self.unchecked: list[NotMeasured] = []
+
+    def of_norm(self, lipschitz: LipschitzResult) -> NormResult:
+        """What belongs to the norm of a Lipschitz result."""
+        p = lipschitz.p
+        evaluation = next((entry for entry in self.evaluations if entry.p == p), None)
+        return NormResult(
+            p=p,
+            eps=evaluation.eps if evaluation else None,
+            lipschitz=lipschitz,
+            evaluation=evaluation,
+            curve=next((entry for entry in self.curves if entry.p == p), None),
+            certified=next((entry for entry in self.certified if entry.p == p), None),
+            responses=tuple(entry for entry in self.responses if entry.p == p),
+            universal=tuple(entry for entry in self.universal if entry.p == p),
+            flags=tuple(entry for entry in self.flags if entry.p == p),
+        )
 
 
 @dataclass(frozen=True)

@@ -481,7 +481,7 @@ def save(audit: Audit, out: Path) -> None:
     from brittle.storage.files import replacing
 
     audit.save(out / "audit.json")
-    if audit.evaluations:
+    if audit.clean_accuracy is not None:
         with replacing(out / "samples.parquet") as beside:
             audit.samples_frame().to_parquet(beside, index=False)
     write_report(audit, out / "report.html")

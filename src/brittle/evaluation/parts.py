@@ -113,7 +113,7 @@ class Kept:
         if not path.is_file():
             return None
         try:
-            part = codec.from_json(path.read_bytes(), Part, "resume", 1)
+            part = codec.from_json(path.read_bytes(), {1: Part}, "resume")
         except InputError:
             return None
         wanted = [(chunk.first + index, label) for index, label in enumerate(chunk.y.tolist())]

@@ -150,12 +150,13 @@ def _chapter(result: Audit, dense: Audit) -> Chapter:
         audit=result,
         spectral_head=1 - sum(layer.spectral_error[tenth] for layer in hidden) / len(hidden),
         row_head=1 - sum(layer.row_error[tenth] for layer in hidden) / len(hidden),
-        p_values={e.p: mcnemar(_verdicts(dense, e.p), _verdicts(result, e.p)) for e in result.evaluations},
+        p_values={norm.p: mcnemar(_verdicts(dense, norm.p), _verdicts(result, norm.p)) for norm in result.norms},
     )
 
 
 def _verdicts(result: Audit, p: float) -> list[bool]:
-    evaluation = next(e for e in result.evaluations if e.p == p)
+    evaluation = result.norm(p).evaluation
+    assert evaluation is not None  # every audit of the demo has data
     return [s.clean_prediction == s.label and s.attack is None for s in evaluation.samples]
 
 

@@ -44,11 +44,16 @@ class Chapter:
     @property
     def clean(self) -> Rate:
         """Accuracy without attack."""
-        return self.audit.evaluations[0].clean_accuracy
+        return self.evaluations[0].clean_accuracy
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The evaluations at the standard budgets, one a norm."""
+        return tuple(norm.evaluation for norm in self.audit.norms if norm.evaluation)
 
     def evaluation(self, p: float) -> Evaluation:
         """The evaluation at the standard budget of the norm p."""
-        return next(e for e in self.audit.evaluations if e.p == p)
+        return next(evaluation for evaluation in self.evaluations if evaluation.p == p)
 
     def robust(self, p: float) -> Rate:
         """Robust accuracy at the standard budget of the norm p."""
@@ -56,16 +61,15 @@ class Chapter:
 
     def product(self, p: float) -> float:
         """Product of operator norms: the upper bound of the Lipschitz constant that Theorem 3.1 speaks of."""
-        arguments = next(q.arguments for q in self.audit.lipschitz if q.p == p)
-        return dict(arguments).get("product of norms", self.upper(p))
+        return dict(self.audit.norm(p).lipschitz.arguments).get("product of norms", self.upper(p))
 
     def upper(self, p: float) -> float:
         """Certified upper bound of the network's Lipschitz constant, the least of all arguments."""
-        return next(q.upper or math.inf for q in self.audit.lipschitz if q.p == p)
+        return self.audit.norm(p).lipschitz.upper or math.inf
 
     def lower(self, p: float) -> float:
         """Largest sensitivity found, on data and by ascent: a lower bound of the same constant."""
-        return next(q.lower or 0.0 for q in self.audit.lipschitz if q.p == p)
+        return self.audit.norm(p).lipschitz.lower or 0.0
 
     @property
     def folder(self) -> str:
@@ -109,7 +113,7 @@ def story_figure(story: Story) -> Figure:
     for axis in (left, middle, right):
         axis.grid(visible=True)
         axis.tick_params(left=False, labelleft=axis is left)
-    norms = [e.p for e in chapters[0].audit.evaluations]
+    norms = [evaluation.p for evaluation in chapters[0].evaluations]
     _draw_accuracies(left, chapters, norms)
     _draw_pairs(middle, [[100 * c.spectral_head, 100 * c.row_head] for c in chapters], (2, 3))
     middle.set(xlim=(0, 104), xlabel="Share of their sum in the largest tenth, %")
@@ -186,7 +190,7 @@ def _lines(chapters: Sequence[Chapter]) -> Iterator[str]:
         " clearly more fragile."
     )
     robust = " and ".join(
-        f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in first.audit.evaluations
+        f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in first.evaluations
     )
     yield f"{first.name}: {first.clean.percent} right without attack, {robust} under the worst attack."
     for chapter in chapters[1:]:

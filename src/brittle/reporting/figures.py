@@ -40,9 +40,11 @@ from brittle.results import (
     FRACTIONS,
     Audit,
     CertifiedCurve,
+    Evaluation,
     LayerResponse,
     LipschitzResult,
     NormBounds,
+    NormResult,
     Rate,
     SecurityCurve,
 )
@@ -55,12 +57,12 @@ _BROKEN, _PROVEN = SERIES[1], SERIES[2]
 @styled
 def security_curve(audit: Audit) -> Figure | None:
     """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
-    curves = [curve for curve in audit.curves if any(rate.n for rate in curve.robust)]
+    curves = [(norm, curve) for norm in audit.norms if (curve := _attacked_curve(norm))]
     if not curves:
         return None
     figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2)
-    for axis, curve in zip(axes, curves, strict=True):
-        _draw_curve(axis, audit, curve)
+    for axis, (norm, curve) in zip(axes, curves, strict=True):
+        _draw_curve(axis, curve, norm.evaluation, audit.clean_accuracy)
     axes[0].set_ylabel("Accuracy under attack, %")
     return figure
 
@@ -68,16 +70,14 @@ def security_curve(audit: Audit) -> Figure | None:
 @styled
 def certificate(audit: Audit) -> Figure | None:
     """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
-    proven = {curve.p: curve for curve in audit.certified if curve.eps and curve.certified[0].n}
-    broken = {curve.p: curve for curve in audit.curves if any(rate.n for rate in curve.robust)}
-    norms = list(dict.fromkeys([*broken, *proven]))
-    if not proven:
+    norms = [norm for norm in audit.norms if _attacked_curve(norm) or _certified_curve(norm)]
+    if not any(_certified_curve(norm) for norm in norms):
         return None
     figure, axes = panels("Accuracy under attack, between proof and attack", len(norms), 3.5)
-    for axis, p in zip(axes, norms, strict=True):
-        _draw_sandwich(axis, audit, p, proven.get(p), broken.get(p))
-        axis.set_xlabel(f"Budget eps in {norm_name(p)}, input units, log scale")
-        axis.set_title(norm_name(p), pad=18)
+    for axis, norm in zip(axes, norms, strict=True):
+        _draw_sandwich(axis, norm, audit.clean_accuracy)
+        axis.set_xlabel(f"Budget eps in {norm_name(norm.p)}, input units, log scale")
+        axis.set_title(norm_name(norm.p), pad=18)
     axes[0].set_ylabel("Accuracy under attack, %")
     lines = [Line2D([], [], color=_PROVEN), Line2D([], [], color=_BROKEN, marker="o", markersize=3.6)]
     legend(figure, lines, ["certified: proven right below", "attacked: broken, or wrong to begin with, above"])
@@ -154,7 +154,7 @@ def compressibility(audit: Audit) -> Figure | None:
 @styled
 def sensitivity(audit: Audit) -> Figure | None:
     """Largest gain found and certified global bound, by norm; None when there is neither."""
-    results = audit.lipschitz
+    results = [norm.lipschitz for norm in audit.norms]
     values = [value for result in results for value in (result.lower, result.median_lower, result.upper)]
     if not any(value is not None and drawable(value) for value in values):
         return None
@@ -174,7 +174,7 @@ def sensitivity(audit: Audit) -> Figure | None:
 @styled
 def directions(audit: Audit) -> Figure | None:
     """Where the attack's perturbation goes at each layer, and how it grows; None without responses."""
-    responses = [response for response in audit.responses if response.k]
+    responses = [response for norm in audit.norms for response in norm.responses if response.k]
     if not responses:
         return None
     names = list(dict.fromkeys(response.layer for response in responses))
@@ -197,7 +197,7 @@ def directions(audit: Audit) -> Figure | None:
 @styled
 def universal(audit: Audit) -> Figure | None:
     """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
-    results = [result for result in audit.universal if result.fooled.n]
+    results = [result for norm in audit.norms for result in norm.universal if result.fooled.n]
     if not results:
         return None
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
@@ -245,10 +245,19 @@ def _draw_energy(axis: Axes, rows: Sequence[tuple[float, LayerResponse]], column
     log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
 
 
-def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
+def _attacked_curve(norm: NormResult) -> SecurityCurve | None:
+    """The security curve, if any sample was counted for it."""
+    return norm.curve if norm.curve and any(rate.n for rate in norm.curve.robust) else None
+
+
+def _certified_curve(norm: NormResult) -> CertifiedCurve | None:
+    """The certified curve, if any sample was counted for it."""
+    return norm.certified if norm.certified and any(rate.n for rate in norm.certified.certified) else None
+
+
+def _draw_curve(axis: Axes, curve: SecurityCurve, evaluation: Evaluation | None, clean: Rate | None) -> None:
     colour = SERIES[PLACE[curve.p]]
     points = {eps: rate for eps, rate in zip(curve.eps, curve.robust, strict=True) if rate.n}
-    clean = audit.clean_accuracy
     if clean is not None and clean.n:
         points = {0.0: clean} | points
     eps, (value, lower, upper) = list(points), zip(*map(_percent, points.values()), strict=True)
@@ -256,11 +265,11 @@ def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
     axis.plot(eps, value, color=colour, marker="o", markersize=3.6, linewidth=1.5)
     if clean is not None and clean.n:
         _mark_clean(axis, 0, clean)
-    for evaluation in audit.evaluations:
-        if evaluation.p == curve.p and evaluation.n:
-            at, (found, low, high) = evaluation.eps, _percent(evaluation.robust_accuracy)
-            axis.errorbar([at], [found], yerr=[[found - low], [high - found]], fmt="s", color=INK, ms=4, capsize=2.5)
-            _mark_standard(axis, at)
+    if evaluation is not None and evaluation.n:
+        robust, low, high = _percent(evaluation.robust_accuracy)
+        sides = [[robust - low], [high - robust]]
+        axis.errorbar([evaluation.eps], [robust], yerr=sides, fmt="s", color=INK, ms=4, capsize=2.5)
+        _mark_standard(axis, evaluation.eps)
     axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
     axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
     axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
@@ -268,11 +277,10 @@ def _draw_curve(axis: Axes, audit: Audit, curve: SecurityCurve) -> None:
     axis.grid(visible=True, axis="y")
 
 
-def _draw_sandwich(
-    axis: Axes, audit: Audit, p: float, proven: CertifiedCurve | None, broken: SecurityCurve | None
-) -> None:
+def _draw_sandwich(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
+    proven, broken, evaluation = _certified_curve(norm), _attacked_curve(norm), norm.evaluation
+    standard = [evaluation] if evaluation is not None and evaluation.n else []
     low, high = _span(proven, broken)
-    clean, standard = audit.clean_accuracy, [e for e in audit.evaluations if e.p == p and e.n]
     rates = {low: clean} if clean is not None else {}
     rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}
     attacked = {eps: _percent(rate)[0] for eps, rate in rates.items() if rate.n}
@@ -281,7 +289,7 @@ def _draw_sandwich(
         axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=_BROKEN, alpha=0.2, linewidth=0)
         axis.plot(at, values, drawstyle="steps-post", color=_BROKEN, marker="o", markersize=3.6, linewidth=1.5)
     if proven is None:
-        remark(axis, [5], f"no certificate in {norm_name(p)}", left=True)
+        remark(axis, [5], f"no certificate in {norm_name(norm.p)}", left=True)
     else:
         at = [low, *(eps for eps in proven.eps if low < eps < high), high]
         values = [_percent(proven.at(eps))[0] for eps in at]

@@ -19,9 +19,6 @@ from brittle.reporting.drawing import svg
 from brittle.results import (
     FRACTIONS,
     Audit,
-    CertifiedCurve,
-    Evaluation,
-    Flag,
     LayerBound,
     LayerResult,
     NormBounds,
@@ -61,6 +58,7 @@ def report_html(audit: Audit) -> str:
     """The report: one HTML page without references to anything outside it; the same audit gives the same text."""
     drawn = {name: draw(audit) for name, draw in FIGURES.items()}
     columns = list(_columns(audit))
+    flags = [*audit.flags, *(flag for norm in audit.norms for flag in norm.flags)]
     reasons: dict[str, list[str]] = {}
     for item in audit.not_measured:
         reasons.setdefault(item.reason, []).append(item.name)
@@ -71,8 +69,10 @@ def report_html(audit: Audit) -> str:
             audit=audit,
             figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
             columns=columns,
-            undecided=_undecided(audit),
-            flags=_by_name(audit.flags),
+            flags=flags,
+            checks={
+                name: [flag for flag in flags if flag.name == name] for name in dict.fromkeys(f.name for f in flags)
+            },
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=SHOWN,
             reasons=reasons,
@@ -89,7 +89,7 @@ def write_report(audit: Audit, path: str | Path) -> None:
 
 def environment() -> Environment:
     """Templates of the pages, escaping by default, with the filters that write numbers, norms and budgets."""
-    loader = PackageLoader("brittle")
+    loader = PackageLoader("brittle.reporting")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -245,26 +245,20 @@ def _of_bound(p: float, value: Callable[[LayerBound], Cell]) -> Callable[[LayerR
     return of_layer
 
 
-def _undecided(audit: Audit) -> list[tuple[Evaluation, CertifiedCurve | None]]:
-    """Every standard budget that was attacked, with the certificates in its norm."""
-    curves = {curve.p: curve for curve in audit.certified}
-    return [(evaluation, curves.get(evaluation.p)) for evaluation in audit.evaluations if evaluation.n]
-
-
-def _by_name(flags: tuple[Flag, ...]) -> dict[str, list[Flag]]:
-    """The flags of one check together, in their order."""
-    return {name: [flag for flag in flags if flag.name == name] for name in dict.fromkeys(flag.name for flag in flags)}
-
-
 def _glossary(audit: Audit, columns: list[Column]) -> dict[str, str]:
     """The terms that this report uses, in their order of appearance."""
     used = [column.term for column in columns] if audit.layers else []
-    used = [*(ATTACK_TERMS if audit.evaluations else ()), *(CERTIFIED_TERMS if audit.certified else ()), *used]
-    used += ["Sensitivity (Lipschitz constant)"] if audit.lipschitz else []
-    tried = {name for result in audit.lipschitz for name, _ in result.arguments}
+    used = [
+        *(ATTACK_TERMS if any(norm.evaluation for norm in audit.norms) else ()),
+        *(CERTIFIED_TERMS if any(norm.certified for norm in audit.norms) else ()),
+        *used,
+    ]
+    used += ["Sensitivity (Lipschitz constant)"] if audit.norms else []
+    tried = {name for norm in audit.norms for name, _ in norm.lipschitz.arguments}
     used += [name for name in ARGUMENTS if name in tried]
-    used += ["Isotropic share", "Relative change of the output"] if audit.responses else []
-    used += ["Universal perturbation"] if audit.universal else []
+    responses = any(norm.responses for norm in audit.norms)
+    used += ["Isotropic share", "Relative change of the output"] if responses else []
+    used += ["Universal perturbation"] if any(norm.universal for norm in audit.norms) else []
     return {term: GLOSSARY[term] for term in dict.fromkeys(used) if term in GLOSSARY}
 
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from brittle.results import (
-    FRACTIONS,
-    CertifiedCurve,
-    Evaluation,
-    Flag,
-    LayerResponse,
-    LayerResult,
-    LipschitzResult,
-    UniversalResult,
-    Verdict,
-)
+from brittle.results import FRACTIONS, Evaluation, Flag, LayerResult, LipschitzResult, NormResult, Verdict
 from brittle.results.wording import budget, norm_name, number
 
 LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
@@ -24,41 +14,42 @@ UNPROVEN = ("robust", "weakened")
 """Levels that rest on failed attacks: "unclear" with an honesty flag raised, unless certificates say the same."""
 
 
-def judge(
-    evaluations: Sequence[Evaluation],
-    layers: Sequence[LayerResult],
-    lipschitz: Sequence[LipschitzResult],
-    responses: Sequence[LayerResponse],
-    universal: Sequence[UniversalResult],
-    certified: Sequence[CertifiedCurve] = (),
-    flags: Sequence[Flag] = (),
-) -> Verdict:
-    """The verdict: a level, a headline, and what was found and why, most important first."""
-    level = _level(evaluations, certified, flags)
+def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Sequence[Flag] = ()) -> Verdict:
+    """The verdict: a level, a headline, and what was found and why, most important first.
+
+    Args:
+        norms: What was found in each norm.
+        layers: What was measured of each layer.
+        flags: The checks that belong to no norm.
+    """
+    evaluations = [norm.evaluation for norm in norms if norm.evaluation]
+    lipschitz = [norm.lipschitz for norm in norms]
+    raised = [flag for flag in (*flags, *(flag for norm in norms for flag in norm.flags)) if flag.raised]
+    level = _level(norms, bool(raised))
     sentences = [
-        *_distrust(flags),
+        *_distrust(raised),
         _attacked(evaluations),
-        _proven(evaluations, certified),
+        _proven(norms),
         *_concentration(layers),
-        _directions(responses),
-        _amplification(responses),
+        _directions(norms),
+        _amplification(norms),
         *_sensitivity(lipschitz),
         _arguments(lipschitz),
-        _universal(universal),
+        _universal(norms),
     ]
     findings = tuple(sentence for sentence in sentences if sentence)
     return Verdict(level, _headline(level, evaluations, layers), findings)
 
 
-def _level(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve], flags: Sequence[Flag]) -> str:
-    if not evaluations:
+def _level(norms: Sequence[NormResult], doubted: bool) -> str:
+    pairs = [(norm.evaluation, norm.certified) for norm in norms if norm.evaluation]
+    if not pairs:
         return "not attacked"
-    attacked = [e for e in evaluations if e.clean_correct]
-    level = _of(e.robust_correct / e.clean_correct for e in attacked)
-    if level not in UNPROVEN or not any(flag.raised for flag in flags):
+    pairs = [(evaluation, curve) for evaluation, curve in pairs if evaluation.clean_correct]
+    level = _of(evaluation.robust_correct / evaluation.clean_correct for evaluation, _ in pairs)
+    if level not in UNPROVEN or not doubted:
         return level
-    curves = {curve.p: curve for curve in certified}
-    proven = _of(curves[e.p].at(e.eps).hits / e.clean_correct if e.p in curves else 0.0 for e in attacked)
+    proven = _of(curve.at(e.eps).hits / e.clean_correct if curve else 0.0 for e, curve in pairs)
     return level if level == proven else "unclear"
 
 
@@ -81,12 +72,9 @@ def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[La
     return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
 
 
-def _distrust(flags: Sequence[Flag]) -> Iterator[str]:
-    raised: dict[str, list[Flag]] = {}
-    for flag in flags:
-        if flag.raised:
-            raised.setdefault(flag.name, []).append(flag)
-    for name, same in raised.items():
+def _distrust(raised: Sequence[Flag]) -> Iterator[str]:
+    for name in dict.fromkeys(flag.name for flag in raised):
+        same = [flag for flag in raised if flag.name == name]
         norms = [norm_name(flag.p) for flag in same if flag.p is not None]
         what = f"the robust accuracy in {' and '.join(norms)}" if norms else "any robust accuracy here"
         found = [f"{norm_name(f.p)}: {f.finding}" if f.p is not None and len(same) > 1 else f.finding for f in same]
@@ -106,9 +94,12 @@ def _attacked(evaluations: Sequence[Evaluation]) -> str:
     return f"An attacker {', one '.join(parts)}." if parts else ""
 
 
-def _proven(evaluations: Sequence[Evaluation], certified: Sequence[CertifiedCurve]) -> str:
-    curves = {curve.p: curve for curve in certified if curve.median_radius is not None}
-    parts = [(e, curves[e.p]) for e in evaluations if e.n and e.p in curves]
+def _proven(norms: Sequence[NormResult]) -> str:
+    parts = [
+        (norm.evaluation, norm.certified)
+        for norm in norms
+        if norm.evaluation and norm.evaluation.n and norm.certified and norm.certified.median_radius is not None
+    ]
     if not parts:
         return ""
     radii = " and ".join(f"{number(curve.median_radius, 'lower')} in {norm_name(e.p)}" for e, curve in parts)
@@ -135,13 +126,14 @@ def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
         )
 
 
-def _directions(responses: Sequence[LayerResponse]) -> str:
-    firsts = {r.p: r for r in reversed(responses) if r.energy}
+def _directions(norms: Sequence[NormResult]) -> str:
+    followed = [[response for response in norm.responses if response.energy] for norm in norms]
+    firsts = [responses[0] for responses in followed if responses]
     if not firsts:
         return ""
-    first = next(iter(reversed(firsts.values())))
+    first = firsts[0]
     i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
-    shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(p)} attack's energy" for p, r in reversed(firsts.items())]
+    shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(r.p)} attack's energy" for r in firsts]
     where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
     return (
         f"At “{first.layer}”, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
@@ -149,14 +141,14 @@ def _directions(responses: Sequence[LayerResponse]) -> str:
     )
 
 
-def _amplification(responses: Sequence[LayerResponse]) -> str:
+def _amplification(norms: Sequence[NormResult]) -> str:
     parts, names = [], ("", "")
-    for p in dict.fromkeys(r.p for r in responses):
-        grown = [r for r in responses if r.p == p and r.amplification is not None]
+    for norm in norms:
+        grown = [response for response in norm.responses if response.amplification is not None]
         if len(grown) > 1:
             names = grown[0].layer, grown[-1].layer
             start, end = (100 * (r.amplification or 0) for r in (grown[0], grown[-1]))
-            parts.append(f"from {start:.0f} % to {end:.0f} % under the {norm_name(p)} attack")
+            parts.append(f"from {start:.0f} % to {end:.0f} % under the {norm_name(norm.p)} attack")
     if not parts:
         return ""
     return f"From “{names[0]}” to “{names[1]}” the relative change of the output goes {' and '.join(parts)} (medians)."
@@ -193,14 +185,17 @@ def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
     return f"The tightest argument behind these bounds: {'; '.join(parts)}." if parts else ""
 
 
-def _universal(universal: Sequence[UniversalResult]) -> str:
-    free = {u.p: f"one read from the weights alone {u.fooled.percent}, " for u in universal if u.kind == "data-free"}
-    parts = [
-        f"{u.fooled.percent} in {norm_name(u.p)} ({free.get(u.p, '')}random ones of equal size"
-        f" {u.random_mean.percent} on average and at most {u.random_range[1].percent})"
-        for u in universal
-        if u.kind == "fitted" and u.fooled.n
-    ]
+def _universal(norms: Sequence[NormResult]) -> str:
+    parts = []
+    for norm in norms:
+        by_kind = {result.kind: result for result in norm.universal}
+        fitted, free = by_kind.get("fitted"), by_kind.get("data-free")
+        if fitted and fitted.fooled.n:
+            of_weights = f"one read from the weights alone {free.fooled.percent}, " if free else ""
+            parts.append(
+                f"{fitted.fooled.percent} in {norm_name(norm.p)} ({of_weights}random ones of equal size"
+                f" {fitted.random_mean.percent} on average and at most {fitted.random_range[1].percent})"
+            )
     if not parts:
         return ""
     return f"One and the same perturbation fools, of the held-out samples that were right, {' and '.join(parts)}."

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brittle.errors import InputError
 from brittle.results.wording import budget, norm_name
 from brittle.storage import codec
 from brittle.storage.files import write_text
@@ -22,7 +23,10 @@ from brittle.storage.files import write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of an audit's JSON. Version 1 kept a list a kind of result, each over all norms; it is still read."""
+ATTACK_SCHEMA_VERSION = 1
+"""Of the JSON of an :class:`AttackResult`."""
 FRACTIONS = (0.05, 0.10, 0.25, 0.50)
 """Fractions of the rows or singular values kept, at which every layer is described."""
 
@@ -552,7 +556,7 @@ class AttackResult:
     evaluations: tuple[Evaluation, ...]
     not_measured: tuple[NotMeasured, ...]
     signature: Signature
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = ATTACK_SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
 
     def samples_frame(self) -> pd.DataFrame:
@@ -570,7 +574,7 @@ class AttackResult:
         Raises:
             InputError: The text is not JSON, or not such a result of this schema version.
         """
-        return codec.from_json(text, AttackResult, "attack", SCHEMA_VERSION)
+        return codec.from_json(text, {ATTACK_SCHEMA_VERSION: AttackResult}, "attack")
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``, whole or not at all."""
@@ -578,8 +582,115 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
+class NormResult:
+    """Everything that an audit finds in one norm.
+
+    Attributes:
+        p: The norm: 2 or inf.
+        eps: The standard budget, in input units; None without data.
+        lipschitz: The network's sensitivity, from both sides.
+        evaluation: Clean and robust accuracy at ``eps``; None without data.
+        curve: Robust accuracy over a range of budgets; None without data.
+        certified: Certified accuracy over a range of budgets; None without data or without a certified bound.
+        responses: What the attack's perturbation does at each layer, in the order of the layers.
+        universal: Universal perturbations within ``eps``.
+        flags: The checks of whether the robust accuracy in this norm can be trusted.
+    """
+
+    p: float
+    eps: float | None
+    lipschitz: LipschitzResult
+    evaluation: Evaluation | None = None
+    curve: SecurityCurve | None = None
+    certified: CertifiedCurve | None = None
+    responses: tuple[LayerResponse, ...] = ()
+    universal: tuple[UniversalResult, ...] = ()
+    flags: tuple[Flag, ...] = ()
+
+
+@dataclass(frozen=True)
 class Audit:
-    """The result of :func:`brittle.audit`; see its docstring for what each part means."""
+    """The result of :func:`brittle.audit`.
+
+    Attributes:
+        model: What the network is called.
+        verdict: The audit in plain words.
+        norms: What was found in each norm, in the order in which the norms were given.
+        layers: One result a weight matrix, in the order of the model.
+        not_measured: What could not be measured soundly, with the reason.
+        signature: What makes two audits comparable.
+        parameters: Parameters of the whole model.
+        flags: The checks that belong to no norm: whether any robust accuracy of this network can be trusted.
+        schema_version: Of the JSON.
+        seconds: How long it took.
+    """
+
+    model: str
+    verdict: Verdict
+    norms: tuple[NormResult, ...]
+    layers: tuple[LayerResult, ...]
+    not_measured: tuple[NotMeasured, ...]
+    signature: Signature
+    parameters: int
+    flags: tuple[Flag, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    seconds: float = field(default=0.0, compare=False)
+
+    def norm(self, p: float) -> NormResult:
+        """What was found in the norm ``p``.
+
+        Raises:
+            InputError: The audit did not ask for this norm.
+        """
+        for result in self.norms:
+            if result.p == p:
+                return result
+        norms = " or ".join(f"{result.p:g}" for result in self.norms) or "no norm"
+        raise InputError(f"p: expected {norms}, in which the audit was made; got {p}")
+
+    @property
+    def clean_accuracy(self) -> Rate | None:
+        """Accuracy without attack; None without data."""
+        return next((norm.evaluation.clean_accuracy for norm in self.norms if norm.evaluation), None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The layer table: one row a layer, with flat column names that say norm, fraction and side."""
+        import pandas as pd
+
+        return pd.DataFrame([_layer_row(layer) for layer in self.layers])
+
+    def samples_frame(self) -> pd.DataFrame:
+        """All per-sample results at the standard budgets, one row a sample and budget."""
+        return _samples_frame([norm.evaluation for norm in self.norms if norm.evaluation])
+
+    def to_json(self) -> str:
+        """The audit as JSON (infinities as strings, without the per-sample results)."""
+        return codec.to_json(self)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Audit:
+        """The inverse of :meth:`to_json`: ``Audit.from_json(a.to_json()) == a``; version 1 is read as well.
+
+        Raises:
+            InputError: The text is not JSON, or not an audit of a schema version up to this one.
+        """
+        kinds: dict[int, type[Audit | _AuditVersion1]] = {1: _AuditVersion1, SCHEMA_VERSION: Audit}
+        audit = codec.from_json(text, kinds, "audit")
+        return audit if isinstance(audit, Audit) else audit.by_norm()
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to ``path``, whole or not at all."""
+        write_text(Path(path), self.to_json())
+
+    @staticmethod
+    def load(path: str | Path) -> Audit:
+        """Read an audit that :meth:`save` wrote."""
+        return Audit.from_json(Path(path).read_bytes())
+
+
+@dataclass(frozen=True)
+class _AuditVersion1:
+    """An audit as schema version 1 had it: a list for each kind of result, whose entries name their norm."""
 
     model: str
     verdict: Verdict
@@ -594,45 +705,37 @@ class Audit:
     parameters: int
     certified: tuple[CertifiedCurve, ...] = ()
     flags: tuple[Flag, ...] = ()
-    schema_version: int = SCHEMA_VERSION
-    seconds: float = field(default=0.0, compare=False)
+    schema_version: int = 1
+    seconds: float = 0.0
 
-    @property
-    def clean_accuracy(self) -> Rate | None:
-        """Accuracy without attack; None without data."""
-        return self.evaluations[0].clean_accuracy if self.evaluations else None
+    def by_norm(self) -> Audit:
+        """The same audit in today's form; every audit has a Lipschitz result in each of its norms."""
+        return Audit(
+            model=self.model,
+            verdict=self.verdict,
+            norms=tuple(self._norm(lipschitz) for lipschitz in self.lipschitz),
+            layers=self.layers,
+            not_measured=self.not_measured,
+            signature=self.signature,
+            parameters=self.parameters,
+            flags=tuple(flag for flag in self.flags if flag.p is None),
+            seconds=self.seconds,
+        )
 
-    def to_frame(self) -> pd.DataFrame:
-        """The layer table: one row a layer, with flat column names that say norm, fraction and side."""
-        import pandas as pd
-
-        return pd.DataFrame([_layer_row(layer) for layer in self.layers])
-
-    def samples_frame(self) -> pd.DataFrame:
-        """All per-sample results at the standard budgets, one row a sample and budget."""
-        return _samples_frame(self.evaluations)
-
-    def to_json(self) -> str:
-        """The audit as JSON (infinities as strings, without the per-sample results)."""
-        return codec.to_json(self)
-
-    @staticmethod
-    def from_json(text: str | bytes) -> Audit:
-        """The inverse of :meth:`to_json`: ``Audit.from_json(a.to_json()) == a``.
-
-        Raises:
-            InputError: The text is not JSON, or not an audit of this schema version.
-        """
-        return codec.from_json(text, Audit, "audit", SCHEMA_VERSION)
-
-    def save(self, path: str | Path) -> None:
-        """Write :meth:`to_json` to ``path``, whole or not at all."""
-        write_text(Path(path), self.to_json())
-
-    @staticmethod
-    def load(path: str | Path) -> Audit:
-        """Read an audit that :meth:`save` wrote."""
-        return Audit.from_json(Path(path).read_bytes())
+    def _norm(self, lipschitz: LipschitzResult) -> NormResult:
+        p = lipschitz.p
+        evaluation = next((entry for entry in self.evaluations if entry.p == p), None)
+        return NormResult(
+            p=p,
+            eps=evaluation.eps if evaluation else None,
+            lipschitz=lipschitz,
+            evaluation=evaluation,
+            curve=next((entry for entry in self.curves if entry.p == p), None),
+            certified=next((entry for entry in self.certified if entry.p == p), None),
+            responses=tuple(entry for entry in self.responses if entry.p == p),
+            universal=tuple(entry for entry in self.universal if entry.p == p),
+            flags=tuple(entry for entry in self.flags if entry.p == p),
+        )
 
 
 def _samples_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:

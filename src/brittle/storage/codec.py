@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from brittle.errors import InputError
@@ -22,14 +23,13 @@ def to_json(value: object) -> str:
     return json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
 
 
-def from_json(text: str | bytes, kind: type[T], name: str, version: int) -> T:
+def from_json(text: str | bytes, kinds: Mapping[int, type[T]], name: str) -> T:
     """The inverse of :func:`to_json`: every number, tuple and nested dataclass as it was.
 
     Args:
         text: What :func:`to_json` returned.
-        kind: The dataclass, with a field ``schema_version``.
+        kinds: By ``schema_version``, the dataclass (with a field of that name) that such a document holds.
         name: What to call the document in an error.
-        version: The ``schema_version`` expected.
 
     Raises:
         InputError: The text is not JSON, or not such a document; the message names the first field at fault.
@@ -40,11 +40,11 @@ def from_json(text: str | bytes, kind: type[T], name: str, version: int) -> T:
         document = json.loads(text, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected JSON; got text that does not parse ({error})") from None
-    found = document.get("schema_version") if isinstance(document, dict) else None
-    if found != version:
-        raise InputError(f"{name}: expected schema_version {version}; got {found!r}")
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version not in kinds:
+        raise InputError(f"{name}: expected schema_version {' or '.join(map(str, kinds))}; got {version!r}")
     try:
-        result: T = _adapter(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
+        result: T = _adapter(kinds[version]).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -80,7 +80,7 @@ def run_config(folder: str | Path) -> RunConfig:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: expected the folder of a training run; it holds no {CONFIG}")
-    return from_json(path.read_bytes(), RunConfig, str(path), VERSION)
+    return from_json(path.read_bytes(), {VERSION: RunConfig}, str(path))
 
 
 def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module, RunConfig]:
