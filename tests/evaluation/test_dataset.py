@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import brittle
 from brittle.attacks import apgd, fgsm, pgd
@@ -25,6 +25,7 @@ from brittle.evaluation.curves import security_curve
 from brittle.evaluation.worst_case import Threat, WorstCase, admissible, worst_case
 from brittle.results import Audit, Rate
 from helpers import networks
+from helpers.evaluations import GREY, Samples, Stream, anything_moves, push
 from helpers.matrices import quick
 from helpers.networks import few, linear, mlp, uniform, untidy, untouched
 
@@ -114,20 +115,6 @@ def test_no_budget_breaks_nothing():
 
 
 # --- attacks that cheat -------------------------------------------------------------------------------------
-
-
-def push(model, x, y, *, eps, p):
-    """An honest attack with a certain success on `anything_moves`."""
-    return (x + 0.5 * eps).clamp(0, 1)
-
-
-def anything_moves(x):
-    """Class 0 while every value is 0.5; any change makes it class 1."""
-    moved = (x - 0.5).flatten(1).abs().amax(1)
-    return torch.stack([torch.full_like(moved, 1e-9), 1e3 * moved], dim=1)
-
-
-GREY = torch.full((8, 1, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
 
 
 def beyond_inf(model, x, y, *, eps, p):
@@ -360,32 +347,6 @@ def test_the_worst_accepted_example_is_kept():
 
 
 # --- the ways to hand in data -------------------------------------------------------------------------------
-
-
-class Samples(Dataset):
-    """A map-style dataset of samples with labels as plain numbers."""
-
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __len__(self):
-        """How many."""
-        return len(self.y)
-
-    def __getitem__(self, i):
-        """One sample."""
-        return self.x[i], int(self.y[i])
-
-
-class Stream(IterableDataset):
-    """A dataset without a length."""
-
-    def __init__(self, x, y):
-        self.x, self.y = x, y
-
-    def __iter__(self):
-        """One sample after the other."""
-        return ((x, int(y)) for x, y in zip(self.x, self.y, strict=True))
 
 
 def test_all_forms_of_data_agree():
