@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 import brittle
-from brittle.attacks.ball import Ball
 from brittle.attacks.pool import random_start
+from brittle.attacks.region import Region
 from brittle.evaluation.curves import security_curve
 from brittle.evaluation.worst_case import Threat, worst_case
 from brittle.models.borrow import frozen
@@ -276,7 +276,7 @@ def pyautoattack(network: nn.Module, data: brittle.Data, job: Job, *, our_starts
     for rows in right(network, data.inputs, data.labels, job).nonzero()[:, 0].split(job.batch):
         x, y = data.inputs[rows], data.labels[rows]
         attack.init_hyperparam(x)
-        start = random_start(Ball.of(x, job.eps, job.p, (0.0, 1.0)), job.seed, rows.tolist()) if our_starts else None
+        start = random_start(Region.of(x, job.eps, job.p, (0.0, 1.0)), job.seed, rows.tolist()) if our_starts else None
         examples[rows] = attack.attack_single_run(x, y, x_init=start)[-1].detach()
     return judged(network, data, examples, job)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks import apgd, apgd_targeted, fgsm, pgd
-from brittle.attacks.ball import Ball
-from brittle.attacks.halving import Schedule
+from brittle.attacks.auto_pgd import Schedule
+from brittle.attacks.region import Region
 from brittle.evaluation.curves import minimal_distances, security_curve
 from brittle.evaluation.dataset import evaluate
 from brittle.evaluation.worst_case import Threat, worst_case
@@ -46,7 +46,7 @@ def test_the_share_of_rising_steps_at_which_a_step_is_halved_is_met_exactly(step
     """With rho = k / n, k of n rising losses are at most rho of them, whatever k / n is in binary."""
     n = int(0.22 * steps)
     for k in range(n + 1):
-        assert float(Schedule.of(steps, k / n).few[n]) == k
+        assert float(Schedule.of(steps, k / n).rises_needed[n]) == k
 
 
 @pytest.mark.parametrize("over", [1.5e-6, 4e-6, 1e-4, 1.0])
@@ -55,12 +55,12 @@ def test_what_rounding_leaves_over_the_budget_is_brought_within_a_part_in_a_mill
     x = uniform(0, 8, 3, 32, 32)
     direction = torch.randn(x.shape, generator=generator(1))
     direction = direction.double() / torch.linalg.vector_norm(direction.flatten(1).double(), dim=1)[:, None, None, None]
-    ball = Ball.of(x, 0.5, 2, (-10.0, 10.0))
+    region = Region.of(x, 0.5, 2, (-10.0, 10.0))
     near, far = ((x.double() + factor * 0.5 * direction).float() for factor in (1 - 1e-6, 1 + over))
-    assert torch.equal(ball.tightened(near), near)
+    assert torch.equal(region.tighten(near), near)
     mixed = torch.where((torch.arange(8) < 4)[:, None, None, None], near, far)
-    assert torch.equal(ball.tightened(mixed)[:4], near[:4])
-    length = torch.linalg.vector_norm((ball.tightened(far).double() - x.double()).flatten(1), dim=1)
+    assert torch.equal(region.tighten(mixed)[:4], near[:4])
+    length = torch.linalg.vector_norm((region.tighten(far).double() - x.double()).flatten(1), dim=1)
     assert bool((length <= 0.5 * (1 + 1e-6)).all())
     assert bool((length >= 0.5 * (1 - 1e-5)).all())
 
@@ -69,9 +69,9 @@ def test_what_rounding_leaves_over_the_budget_is_brought_within_a_part_in_a_mill
 def test_budgets_near_the_rounding_of_the_inputs_are_kept_all_the_same(eps):
     """Inputs near 1 move in steps of 6e-8, by more than a part in a million of these budgets."""
     x = uniform(0, 8, 3072, low=0.5, high=0.99)
-    ball = Ball.of(x, eps, 2, (0.0, 1.0))
+    region = Region.of(x, eps, 2, (0.0, 1.0))
     moved = x + 2 * eps * torch.randn(x.shape, generator=generator(1)) / 3072**0.5
-    length = torch.linalg.vector_norm(ball.tightened(moved).double() - x.double(), dim=1)
+    length = torch.linalg.vector_norm(region.tighten(moved).double() - x.double(), dim=1)
     assert bool((length <= eps * (1 + 1e-6)).all())
 
 

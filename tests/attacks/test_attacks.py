@@ -15,8 +15,8 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
 from brittle.attacks import ATTACKS, apgd, cross_entropy, dlr, fgsm, pgd, universal_perturbation
-from brittle.attacks.ball import Ball
 from brittle.attacks.pool import random_start, sample_ids
+from brittle.attacks.region import Region
 from brittle.errors import InputError
 from brittle.linear.norms import lp_norm
 from helpers import networks
@@ -35,8 +35,8 @@ def universal(model, x, y, **options):
     return (x + universal_perturbation(model, [(x, y)], **options)).clamp(*bounds)
 
 
-def started(ball, seed, ids):
-    return random_start(ball, seed, sample_ids(ids, len(ball.x)))
+def started(region, seed, ids):
+    return random_start(region, seed, sample_ids(ids, len(region.x)))
 
 
 def distance(x_adv, x, p):
@@ -223,24 +223,24 @@ def test_a_broken_samples_example_does_not_depend_on_its_batch_either(attack):
 @pytest.mark.parametrize("p", NORMS)
 def test_starts_are_drawn_by_seed_and_id_on_the_sphere(p):
     x = torch.full((5, 2, 3), 0.5)
-    ball = Ball.of(x, 0.1, p, (0.0, 1.0))
-    start = started(ball, 0, None)
+    region = Region.of(x, 0.1, p, (0.0, 1.0))
+    start = started(region, 0, None)
     torch.testing.assert_close(lp_norm(start - x, p), torch.full((5,), 0.1))
-    assert torch.equal(start, started(ball, 0, None))
-    assert torch.equal(start.flip(0), started(ball, 0, torch.arange(4, -1, -1)))
+    assert torch.equal(start, started(region, 0, None))
+    assert torch.equal(start.flip(0), started(region, 0, torch.arange(4, -1, -1)))
     assert len({tuple(row.flatten().tolist()) for row in start}) == 5
-    for other in (started(ball, 1, None), started(ball, 0, torch.arange(10, 15))):
+    for other in (started(region, 1, None), started(region, 0, torch.arange(10, 15))):
         assert (other != start).flatten(1).any(1).all()
-    twins = started(ball, 0, torch.tensor([7, 7, 7, 7, 7]))
+    twins = started(region, 0, torch.tensor([7, 7, 7, 7, 7]))
     assert torch.equal(twins[0], twins[4])
 
 
 def test_noise_is_uniform_before_it_is_scaled():
     x = torch.full((400, 30), 0.5, dtype=torch.float64)
-    noise = (started(Ball.of(x, 1.0, math.inf, (-9.0, 9.0)), 0, None) - x).flatten()
+    noise = (started(Region.of(x, 1.0, math.inf, (-9.0, 9.0)), 0, None) - x).flatten()
     assert abs(float(noise.mean())) < 4 / math.sqrt(3 * len(noise))
     assert abs(float((noise < -0.5).double().mean()) - 0.25) < 0.02
-    gauss = started(Ball.of(x, 1.0, 2, (-9.0, 9.0)), 0, None) - x
+    gauss = started(Region.of(x, 1.0, 2, (-9.0, 9.0)), 0, None) - x
     assert abs(float(gauss.square().mean()) - 1 / 30) < 1e-9
     assert abs(float(gauss.mean())) < 4 / math.sqrt(30 * 12000)
 
@@ -393,7 +393,7 @@ def test_apgd_is_its_authors_apgd(p, norm, loss, steps, dtype):
     model = mlp(dtype)
     x, y = few(120, dtype)
     eps = {math.inf: 1 / 16, 2: 0.375}[p]
-    start = started(Ball.of(x, eps, p, (0.0, 1.0)), 4, None)
+    start = started(Region.of(x, eps, p, (0.0, 1.0)), 4, None)
     survived, best_loss = authors_apgd(model, x, y, start, n_iter=steps, norm=norm, eps=eps, loss=loss)
     ours = apgd(model, x, y, eps=eps, p=p, steps=steps, loss=loss, seed=4)
     assert 10 < int(survived.sum()) < 110

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from brittle.attacks import apgd, apgd_targeted, auto_pgd, cross_entropy, dlr, fgsm, packing, pgd
 from brittle.attacks import pool as attack_pool
-from brittle.attacks.ball import Ball
 from brittle.attacks.losses import targeted_dlr
 from brittle.attacks.packing import run
 from brittle.attacks.pool import random_start
+from brittle.attacks.region import Region
 from brittle.errors import InputError
 from brittle.models.forward import widest
 from helpers import networks
@@ -340,7 +340,7 @@ def in_type(dtype, call):
 @pytest.mark.parametrize(("p", "norm"), [(math.inf, "Linf"), (2, "L2")])
 def test_packed_apgd_walks_where_its_authors_unpacked_one_walks(p, norm, loss):
     x, y = few(N, torch.float64)
-    start = random_start(Ball.of(x, EPS[p], p, (0.0, 1.0)), 4, list(range(N)))
+    start = random_start(Region.of(x, EPS[p], p, (0.0, 1.0)), 4, list(range(N)))
     recorded = Recorded(mlp(torch.float64))
     attack = theirs(APGDAttack, recorded, x, norm=norm, eps=EPS[p], loss=loss)
     _, survived, _, _ = in_type(torch.float64, lambda: attack.attack_single_run(x, y, x_init=start))
@@ -368,7 +368,7 @@ def test_packed_pgd_walks_where_the_definition_walks(p):
     x, y = few(N, torch.float64)
     net, eps, step = mlp(torch.float64), EPS[p], 2.5 * EPS[p] / STEPS
     _, watch = watched(SEARCHES["pgd ce"], x, y, p, batch_size=5)
-    start = random_start(Ball.of(x, eps, p, (0.0, 1.0)), 0, list(range(N)))
+    start = random_start(Region.of(x, eps, p, (0.0, 1.0)), 0, list(range(N)))
     for row in range(N):
         z, points = start[row], []
         for _ in range(STEPS + 1):
@@ -389,7 +389,7 @@ def test_packed_pgd_walks_where_the_definition_walks(p):
 @pytest.mark.parametrize(("p", "norm"), [(math.inf, "Linf"), (2, "L2")])
 def test_packed_targeted_apgd_is_its_authors_from_equal_starts(p, norm, monkeypatch):
     """Their composition, target after target on what is left, with our starts."""
-    monkeypatch.setattr(attack_pool, "random_start", lambda ball, seed, names: ball.x.clone())
+    monkeypatch.setattr(attack_pool, "random_start", lambda region, seed, names: region.x.clone())
     net = mlp(torch.float64)
     x, y = few(90, torch.float64)
     right = net(x).argmax(1) == y
@@ -498,6 +498,8 @@ def test_targeted_dlr_is_the_formula(classes, seed, ties):
 class Toy:
     """Samples that live for a given number of passes; keeps account of everything that happens to them."""
 
+    name = "toy"
+
     def __init__(self, lives: list[int], fits=lambda width: True) -> None:
         self.lives, self.fits = torch.tensor(lives), fits
         self.begun, self.measured, self.finished = Counter(), Counter(), Counter()
@@ -556,10 +558,10 @@ LIVES = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 @given(LIVES, st.integers(1, 45))
 def test_every_sample_lives_its_life_once(lives, width):
     toy, told = Toy(lives), []
-    run(toy, len(lives), widest(width, len(lives)), CPU, told.append)
+    run(toy, len(lives), width, CPU, lambda *step: told.append(step))
     toy.account()
     assert told == sorted(set(told))
-    assert told[-1] == len(lives)
+    assert told[-1] == ("toy", len(lives), len(lives))
     assert toy.widths[0] == max(toy.widths) == min(width, len(lives))
 
 
@@ -567,7 +569,7 @@ def test_every_sample_lives_its_life_once(lives, width):
 @given(LIVES, st.integers(1, 45))
 def test_waiting_samples_fill_the_batch_at_once(lives, width):
     toy = Toy(lives)
-    run(toy, len(lives), widest(width, len(lives)), CPU)
+    run(toy, len(lives), width, CPU)
     assert toy.widths == simulated(lives, width)
 
 
@@ -580,10 +582,10 @@ def test_out_of_memory_at_any_time_loses_and_repeats_nothing(lives, width, data)
         return width == 1 or not refusals or refusals.pop()
 
     toy, told = Toy(lives, fits), []
-    run(toy, len(lives), widest(width, len(lives)), CPU, told.append)
+    run(toy, len(lives), width, CPU, lambda *step: told.append(step))
     toy.account()
     assert told == sorted(set(told))
-    assert told[-1] == len(lives)
+    assert told[-1] == ("toy", len(lives), len(lives))
     assert sum(toy.widths) == sum(lives)
 
 
@@ -645,15 +647,15 @@ def test_out_of_memory_changes_no_result(name, p, form, caplog):
     x, y = few(N, torch.float64)
     net = mlp(torch.float64)
     expected = SEARCHES[name](net, x, y, eps=EPS[p], p=p, batch_size=7)
-    told: list[int] = []
+    told = []
     with caplog.at_level(logging.WARNING, logger=packing.__name__):
-        x_adv = SEARCHES[name](small(net, 7, form), x, y, eps=EPS[p], p=p, progress=told.append)
+        x_adv = SEARCHES[name](small(net, 7, form), x, y, eps=EPS[p], p=p, progress=lambda *step: told.append(step))
     torch.testing.assert_close(x_adv, expected, atol=1e-9, rtol=0)
     assert [record.getMessage() for record in caplog.records] == [
         f"out of memory with {n} samples at once: going on with {n // 2}" for n in (40, 20, 10)
     ]
     assert told == sorted(set(told))
-    assert told[-1] == N
+    assert told[-1] == (name.split()[0], N, N)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -686,11 +688,12 @@ def test_an_attack_for_which_not_even_one_sample_fits_raises(name):
 def test_progress_rises_to_the_total(name, width):
     x, y = few(N, torch.float64)
     for eps in (0.0, 0.06, 0.4):
-        told = []
-        SEARCHES[name](mlp(torch.float64), x, y, eps=eps, batch_size=width, progress=told.append)
+        told: list[tuple[str, int, int]] = []
+        search = functools.partial(SEARCHES[name], eps=eps, batch_size=width)
+        search(mlp(torch.float64), x, y, progress=lambda *step, told=told: told.append(step))
         assert told == sorted(told)
-        assert told[-1] == N
-        assert all(0 <= done <= N for done in told)
+        assert told[-1] == (name.split()[0], N, N)
+        assert all(0 <= done <= total == N for _, done, total in told)
 
 
 @pytest.mark.parametrize("name", ["pgd ce", "apgd ce", "apgd_targeted"])

@@ -451,9 +451,9 @@ def test_the_table_above_is_complete_and_defaults_are_the_docstrings():
 def test_progress_counts_the_samples():
     x, y = few(30)
     told = []
-    square(mlp(), x, y, eps=0.1, queries=20, batch_size=8, progress=told.append)
+    square(mlp(), x, y, eps=0.1, queries=20, batch_size=8, progress=lambda *step: told.append(step))
     assert told == sorted(set(told))
-    assert told[-1] == 30
+    assert told[-1] == ("square", 30, 30)
 
 
 def test_samples_of_one_id_draw_alike_and_others_do_not():

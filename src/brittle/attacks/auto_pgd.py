@@ -1,24 +1,28 @@
-"""Auto-PGD (Croce & Hein 2020), untargeted and targeted, as a packed search."""
+"""Auto-PGD (Croce & Hein 2020), untargeted and targeted, as a packed search.
+
+:class:`Schedule` holds the rule by which a sample's step is halved (their Algorithm 1), :class:`_Apgd` the steps.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import ascended
-from brittle.attacks.halving import Schedule, counts_of, first_counts
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss, targeted_dlr
-from brittle.attacks.packing import State, Tell, run
-from brittle.attacks.pool import Pool, check_steps, checked_width
+from brittle.attacks.packing import State, run
+from brittle.attacks.pool import Pool, check_count
+from brittle.attacks.region import ascend
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import per_sample
 from brittle.models.borrow import Model, frozen
-from brittle.models.forward import check_logits, in_parts, widest
+from brittle.models.forward import check_logits, in_parts
+from brittle.progress import Progress
 
 MOMENTUM = 0.75
 """Share of the projected step in every point after the first; the rest continues the step before."""
@@ -39,7 +43,7 @@ def apgd(
     seed: int = 0,
     ids: Tensor | None = None,
     batch_size: int | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Auto-PGD (Croce & Hein 2020): PGD with momentum whose step length is halved per sample when progress stalls.
 
@@ -62,7 +66,7 @@ def apgd(
         seed: Seed of the random starts.
         ids: Integers ``(N,)`` that name the samples (their positions by default).
         batch_size: Most samples at once (all by default); broken ones leave, and waiting ones take their place.
-        progress: Called with the number of samples that are done.
+        progress: Called with ``("apgd", samples done, their number)``.
 
     Returns:
         ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
@@ -71,13 +75,12 @@ def apgd(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
-    check_steps(steps)
-    _check_share(rho)
-    pool = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids)
-    objective = named_loss(loss)
+    check_count(steps, "steps")
+    check_count(batch_size, "batch_size")
+    pool, objective = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids), named_loss(loss)
+    search = _Apgd("apgd", model, pool, lambda logits, y, _: objective(logits, y), pool.y, Schedule.of(steps, rho))
     with frozen(model):
-        search = _Apgd(model, pool, lambda logits, labels, _: objective(logits, labels), None, Schedule.of(steps, rho))
-        run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
+        run(search, len(x), batch_size, x.device, progress)
     return pool.examples()
 
 
@@ -95,7 +98,7 @@ def apgd_targeted(
     seed: int = 0,
     ids: Tensor | None = None,
     batch_size: int | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Auto-PGD on the targeted DLR loss, towards one likely class after the other (Croce & Hein 2020).
 
@@ -115,7 +118,7 @@ def apgd_targeted(
         seed: Seed of the random starts; the run towards target t draws from ``(seed, t)``.
         ids: Integers ``(N,)`` that name the samples (their positions by default).
         batch_size: Most samples at once (all by default).
-        progress: Called with the number of samples that are done.
+        progress: Called with ``("apgd_targeted", samples done, their number)``.
 
     Returns:
         ``x_adv``, like ``x``: the first misclassified point met, or else the last target's point of largest loss.
@@ -124,104 +127,31 @@ def apgd_targeted(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
-    check_steps(steps)
-    check_steps(targets, "targets")
-    _check_share(rho)
-    width = widest(checked_width(batch_size), len(x))
-    pool = Pool.of(x, y, eps, p, bounds, seed, ids)
-    x_adv = pool.x.clone()
-    schedule = Schedule.of(steps, rho)
+    check_count(steps, "steps")
+    check_count(targets, "targets")
+    check_count(batch_size, "batch_size")
+    pool, schedule = Pool.of(x, y, eps, p, bounds, seed, ids), Schedule.of(steps, rho)
+    x_adv, total = pool.x.clone(), len(x)
     with frozen(model):
-        order = in_parts(lambda x, y: _others(model, x, y), width, pool.x, pool.y)
-        rows = torch.arange(len(x), device=x.device)
-        for number in range(min(targets, order.shape[1])):
+        order = in_parts(functools.partial(_other_classes, model), batch_size, pool.x, pool.y)[:, :targets]
+        rows = torch.arange(total, device=x.device)  # not broken yet
+        for number, target in enumerate(order.unbind(1)):
             names = torch.tensor([pool.names[row] for row in rows.tolist()])
             part = Pool.of(pool.x[rows], pool.y[rows], pool.eps[rows], p, bounds, seed + 1_000_003 * number, names)
-            search = _Apgd(model, part, targeted_dlr, order[rows, number], schedule)
-            gone = len(x) - len(rows)
-            last = number + 1 == min(targets, order.shape[1])
-            run(search, len(rows), width, x.device, _later(progress, gone) if last else None)
+            search = _Apgd("apgd_targeted", model, part, targeted_dlr, target[rows], schedule)
+            # Only the last target settles the samples that it leaves.
+            is_last, broken_before = number + 1 == order.shape[1], total - len(rows)
+            run(search, len(rows), batch_size, x.device, _counting_from(broken_before, progress) if is_last else None)
             x_adv[rows] = part.examples()
             rows = rows[~search.broken]
             if progress is not None:
-                progress(len(x) - len(rows) if not last else len(x))
+                progress("apgd_targeted", total if is_last else total - len(rows), total)
             if len(rows) == 0:
                 break
     return x_adv
 
 
-class _Apgd:
-    """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke."""
-
-    def __init__(
-        self,
-        model: Model,
-        pool: Pool,
-        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-        target: Tensor | None,
-        schedule: Schedule,
-    ) -> None:
-        self.model, self.pool, self.loss, self.schedule = model, pool, loss, schedule
-        self.target = pool.y if target is None else target
-        self.broken = torch.zeros(len(pool.x), dtype=torch.bool, device=pool.x.device)
-
-    def begin(self, rows: Tensor) -> State:
-        """First states of the pool's ``rows`` ``(n,)``: points ``(n, ...)``, and what is counted (on the CPU)."""
-        state = self.pool.begin(rows)
-        x = state["x"]
-        return state | {
-            "target": self.target[rows],
-            "previous": x.clone(),
-            "best": x.clone(),
-            "best_gradient": torch.zeros_like(x),
-            "counts": first_counts(state["eps"]),
-        }
-
-    def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        target, fresh = state["target"], torch.from_numpy(counts_of(state["counts"])["step"] == 0)
-        return loss_and_gradient(
-            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=fresh
-        )
-
-    def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Take in what was measured and move on; broken samples and those out of steps are done ``(n,)``."""
-        losses, wrong, gradient = measured
-        x, counts = state["x"], counts_of(state["counts"])
-        followed = self.schedule.follow(counts, losses.double().cpu().numpy(), wrong.cpu().numpy())
-        share, length = torch.from_numpy(np.stack((followed.improved, counts["length"]))).to(x)
-        better = per_sample(share, x)  # 0 or 1: lerp_ is exact there, and the quickest choice
-        state["best"].lerp_(x, better)
-        state["best_gradient"].lerp_(gradient, better)
-        if followed.back.any():
-            rows = torch.from_numpy(followed.back.nonzero()[0]).to(x.device)
-            x.index_copy_(0, rows, state["best"].index_select(0, rows))
-            gradient.index_copy_(0, rows, state["best_gradient"].index_select(0, rows))
-        self._move(state, gradient, length, torch.from_numpy(followed.fresh.nonzero()[0]).to(x.device))
-        return torch.from_numpy(followed.done)
-
-    def _move(self, state: State, gradient: Tensor, length: Tensor, fresh: Tensor) -> None:
-        """The next points, in the gradient's memory: a projected step, mixed with the step before.
-
-        Projects ``x + m (z - x) + (1 - m) (x - previous)``, z the projected step and m the :data:`MOMENTUM`; the
-        ``fresh`` samples have no step before and go to z.
-        """
-        x = state["x"]
-        z = self.pool.project_(ascended(x, gradient, length, self.pool.p, gradient), state)
-        first = z[fresh] if len(fresh) else None
-        before = state["previous"].lerp_(x, 2)  # 2 x - previous: with m z and 1 - m of this the sum is the above
-        self.pool.project_(torch.lerp(before, z, MOMENTUM, out=z), state)
-        if first is not None:
-            z[fresh] = first
-        state["x"], state["previous"] = z, x
-
-    def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
-        wrong = torch.from_numpy(counts_of(state["counts"])["wrong"] == 1).to(done.device)[done]
-        self.broken[rows] = wrong
-        # The point that was just measured is "previous" now.
-        self.pool.finish(rows, torch.where(per_sample(wrong, state["x"]), state["previous"][done], state["best"][done]))
-
-
-def _others(model: Model, x: Tensor, y: Tensor) -> Tensor:
+def _other_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """The classes other than the label, ``(N, classes - 1)``, in falling order of the logits."""
     with torch.no_grad():
         logits = model(x)
@@ -231,10 +161,153 @@ def _others(model: Model, x: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True)[:, :-1]
 
 
-def _later(progress: Tell | None, gone: int) -> Tell | None:
-    return None if progress is None else lambda done: progress(gone + done)
+def _counting_from(before: int, progress: Progress | None) -> Progress | None:
+    """Progress of a run on the samples that are left when ``before`` others are done."""
+    return progress and (lambda stage, done, left: progress(stage, before + done, before + (left or 0)))
 
 
-def _check_share(rho: float) -> None:
-    if not 0 <= rho <= 1:
-        raise InputError(f"rho: expected a share from 0 to 1; got {rho}")
+@dataclass(frozen=True)
+class Schedule:
+    """At which steps Auto-PGD may halve a sample's step, and which rule decides.
+
+    Attributes:
+        is_checkpoint: ``(steps + 1,)``, bool: whether there is a checkpoint after that many steps.
+        rises_needed: ``(steps + 1,)``, float32: at a checkpoint, rho times the steps since the last one.
+    """
+
+    is_checkpoint: Tensor
+    rises_needed: Tensor
+
+    @staticmethod
+    def of(steps: int, rho: float) -> Schedule:
+        """Checkpoints at 0.22 of the steps, then 0.03 closer each time, at least 0.06 apart (section 3.2 there).
+
+        Raises:
+            InputError: rho is no share.
+        """
+        if not 0 <= rho <= 1:
+            raise InputError(f"rho: expected a share from 0 to 1; got {rho}")
+        gap, shrink, smallest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        gaps, at = torch.zeros(steps + 1, dtype=torch.float64), gap
+        while at <= steps:
+            gaps[at] = gap
+            gap = max(gap - shrink, smallest)
+            at += gap
+        # In single precision k / n * n is k again: k of n rising losses are at most a share k / n.
+        return Schedule(gaps > 0, (rho * gaps).float())
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of a sample that is not broken."""
+        return len(self.is_checkpoint) - 1
+
+    def begin(self, eps: Tensor) -> State:
+        """Counters of samples with budgets ``eps`` ``(n,)``, on the CPU: no loss seen, step length ``2 eps``."""
+        # Counters are kept on the CPU: tiny tensors cost least there.
+        eps = eps.cpu()
+        return {
+            "step": torch.zeros(len(eps), dtype=torch.int64),
+            "length": 2 * eps,
+            "best_loss": torch.full_like(eps, -math.inf),
+            "last_loss": torch.full_like(eps, math.inf),
+            "rises": torch.zeros(len(eps), dtype=torch.int64),
+            "best_at_check": torch.full_like(eps, -math.inf),
+            "halved_at_check": torch.ones(len(eps), dtype=torch.bool),  # there is no check before the first
+        }
+
+    def follow(self, state: State, losses: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Count one step's losses f_k and halve the step lengths eta of samples that make no progress.
+
+        At a checkpoint w_j a sample halves eta and returns to its best point when
+
+        1. at most ``rho (w_j - w_{j-1})`` of the losses since ``w_{j-1}`` rose, ``f_k > f_{k-1}``, or
+        2. neither eta nor the best loss has changed at or since ``w_{j-1}``
+
+        (Croce & Hein 2020, Algorithm 1 and conditions 1 and 2 of section 3.2).
+
+        Args:
+            state: The counters of :meth:`begin`, replaced by those after the step.
+            losses: At the points just measured, ``(n,)``, on the CPU.
+            wrong: Whether those are misclassified, which makes them the best of their samples, likewise.
+
+        Returns:
+            Which of the points are the best of their samples so far, and which samples halve their steps, ``(n,)``.
+        """
+        k = state["step"]
+        improved = wrong | (losses > state["best_loss"])
+        best = torch.where(improved, losses, state["best_loss"])
+        rises = state["rises"] + (losses > state["last_loss"])
+        at_check = halved = self.is_checkpoint[k]
+        if at_check.any():
+            few_rises = rises <= self.rises_needed[k]
+            unchanged = (state["best_at_check"] == best) & ~state["halved_at_check"]
+            halved = at_check & (few_rises | unchanged)
+            state["length"] = torch.where(halved, state["length"] / 2, state["length"])
+            state["best_at_check"] = torch.where(at_check, best, state["best_at_check"])
+            state["halved_at_check"] = torch.where(at_check, halved, state["halved_at_check"])
+            rises = torch.where(at_check, 0, rises)
+        state["best_loss"], state["rises"], state["step"] = best, rises, k + 1
+        state["last_loss"] = torch.where(k == 0, 0, losses)  # the authors' implementation has 0 for the start's loss
+        return improved, halved
+
+
+class _Apgd:
+    """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        pool: Pool,
+        loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+        target: Tensor,
+        schedule: Schedule,
+    ) -> None:
+        self.name, self.model, self.pool, self.loss, self.target = name, model, pool, loss, target
+        self.schedule, self.broken = schedule, torch.zeros_like(pool.y, dtype=torch.bool)
+
+    def begin(self, rows: Tensor) -> State:
+        """Points ``(n, ...)`` and counters of the pool's ``rows`` ``(n,)``."""
+        state = self.pool.begin(rows)
+        x = state["x"]
+        points = {"previous": x.clone(), "best": x.clone(), "best_gradient": torch.zeros_like(x)}
+        return state | points | self.schedule.begin(state["eps"]) | {"target": self.target[rows], "wrong": rows < 0}
+
+    def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        target, fresh = state["target"], state["step"] == 0
+        return loss_and_gradient(
+            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=fresh
+        )
+
+    def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Take in what was measured and move on; broken samples and those out of steps are done ``(n,)``."""
+        losses, state["wrong"], gradient = measured
+        x, k, wrong = state["x"], state["step"], state["wrong"].cpu()
+        improved, halved = self.schedule.follow(state, losses.cpu(), wrong)
+        share = per_sample(improved.to(x), x)  # 0 or 1: lerp_ is exact there, and the quickest choice
+        state["best"].lerp_(x, share)
+        state["best_gradient"].lerp_(gradient, share)
+        if halved.any():
+            rows = halved.nonzero()[:, 0].to(x.device)
+            x[rows], gradient[rows] = state["best"][rows], state["best_gradient"][rows]
+        self._move(state, gradient, (k == 0).nonzero()[:, 0].to(x.device))
+        return wrong | (k == self.schedule.steps)
+
+    def _move(self, state: State, gradient: Tensor, fresh: Tensor) -> None:
+        """The next points, in the gradient's memory: a projected step, mixed with the step before.
+
+        Projects ``x + m (z - x) + (1 - m) (x - previous)``, z the projected step and m the :data:`MOMENTUM`; the
+        ``fresh`` samples have no step before and go to z.
+        """
+        x, length = state["x"], state["length"].to(gradient)
+        z = self.pool.project_(ascend(x, gradient, length, self.pool.p, gradient), state)
+        first = z[fresh] if len(fresh) else None
+        before = state["previous"].lerp_(x, 2)  # 2 x - previous: with m z and 1 - m of this the sum is the above
+        self.pool.project_(torch.lerp(before, z, MOMENTUM, out=z), state)
+        if first is not None:
+            z[fresh] = first
+        state["x"], state["previous"] = z, x
+
+    def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
+        self.broken[rows] = state["wrong"][done]
+        self.pool.finish(rows, state["best"][done])

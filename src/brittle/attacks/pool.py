@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import Ball, check_budget, project_
 from brittle.attacks.packing import State
+from brittle.attacks.region import Region, check_budget, project_
 from brittle.errors import InputError
 from brittle.random_streams import seed_of
 
@@ -59,29 +59,29 @@ class Pool:
         return Pool(x, y.long(), budgets, p, bounds, seed, sample_ids(ids, len(x)), torch.empty_like(x))
 
     def begin(self, rows: Tensor) -> State:
-        """What every search of these samples needs: the ball (``clean``, ``low``, ``high``, ``eps``), labels, start."""
-        ball = Ball.of(self.x[rows], self.eps[rows], self.p, self.bounds)
+        """What every search needs of these samples: region (``clean`` or ``low``, ``high``; ``eps``), labels, start."""
+        region = Region.of(self.x[rows], self.eps[rows], self.p, self.bounds)
         names = [self.names[row] for row in rows.tolist()]
-        start = ball.x.clone() if self.seed is None else random_start(ball, self.seed, names)
-        state = {"x": start, "y": self.y[rows], "eps": ball.eps}
-        if ball.low is not None and ball.high is not None:
-            return state | {"low": ball.low, "high": ball.high}
-        return state | {"clean": ball.x}
+        start = region.x.clone() if self.seed is None else random_start(region, self.seed, names)
+        state = {"x": start, "y": self.y[rows], "eps": region.eps}
+        if region.low is not None and region.high is not None:
+            return state | {"low": region.low, "high": region.high}
+        return state | {"clean": region.x}
 
     def project_(self, z: Tensor, state: State) -> Tensor:
-        """Project in place onto the slots' balls."""
+        """Project in place onto the slots' regions."""
         clean = state.get("clean", z)
         return project_(z, clean, state["eps"], state.get("low"), state.get("high"), self.bounds)
 
-    def finish(self, rows: Tensor, found: Tensor) -> None:
+    def finish(self, rows: Tensor, x_adv: Tensor) -> None:
         """Keep the examples of the samples ``rows``."""
-        self.x_adv[rows] = found
+        self.x_adv[rows] = x_adv
 
     def examples(self) -> Tensor:
         """All results ``(N, ...)``, within their budgets also after rounding."""
         if self.p != 2:  # the box cannot be left
             return self.x_adv
-        return Ball.of(self.x, self.eps, self.p, self.bounds).tightened(self.x_adv)
+        return Region.of(self.x, self.eps, self.p, self.bounds).tighten(self.x_adv)
 
 
 def check_length(step_size: float) -> float:
@@ -91,43 +91,36 @@ def check_length(step_size: float) -> float:
     return step_size
 
 
-def check_steps(steps: int, name: str = "steps") -> None:
-    """Raise InputError unless there is at least one step."""
-    if steps < 1:
-        raise InputError(f"{name}: expected at least 1; got {steps}")
+def check_count(count: int | None, name: str) -> None:
+    """Raise InputError unless the count is at least 1, or None (no limit)."""
+    if count is not None and count < 1:
+        raise InputError(f"{name}: expected at least 1; got {count}")
 
 
-def checked_width(batch_size: int | None) -> int | None:
-    """The batch size, or InputError unless it is None or at least 1."""
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    return batch_size
-
-
-def random_start(ball: Ball, seed: int, names: Sequence[int]) -> Tensor:
+def random_start(region: Region, seed: int, names: Sequence[int]) -> Tensor:
     """A random point of every sample's budget sphere, projected onto the bounds.
 
     p = inf: uniform noise scaled to largest magnitude eps; p = 2: a uniform direction (as Croce & Hein 2020).
 
     Args:
-        ball: The samples and their budgets.
+        region: The samples and their budgets.
         seed: Seed of the draw.
         names: One id a sample; a sample's start depends on ``seed`` and its id alone.
 
     Returns:
-        ``(N, ...)``, like ``ball.x``.
+        ``(N, ...)``, like ``region.x``.
     """
-    noise = torch.empty(ball.x.shape, dtype=torch.float32)
+    noise = torch.empty(region.x.shape, dtype=torch.float32)
     source = torch.Generator()
     for row, name in zip(noise.unbind(), names, strict=True):
         source.manual_seed(seed_of(seed, name))
-        if math.isinf(ball.p):
+        if math.isinf(region.p):
             row.uniform_(generator=source)
         else:
             row.normal_(generator=source)
-    if math.isinf(ball.p):
+    if math.isinf(region.p):
         noise.mul_(2).sub_(1)
-    return ball.start(noise.to(ball.x))
+    return region.start(noise.to(region.x))
 
 
 def sample_ids(ids: Tensor | None, n: int) -> list[int]:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from brittle.attacks.losses import margins
-from brittle.attacks.packing import State, Tell, run
-from brittle.attacks.pool import Pool, check_steps, checked_width
+from brittle.attacks.packing import State, run
+from brittle.attacks.pool import Pool, check_count
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import lp_norm, per_sample
 from brittle.models.borrow import Model, frozen
-from brittle.models.forward import check_logits, widest
+from brittle.models.forward import check_logits
+from brittle.progress import Progress
 from brittle.random_streams import stream_keys, uniform
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -38,7 +39,7 @@ def square(
     seed: int = 0,
     ids: Tensor | None = None,
     batch_size: int | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Square attack (Andriushchenko et al. 2020): random windows, kept when they lower the margin; no gradients.
 
@@ -67,7 +68,7 @@ def square(
         ids: Integers ``(N,)`` that name the samples (their positions by default); a sample's random numbers depend
             on ``seed``, its id and the query alone.
         batch_size: Most samples at once (all by default); broken ones leave, and waiting ones take their place.
-        progress: Called with the number of samples that are done.
+        progress: Called with ``("square", samples done, their number)``.
 
     Returns:
         ``x_adv``, like ``x``: the first misclassified point met (``x`` itself where that is one), or else the point
@@ -77,14 +78,15 @@ def square(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
-    check_steps(queries, "queries")
+    check_count(queries, "queries")
+    check_count(batch_size, "batch_size")
     if not 0 < p_init <= 1:
         raise InputError(f"p_init: expected a share above 0, at most 1; got {p_init}")
     pool = Pool.of(x, y, eps, p, bounds, None, ids)
     _, _, height, width = _images(pool.x).shape
+    search = _Square(model, pool, seed, Windows.of(queries, p_init, height, width, p))
     with frozen(model), torch.no_grad():
-        search = _Square(model, pool, seed, Windows.of(queries, p_init, height, width, p))
-        run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
+        run(search, len(x), batch_size, x.device, progress)
     return pool.examples()
 
 
@@ -121,6 +123,8 @@ def _size(area: float, height: int, width: int, p: float) -> tuple[int, int]:
 
 class _Square:
     """The random search as a packed search; points are changed as images ``(n, C, H, W)``, a pixel row of all."""
+
+    name = "square"
 
     def __init__(self, model: Model, pool: Pool, seed: int, windows: Windows) -> None:
         self.model, self.pool = model, pool

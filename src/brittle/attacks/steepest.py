@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import Ball, ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.packing import State, Tell, run
-from brittle.attacks.pool import Pool, check_length, check_steps, checked_width
+from brittle.attacks.packing import State, run
+from brittle.attacks.pool import Pool, check_count, check_length
+from brittle.attacks.region import Region, ascend, check_budget
 from brittle.data.checks import check_batch
 from brittle.models.borrow import Model, frozen
-from brittle.models.forward import in_parts, widest
+from brittle.models.forward import in_parts
+from brittle.progress import Progress
 
 
 def fgsm(
@@ -48,15 +49,16 @@ def fgsm(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
+    check_count(batch_size, "batch_size")
     budgets, objective = check_budget(eps, p, len(x)).to(x.device), named_loss(loss)
 
-    def stepped(x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
-        ball, every = Ball.of(x, eps, p, bounds), torch.ones_like(y, dtype=torch.bool)
-        _, _, gradient = loss_and_gradient(model, objective, ball.x, y, check=every)
-        return ball.tightened(ball.project(ascended(ball.x, gradient, ball.eps, p, torch.empty_like(gradient))))
+    def step(x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+        region, every = Region.of(x, eps, p, bounds), torch.ones_like(y, dtype=torch.bool)
+        _, _, gradient = loss_and_gradient(model, objective, region.x, y, check=every)
+        return region.tighten(region.project(ascend(region.x, gradient, region.eps, p, torch.empty_like(gradient))))
 
     with frozen(model):
-        return in_parts(stepped, checked_width(batch_size), x, y.long(), budgets)
+        return in_parts(step, batch_size, x, y.long(), budgets)
 
 
 def pgd(
@@ -74,7 +76,7 @@ def pgd(
     seed: int = 0,
     ids: Tensor | None = None,
     batch_size: int | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018): ascent steps of fixed length, projected onto the budget.
 
@@ -93,7 +95,7 @@ def pgd(
         ids: Integers ``(N,)`` that name the samples (their positions by default); a sample's start depends on
             ``seed`` and its id alone.
         batch_size: Most samples at once (all by default); broken ones leave, and waiting ones take their place.
-        progress: Called with the number of samples that are done.
+        progress: Called with ``("pgd", samples done, their number)``.
 
     Returns:
         ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
@@ -102,18 +104,20 @@ def pgd(
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
-    check_steps(steps)
+    check_count(steps, "steps")
+    check_count(batch_size, "batch_size")
     pool = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids)
     lengths = pool.eps * (2.5 / steps) if step_size is None else torch.full_like(pool.eps, check_length(step_size))
-    lengths = lengths.to(pool.x)
+    search = _Ascent(model, named_loss(loss), pool, steps, lengths.to(pool.x))
     with frozen(model):
-        search = _Ascent(model, named_loss(loss), pool, steps, lengths)
-        run(search, len(x), widest(checked_width(batch_size), len(x)), x.device, progress)
+        run(search, len(x), batch_size, x.device, progress)
     return pool.examples()
 
 
 class _Ascent:
     """Steps of fixed length, as a packed search."""
+
+    name = "pgd"
 
     def __init__(self, model: Model, loss: Loss, pool: Pool, steps: int, lengths: Tensor) -> None:
         self.model, self.loss, self.pool, self.steps, self.lengths = model, loss, pool, steps, lengths
@@ -137,7 +141,7 @@ class _Ascent:
         improved = ((losses > state["best_loss"]) | wrong).nonzero()[:, 0]
         state["best"][improved], state["best_loss"][improved] = x[improved], losses[improved]
         done = wrong.cpu() | (state["step"] == self.steps)
-        ascended(x, gradient, state["length"], self.pool.p, x)
+        ascend(x, gradient, state["length"], self.pool.p, x)
         # A done sample's next point is never looked at: its best one is what finish() keeps.
         self.pool.project_(x, state)
         state["step"] += 1

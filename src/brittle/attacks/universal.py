@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from brittle.attacks.ball import ascended, check_budget
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.pool import check_length, check_steps
+from brittle.attacks.pool import check_count, check_length
+from brittle.attacks.region import ascend, check_budget
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import project_ball
@@ -51,7 +51,7 @@ def universal_perturbation(
         InputError: An argument is out of range, or there is no batch.
     """
     eps = float(check_budget(eps, p, 1))
-    check_steps(epochs, "epochs")
+    check_count(epochs, "epochs")
     length, device = eps / 4 if step_size is None else check_length(step_size), device_of(model)
     objective = named_loss(loss)
     u: Tensor | None = None
@@ -65,7 +65,7 @@ def universal_perturbation(
                     model, objective, (x + u).clamp(*bounds), y, check=torch.ones_like(y, dtype=torch.bool)
                 )
                 whole, step = gradient.sum(0, keepdim=True), torch.full((1,), length, dtype=u.dtype, device=device)
-                u = project_ball(ascended(u, whole, step, p, torch.empty_like(u)), eps, p)
+                u = project_ball(ascend(u, whole, step, p, torch.empty_like(u)), eps, p)
     if u is None:
         raise InputError("batches: expected at least one pair of inputs and labels; got none")
     return u[0]

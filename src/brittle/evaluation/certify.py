@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks import fgsm
-from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
+from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
 from brittle.data.checks import check_batch
 from brittle.errors import InputError

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from brittle.attacks import apgd
-from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
+from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.certify import Relaxation
 from brittle.data.batches import Data, chunks_of
 from brittle.data.checks import check_batch

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from brittle.attacks import universal_perturbation
-from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
-from brittle.attacks.pool import check_steps
+from brittle.attacks.pool import check_count
+from brittle.attacks.region import check_budget
 from brittle.data.checks import check_batch
 from brittle.errors import InputError, first_line
 from brittle.linear.norms import lp_norm
@@ -85,7 +85,7 @@ def data_free_perturbations(
         InputError: An argument is out of range, or the model cannot run on the shape.
     """
     check_budget(eps, p, 1)
-    check_steps(steps, "steps")
+    check_count(steps, "steps")
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
     if not all(isinstance(side, int) and side > 0 for side in shape):
@@ -235,7 +235,7 @@ def judge_universal(
         InputError: An argument is out of range, or the model or the samples cannot be used.
     """
     check_budget(eps, p, 1)
-    check_steps(draws, "draws")
+    check_count(draws, "draws")
     check_batch(*samples, bounds=bounds)
     x, y = samples[0].to(device_of(model)), samples[1].to(device_of(model)).long()
     if len(x) < 2:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from brittle.attacks import ATTACKS
-from brittle.attacks.ball import check_budget
 from brittle.attacks.losses import margins
+from brittle.attacks.region import check_budget
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, distances
@@ -239,7 +239,12 @@ def _attacked(
 ) -> Tensor:
     """What the attack makes of the samples ``rows``: all at once if it minds its batches itself, else in batches."""
     names = inspect.signature(attack).parameters.keys() - bound_options(attack)
-    options = {"bounds": threat.bounds, "seed": threat.seed + restart, "batch_size": batch_size, "progress": tell}
+    options = {
+        "bounds": threat.bounds,
+        "seed": threat.seed + restart,
+        "batch_size": batch_size,
+        "progress": lambda stage, done, total: tell(done),
+    }
     offered = {name: value for name, value in options.items() if name in names}
     width = len(rows) if "batch_size" in names else batch_size
     parts = []

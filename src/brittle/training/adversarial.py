@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from brittle.attacks.ball import Ball, ascended
 from brittle.attacks.losses import cross_entropy, loss_and_gradient
+from brittle.attacks.region import Region, ascend
 from brittle.models.borrow import frozen
 from brittle.random_streams import uniform
 from brittle.training.recipe import Adversary
@@ -34,14 +34,14 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, ke
     Returns:
         ``(N, ...)`` within the budget and within [0, 1].
     """
-    ball = Ball.of(x, adversary.eps, adversary.p, (0.0, 1.0))
-    numbers = uniform(keys, torch.full_like(keys, (epoch << 3) + START), x[0].numel() * (1 if ball.p != 2 else 2))
-    z = ball.start(_noise(numbers, x, adversary.p))
-    length = torch.full_like(ball.eps, adversary.length)
+    region = Region.of(x, adversary.eps, adversary.p, (0.0, 1.0))
+    numbers = uniform(keys, torch.full_like(keys, (epoch << 3) + START), x[0].numel() * (1 if region.p != 2 else 2))
+    z = region.start(_noise(numbers, x, adversary.p))
+    length = torch.full_like(region.eps, adversary.length)
     with frozen(model):
         for _ in range(adversary.steps):
             _, _, gradient = loss_and_gradient(model, cross_entropy, z, y)
-            z = ball.project(ascended(z, gradient, length, adversary.p, gradient))
+            z = region.project(ascend(z, gradient, length, adversary.p, gradient))
     return z
 
 

@@ -12,7 +12,7 @@ from brittle.linear.norms import check_attack_norm, lp_norm, per_sample
 
 
 @dataclass(frozen=True)
-class Ball:
+class Region:
     """The points within ``||x_adv - x||_p <= eps`` and the bounds, one budget a sample.
 
     Attributes:
@@ -32,8 +32,8 @@ class Ball:
     high: Tensor | None
 
     @staticmethod
-    def of(x: Tensor, eps: float | Tensor, p: float, bounds: tuple[float, float]) -> Ball:
-        """The ball around ``x``; ``eps`` is one budget for all or one a sample ``(N,)``.
+    def of(x: Tensor, eps: float | Tensor, p: float, bounds: tuple[float, float]) -> Region:
+        """The regions around ``x``; ``eps`` is one budget for all or one a sample ``(N,)``.
 
         For p = inf the box is rounded inwards, so that ``x_adv - x`` never exceeds eps by a rounding error.
 
@@ -43,12 +43,12 @@ class Ball:
         budgets = check_budget(eps, p, len(x)).to(x.device)
         x, rounded = x.detach().clamp(*bounds), budgets.to(x.dtype)
         if p == 2:
-            return Ball(x, rounded, p, bounds, None, None)
+            return Region(x, rounded, p, bounds, None, None)
         # Budgets rounded down, then the sums moved one step inwards: x_adv - x never exceeds eps by a rounding error.
         down = torch.where(rounded.double() > budgets, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
         wide = per_sample(down, x)
         low, high = torch.nextafter(x - wide, x), torch.nextafter(x + wide, x)
-        return Ball(x, rounded, p, bounds, low.clamp_min_(bounds[0]), high.clamp_max_(bounds[1]))
+        return Region(x, rounded, p, bounds, low.clamp_min_(bounds[0]), high.clamp_max_(bounds[1]))
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Onto the budget, then onto the bounds (which brings no point further from x)."""
@@ -59,7 +59,7 @@ class Ball:
         length = per_sample(self.eps / (lp_norm(noise, self.p) + 1e-12), self.x)
         return self.project(self.x + length * noise)
 
-    def tightened(self, x_adv: Tensor) -> Tensor:
+    def tighten(self, x_adv: Tensor) -> Tensor:
         """Shrink the perturbations that float32 rounding left more than a part in 10^6 over the budget (p = 2)."""
         if self.p != 2:
             return x_adv
@@ -78,7 +78,7 @@ class Ball:
 def project_(
     z: Tensor, x: Tensor, eps: Tensor, low: Tensor | None, high: Tensor | None, bounds: tuple[float, float]
 ) -> Tensor:
-    """Project ``z`` in place onto the ball that :class:`Ball` describes with the same names; returns it."""
+    """Project ``z`` in place onto the regions that :class:`Region` describes with the same names; returns it."""
     if low is not None and high is not None:
         return torch.clamp(z, low, high, out=z)
     z.sub_(x)
@@ -86,7 +86,7 @@ def project_(
     return torch.addcmul(x, z, per_sample(shrink, z), out=z).clamp_(*bounds)
 
 
-def ascended(x: Tensor, gradient: Tensor, length: Tensor, p: float, out: Tensor) -> Tensor:
+def ascend(x: Tensor, gradient: Tensor, length: Tensor, p: float, out: Tensor) -> Tensor:
     """``x`` and a step of ``length`` ``(N,)`` along the steepest ascent; uses ``gradient`` up and fills ``out``."""
     if p == 2:
         return torch.addcmul(x, gradient, per_sample(length / (lp_norm(gradient, 2) + 1e-12), x), out=out)
@@ -103,11 +103,7 @@ def check_budget(eps: float | Tensor, p: float, n: int) -> Tensor:
     budgets = torch.as_tensor(eps, dtype=torch.float64)
     if budgets.ndim and budgets.shape != (n,):
         raise InputError(f"eps: expected one budget or {n}, one a sample; got shape {tuple(budgets.shape)}")
-    if not bool(((budgets >= 0) & budgets.isfinite()).all()):
-        raise InputError(f"eps: expected a finite number of at least 0; got {_worst(budgets)}")
+    is_good = (budgets >= 0) & budgets.isfinite()
+    if not bool(is_good.all()):
+        raise InputError(f"eps: expected a finite number of at least 0; got {float(budgets[~is_good].flatten()[0])}")
     return budgets.expand(n)
-
-
-def _worst(budgets: Tensor) -> float:
-    bad = ~((budgets >= 0) & budgets.isfinite())
-    return float(budgets[bad][0]) if budgets.ndim else float(budgets)
