@@ -20,7 +20,7 @@ from brittle.attacks import apgd, fgsm
 from brittle.auditing.run import audit
 from brittle.errors import InputError
 from brittle.evaluation.dataset import evaluate
-from brittle.evaluation.universal import judge_universal
+from brittle.evaluation.universal_check import judge_universal
 from brittle.models.layers import read_layers
 from brittle.reporting.verdict import judge
 from brittle.results import Audit, CertifiedCurve, Evaluation, LipschitzResult, Rate

@@ -25,7 +25,7 @@ from brittle.evaluation.dataset import class_count, part_of, summarise
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.presets import preset
 from brittle.evaluation.signature import signature_of
-from brittle.evaluation.universal import judge_universal
+from brittle.evaluation.universal_check import judge_universal
 from brittle.evaluation.worst_case import Attack, Threat, WorstCase, passes_of, worst_case
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import device_of, frozen

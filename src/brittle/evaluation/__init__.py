@@ -6,7 +6,7 @@ from brittle.evaluation.dataset import evaluate
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.presets import PRESETS, preset
 from brittle.evaluation.standard import attack
-from brittle.evaluation.universal import data_free_perturbations, judge_universal
+from brittle.evaluation.universal_check import data_free_perturbations, judge_universal
 from brittle.evaluation.worst_case import Attack, Threat, WorstCase
 
 __all__ = [

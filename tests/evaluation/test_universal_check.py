@@ -16,7 +16,7 @@ from torch import nn
 
 import brittle
 from brittle.errors import InputError
-from brittle.evaluation.universal import data_free_perturbations, judge_universal
+from brittle.evaluation.universal_check import data_free_perturbations, judge_universal
 from brittle.linear.norms import operator_norm
 from brittle.models.normalize import Normalize
 from brittle.results import Rate, UniversalResult
