@@ -17,8 +17,9 @@ from brittle.bounds.graph.read import Conv, Dense, Op, Slope, read_graph
 from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.product import own_factors, product_bound
-from brittle.bounds.lipschitz.torus import mean_over_image, symbol
+from brittle.bounds.lipschitz.torus import mean_over_image
 from brittle.linear.conv_geometry import ConvGeometry
+from brittle.linear.conv_symbol import symbol
 from brittle.models.trace import NoRule
 from helpers.patterned import FAMILIES, Apply, Patterned, _choice, local, margins_of, network, norm_of, prepared, search
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brittle.bounds import pair_two
-from brittle.bounds.pairs.multipliers import FLOOR, closed_form, directions, eliminate, improve, ritz
+from brittle.bounds.pairs.multipliers import FLOOR, closed_form, directions, eliminate, improve
 from brittle.bounds.pairs.two import (
     branch_and_bound,
     compressed,
@@ -26,6 +26,7 @@ from brittle.bounds.pairs.two import (
     uppers,
 )
 from brittle.errors import InputError
+from brittle.linear.spectrum import ritz
 from helpers.matrices import KINDS, matrix, quick
 
 SLACK = 1 + 1e-7

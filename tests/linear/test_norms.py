@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -19,8 +18,6 @@ from brittle.linear.norms import (
     operator_norm,
     per_sample,
     project_ball,
-    spectral_norm_lower,
-    spectral_norm_upper,
 )
 from helpers.matrices import matrices, quick
 
@@ -71,49 +68,6 @@ def test_operator_norm_takes_batches(p):
     W = samples(0, 2, 3, 4, 5)
     expected = [[np.linalg.norm(M, p) for M in row] for row in W.numpy()]
     np.testing.assert_allclose(operator_norm(W, p), expected, rtol=1e-12)
-
-
-@quick
-@given(matrices())
-def test_gram_iteration_falls_towards_the_norm_and_never_below(W):
-    exact = np.linalg.norm(W.numpy(), 2)
-    uppers = [float(spectral_norm_upper(W, t)) for t in range(12)]
-    assert uppers[0] == pytest.approx(np.linalg.norm(W.numpy()), rel=1e-12)
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(uppers))
-    assert all(upper >= exact * (1 - 1e-12) for upper in uppers)
-    rank = min(W.shape)
-    assert uppers[-1] <= exact * rank ** (0.5 / 2**11) * (1 + 1e-12)
-
-
-@pytest.mark.parametrize("scale", [1e-200, 1e200])
-def test_gram_iteration_neither_overflows_nor_underflows(scale):
-    W = samples(1, 5, 7)
-    assert float(spectral_norm_upper(scale * W)) == pytest.approx(
-        scale * float(spectral_norm_upper(W)), rel=1e-9, abs=0
-    )
-
-
-def test_gram_iteration_takes_batches_and_complex_numbers():
-    W = torch.randn(2, 3, 4, 6, dtype=torch.complex128, generator=generator(2))
-    W[0, 0] = 0
-    upper = spectral_norm_upper(W, 10).numpy()
-    exact = np.linalg.norm(W.numpy(), 2, axis=(-2, -1))
-    assert upper.shape == (2, 3)
-    assert (upper >= exact * (1 - 1e-12)).all()
-    np.testing.assert_allclose(upper, exact, rtol=2e-3)
-
-
-@quick
-@given(matrices(), st.integers(0, 60), st.integers(0, 9))
-def test_power_iteration_is_never_above(W, iterations, seed):
-    exact = np.linalg.norm(W.numpy(), 2)
-    assert 0 <= float(spectral_norm_lower(W, iterations, seed)) <= exact * (1 + 1e-12)
-
-
-def test_power_iteration_finds_a_clear_maximum():
-    W = torch.diag(torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64))
-    assert float(spectral_norm_lower(W)) == pytest.approx(5, rel=1e-12)
-    assert float(spectral_norm_lower(W, 0, seed=0)) != float(spectral_norm_lower(W, 0, seed=1))
 
 
 # --- exponents ----------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from brittle.bounds.pairs.inf import row_bounds
 from brittle.bounds.pairs.matrices import as_chain, normalised
 from brittle.bounds.pairs.two import upper as pair_upper
 from brittle.errors import InputError
-from brittle.linear.norms import ROUNDING, check_attack_norm, operator_norm
+from brittle.linear.norms import check_attack_norm, operator_norm
+from brittle.linear.spectrum import ROUNDING
 from brittle.results import LayerBound
 from brittle.results.methods import (
     ALL_PAIRS,

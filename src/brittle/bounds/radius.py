@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from brittle.errors import InputError
-from brittle.linear.norms import ROUNDING, check_attack_norm, dual_exponent
+from brittle.linear.norms import check_attack_norm, dual_exponent
+from brittle.linear.spectrum import ROUNDING
 
 ULPS = 8
 """Rounding that a logit may carry, in units of its type's ``eps``."""

@@ -10,22 +10,21 @@ from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, dual_exponent, lp_norm, per_sample
+from brittle.linear.spectrum import largest_singular_value, power_iteration
 from brittle.models.borrow import Model, device_of, frozen
 
 MOST_CLASSES = 10
 """Rows of the Jacobian taken at each input: the classes of largest logits."""
 POWER_STEPS = 20
-"""Steps of the power iteration over all rows where there are more."""
-SHORTEST = 1 / 40
-"""Length of the last pairs of points over that of the first ones."""
-STRIDE = 0.3
-"""Length of a step of the pair over the distance of its two points."""
-ROUNDING = 2.0**-40
-"""Relative error granted to float64 logits before their difference counts."""
-
-
-NOISE = 2.0**13
-"""Units in the last place of the largest entry below which sums of gradients count as 0."""
+"""Products with the transposed Jacobian in the power iteration over all rows, where there are more."""
+LAST_DISTANCE = 1 / 40
+"""Distance of the last pair of points over that of the first."""
+STEP_LENGTH = 0.3
+"""How far the pair moves in a step, over the distance of its two points."""
+LOGIT_ROUNDING = 2.0**-40
+"""Relative error granted to float64 logits before their difference counts: 2^13 unit roundoffs."""
+GRADIENT_ROUNDING = 2.0**13
+"""Rounding errors of the largest entry below which sums of gradients count as 0."""
 
 
 def jacobian_norms(model: Model, x: Tensor, p: float) -> Tensor:
@@ -51,13 +50,12 @@ def jacobian_norms(model: Model, x: Tensor, p: float) -> Tensor:
         top, J = _largest_rows(logits, x)
         if math.isinf(p):
             return J.abs().sum(2).amax(1)
-        gram = (J @ J.mT).double()
-        found = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt().to(x.dtype)
+        norms = largest_singular_value(J.double())[0].to(x.dtype)
         if logits.shape[1] <= MOST_CLASSES:
-            return found
-        strongest = torch.linalg.eigh(gram).eigenvectors[:, :, -1].to(logits.dtype)
+            return norms
+        strongest = torch.linalg.eigh((J @ J.mT).double()).eigenvectors[:, :, -1].to(logits.dtype)
         start = torch.zeros_like(logits).scatter(1, top, strongest) + _random_unit(logits[0], 2, seed=0)
-        return torch.maximum(found, _power_iteration(logits, x, start))
+        return torch.maximum(norms, _norm_over_all_rows(logits, x, start))
 
 
 def largest_ratio(
@@ -127,7 +125,7 @@ def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int,
     found = gain = torch.zeros(len(c), dtype=torch.float64, device=c.device)
     best = c
     for step in range(steps):
-        h = eps * SHORTEST ** (step / max(steps - 1, 1))
+        h = eps * LAST_DISTANCE ** (step / max(steps - 1, 1))
         ends = torch.cat([c + h / 2 * v, c - h / 2 * v]).clamp(*box)
         ratio, gradients = _ratio_and_gradients(model, ends, p)
         found = torch.maximum(found, ratio)
@@ -137,7 +135,7 @@ def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int,
             gain, best = torch.where(better, norm, gain), torch.where(per_sample(better, end), end, best)
         turned, moved = (_steepest(g, p) for g in _sum_and_difference(*gradients))
         v = torch.where(per_sample(turned.flatten(1).any(1), v), turned, v)
-        c = (c + STRIDE * h * moved).clamp(*box)
+        c = (c + STEP_LENGTH * h * moved).clamp(*box)
     return torch.maximum(torch.maximum(found, gain), jacobian_norms(model, best, p).double())
 
 
@@ -159,7 +157,7 @@ def _ratio_and_gradients(model: Model, ends: Tensor, p: float) -> tuple[Tensor, 
             u = _steepest(difference, 2)
         (gradient,) = torch.autograd.grad(logits, ends, torch.cat([u, u]))
     near, far = gradient.chunk(2)
-    rise = lp_norm(difference, p) - ROUNDING * (lp_norm(at, p) + lp_norm(other, p))
+    rise = lp_norm(difference, p) - LOGIT_ROUNDING * (lp_norm(at, p) + lp_norm(other, p))
     a, b = ends.detach().chunk(2)
     ratio = rise.clamp_min(0) / lp_norm(a - b, p)
     certain = torch.isfinite(ratio) & (logits.dtype == torch.float64)
@@ -168,7 +166,7 @@ def _ratio_and_gradients(model: Model, ends: Tensor, p: float) -> tuple[Tensor, 
 
 def _sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """``a + b`` and ``a - b``, with 0 for entries that are rounding: they would become full steps to anywhere."""
-    noise = NOISE * torch.finfo(a.dtype).eps * (a.abs() + b.abs()).flatten(1).amax(1)
+    noise = GRADIENT_ROUNDING * torch.finfo(a.dtype).eps * (a.abs() + b.abs()).flatten(1).amax(1)
     both = (a + b, a - b)
     plus, minus = (torch.where(g.abs() > per_sample(noise, g), g, 0) for g in both)
     return plus, minus
@@ -195,24 +193,26 @@ def _largest_rows(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return top, torch.stack(rows, dim=1)
 
 
-def _power_iteration(logits: Tensor, x: Tensor, u: Tensor) -> Tensor:
-    """``max ||J^T u|| / ||u||`` over the iterates of ``J J^T``, a lower bound of ``||J||_2``, ``(N,)``.
+def _norm_over_all_rows(logits: Tensor, x: Tensor, u: Tensor) -> Tensor:
+    """``||J^T u|| / ||u||`` of what the power iteration on ``J J^T`` makes of u, ``(N,)``: at most ``||J||_2``.
 
-    ``J g`` is the derivative of ``<J^T w, g>`` in w; 0 where the model cannot be differentiated twice.
+    ``J g`` is the derivative of ``<J^T w, g>`` in w; u stays as it is where the model cannot be differentiated twice.
     """
-    found = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     w = torch.zeros_like(logits, requires_grad=True)
+
+    def pull(u: Tensor) -> Tensor:
+        return torch.autograd.grad(logits, x, u, retain_graph=True)[0]
+
     try:
         (pulled,) = torch.autograd.grad(logits, x, w, create_graph=True)
-        for _ in range(POWER_STEPS):
-            (g,) = torch.autograd.grad(logits, x, _steepest(u, 2), retain_graph=True)
-            found = torch.maximum(found, lp_norm(g, 2))
-            (u,) = torch.autograd.grad(pulled, w, g, retain_graph=True)
+        _, u = power_iteration(
+            lambda u: torch.autograd.grad(pulled, w, pull(u), retain_graph=True)[0], u, POWER_STEPS - 1
+        )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        return found
-    return found
+        pass  # no second derivatives
+    return lp_norm(pull(_steepest(u, 2)), 2)
 
 
 def _steepest(gradient: Tensor, p: float) -> Tensor:

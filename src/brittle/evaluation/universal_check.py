@@ -16,7 +16,7 @@ from brittle.attacks.region import check_budget
 from brittle.data.checks import check_batch
 from brittle.errors import InputError, first_line
 from brittle.linear.norms import lp_norm
-from brittle.linear.spectrum import top_right_singular_vectors
+from brittle.linear.spectrum import power_iteration, top_right_singular_vectors
 from brittle.models.borrow import Model, device_of, frozen, zero_like
 from brittle.models.forward import logits_of
 from brittle.models.layers import read_layers
@@ -190,15 +190,17 @@ def _power_iteration(x: Tensor, y: Tensor, steps: int, generator: torch.Generato
 
     ``A v`` is the derivative of ``<A^T w, v>`` in w; all but the first sample stand still.
     """
-    v = torch.zeros_like(x)
-    v[0] = torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+    start = torch.zeros_like(x)
+    start[0] = torch.randn(x.shape[1:], generator=generator, dtype=torch.float64).to(x)
     w = torch.zeros_like(y, requires_grad=True)
     (pulled,) = torch.autograd.grad(y, x, w, create_graph=True)
-    for _ in range(steps):
+
+    def there_and_back(v: Tensor) -> Tensor:
         (image,) = torch.autograd.grad(pulled, w, v, retain_graph=True)
-        (v,) = torch.autograd.grad(y, x, image, retain_graph=True)
-        v = v / v.norm().clamp_min(torch.finfo(v.dtype).tiny)
-    return v[0].flatten()
+        return torch.autograd.grad(y, x, image, retain_graph=True)[0]
+
+    gains, v = power_iteration(there_and_back, start, steps)
+    return (v[0] if gains[0] > 0 else torch.zeros_like(v[0])).flatten()
 
 
 def judge_universal(

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 from brittle.errors import InputError
 from brittle.linear.compressibility import singular_values
 from brittle.linear.conv_geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
-from brittle.linear.norms import ROUNDING
+from brittle.linear.conv_symbol import largest_symbol_norm
+from brittle.linear.spectrum import ROUNDING, power_iteration, raised
 from brittle.results import NormBounds
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _AFFORDABLE = 2e10  # multiplications up to which a finer grid is worth its time: some ten seconds on two cores
-_CHUNK = 2**20  # entries of the symbols that one thread decomposes at once: 16 MiB of complex numbers
 
 
 def filter_matrix(K: Tensor) -> Tensor:
@@ -132,48 +131,6 @@ def _stride_classes(K: Tensor, geometry: ConvGeometry) -> list[Tensor]:
     return classes
 
 
-def _symbol_maximum(K: Tensor, geometry: ConvGeometry, grid: Sequence[int], stride: Sequence[int]) -> float:
-    """Largest singular value of the (polyphase) symbol over a grid of frequencies, per group.
-
-    A tap at offset ``u d = s q + r`` contributes ``K[o, c, u] exp(i w q)`` to column ``(c, r)``; ``stride`` 1 gives
-    the plain symbol. Offsets wrap around the grid. K is real, so half of the last axis suffices.
-    """
-    axes = list(zip(K.shape[2:], geometry.dilation, stride, grid, strict=True))
-    phases = [torch.arange(k) * d % s for k, d, s, _ in axes]
-    places = [torch.arange(k) * d // s % n for k, d, s, n in axes]
-    offsets = [*torch.meshgrid(*phases, indexing="ij"), *torch.meshgrid(*places, indexing="ij")]
-    flat = torch.zeros(K.shape[2:], dtype=torch.int64)
-    for offset, length in zip(offsets, [*stride, *grid], strict=True):
-        flat = flat * length + offset
-    spread = torch.zeros(*K.shape[:2], math.prod([*stride, *grid]), dtype=torch.float64)
-    spread = spread.index_add(2, flat.flatten(), K.flatten(2)).unflatten(2, [*stride, *grid])
-    symbol = torch.fft.rfftn(spread, dim=list(range(-len(grid), 0)))
-    symbol = symbol.unflatten(0, (geometry.groups, -1)).flatten(2, 2 + len(stride)).flatten(3)
-    symbol = symbol.permute(0, 3, 1, 2).flatten(0, 1)  # (groups * frequencies, out / groups, in / groups * phases)
-    parts = symbol.split(max(1, _CHUNK // symbol[0].numel()))
-    with _single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
-        return math.sqrt(max(pool.map(_largest_eigenvalue, parts)))
-
-
-@contextmanager
-def _single_threaded() -> Iterator[int]:
-    """One thread an operation inside the block, and how many there were: small decompositions gain from no more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _largest_eigenvalue(symbols: Tensor) -> float:
-    """Largest eigenvalue of the Gram matrices of ``(B, m, n)``, on the smaller side."""
-    side = symbols if symbols.shape[2] <= symbols.shape[1] else symbols.mH
-    if side.shape[2] == 1:
-        return float(side.abs().square().sum(1).max())
-    return float(torch.linalg.eigvalsh(side.mH @ side).max().clamp_min(0))
-
-
 def torus_bound(K: Tensor, geometry: ConvGeometry, size: Sequence[int], *, polyphase: bool = False) -> float:
     """Upper bound of the l_2 operator norm: the convolution embedded in a circular one.
 
@@ -190,7 +147,7 @@ def torus_bound(K: Tensor, geometry: ConvGeometry, size: Sequence[int], *, polyp
     grid, stride = _torus_grid(geometry, size, polyphase=polyphase)
     if geometry.mode == "circular" and any(n % s for n, s in zip(size, stride, strict=True)):
         raise InputError(f"size: expected multiples of the stride {stride} for circular padding; got {tuple(size)}")
-    return _symbol_maximum(K, geometry, grid, stride) * _safety(K)
+    return _raised(largest_symbol_norm(K, replace(geometry, stride=stride), grid), K)
 
 
 def _torus_grid(geometry: ConvGeometry, size: Sequence[int], *, polyphase: bool) -> tuple[list[int], tuple[int, ...]]:
@@ -221,7 +178,7 @@ def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
     grid = _coarse_grid(K, geometry, oversampling)
     slack = math.prod(math.cos(math.pi / oversampling) for n in grid if n > 1)
-    return _symbol_maximum(K, geometry, grid, geometry.stride) / math.sqrt(slack) * _safety(K)
+    return _raised(largest_symbol_norm(K, geometry, grid) / math.sqrt(slack), K)
 
 
 def _coarse_grid(K: Tensor, geometry: ConvGeometry, oversampling: int) -> list[int]:
@@ -229,8 +186,8 @@ def _coarse_grid(K: Tensor, geometry: ConvGeometry, oversampling: int) -> list[i
     return [max(oversampling * degree, 1) for degree in degrees]
 
 
-def _safety(K: Tensor) -> float:
-    return 1 + ROUNDING * max(K.shape[0], K[0].numel())
+def _raised(norm: float, K: Tensor) -> float:
+    return raised(norm, max(K.shape[0], K[0].numel()))
 
 
 def _embeds(K: Tensor, geometry: ConvGeometry) -> bool:
@@ -256,14 +213,11 @@ def norm_2_lower(
     The iterations run in float32; the value is ``||A v|| / ||v||`` in float64 of the vector they end at.
     """
     generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(1, K.shape[1] * geometry.groups, *size, generator=generator)
+    start = torch.randn(1, K.shape[1] * geometry.groups, *size, generator=generator)
     single = K.detach().float().cpu()
-    for _ in range(iterations):
-        u = _adjoint(single, geometry, v, apply(single, geometry, v))
-        if not (length := float(u.norm())) > 0:
-            break
-        v = u / length
-    v = v.double()
+    v = power_iteration(lambda v: _adjoint(single, geometry, v, apply(single, geometry, v)), start, iterations)[
+        1
+    ].double()
     return float(apply(K.detach().double().cpu(), geometry, v).norm() / v.norm())
 
 
@@ -300,9 +254,9 @@ def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None
     uppers: dict[str, float] = {}
     if size is not None or _size_free(K, geometry):
         mu = patch_overlap(K, geometry, size)
-        uppers["filter matrix"] = math.sqrt(mu) * sigma * _safety(K)
+        uppers["filter matrix"] = _raised(math.sqrt(mu) * sigma, K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
-        uppers["schur"] = math.sqrt(schur) * _safety(K)
+        uppers["schur"] = _raised(math.sqrt(schur), K)
     for method in _torus_methods(geometry) if size is not None and _embeds(K, geometry) else ():
         assert size is not None
         grid, stride = _torus_grid(geometry, size, polyphase=method == "polyphase")

@@ -14,9 +14,6 @@ from torch import Tensor
 from brittle.errors import InputError
 from brittle.linear.compressibility import row_norms, singular_values
 
-ROUNDING = 1e-12
-"""Relative margin per matrix dimension by which a computed spectral norm is raised before it is called a bound."""
-
 
 def dual_exponent(p: float) -> float:
     """The exponent ``p*`` with ``1/p + 1/p* = 1``: 1 and inf are dual, 2 is its own.
@@ -119,48 +116,3 @@ def operator_norm(W: Tensor, p: float) -> Tensor:
     if p not in (1, math.inf):
         raise InputError(f"p: expected 1, 2 or inf; got {p}")
     return row_norms(W if math.isinf(p) else W.mT).amax(-1)
-
-
-def spectral_norm_upper(W: Tensor, iterations: int = 7) -> Tensor:
-    """Upper bound of the spectral norm by Gram iteration (Delattre et al. 2023), without a decomposition.
-
-    ``G_0 = W, G_{t+1} = G_t^T G_t, ||W||_2 <= ||G_t||_F^(1/2^t)``: non-increasing in t, converging from above.
-
-    Args:
-        W: ``(..., m, n)``.
-        iterations: t, at least 0; 0 gives the Frobenius norm.
-
-    Returns:
-        ``(...,)``, in units of W: never below the largest singular value, apart from rounding.
-    """
-    largest = W.abs().amax((-2, -1))
-    G = (W if W.shape[-1] <= W.shape[-2] else W.mH) / torch.where(largest > 0, largest, 1)[..., None, None]
-    log_scale = largest.double().log()
-    for t in range(iterations + 1):
-        norm = torch.linalg.matrix_norm(G)
-        log_scale = log_scale + norm.double().log() / 2**t
-        G = G / torch.where(norm > 0, norm, 1)[..., None, None]
-        if t < iterations:
-            G = G.mH @ G
-    return log_scale.exp().to(W.real.dtype)
-
-
-def spectral_norm_lower(W: Tensor, iterations: int = 50, seed: int = 0) -> Tensor:
-    """Lower bound of the spectral norm of one matrix by power iteration: ``||W v|| / ||v||`` of the last v.
-
-    Args:
-        W: ``(m, n)``.
-        iterations: Applications of ``W^T W``.
-        seed: Of the start vector's own generator.
-
-    Returns:
-        Scalar, in units of W: never above the largest singular value, apart from rounding.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(W.shape[-1], generator=generator, dtype=torch.float64).to(W)
-    for _ in range(iterations):
-        u = W.mT @ (W @ v)
-        if not u.any():
-            break
-        v = u / u.norm()
-    return (W @ v).norm() / v.norm()

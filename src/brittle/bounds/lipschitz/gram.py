@@ -20,6 +20,7 @@ from torch import Tensor
 
 from brittle.bounds.graph.read import Op
 from brittle.bounds.lipschitz.gram_walk import Recursion
+from brittle.linear.spectrum import WALK_ROUNDING
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class GramBound:
         """Upper bound of the l_2 Lipschitz constant; infinite where the numbers overflowed."""
         if not bool(self.gram.isfinite().all()):
             return math.inf
-        return math.sqrt(max(float(torch.linalg.eigvalsh(self.gram.detach())[-1]), 0.0)) * (1 + 1e-9)
+        return math.sqrt(max(float(torch.linalg.eigvalsh(self.gram.detach())[-1]), 0.0)) * (1 + WALK_ROUNDING)
 
 
 def gram_bound(

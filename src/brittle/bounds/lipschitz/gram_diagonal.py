@@ -13,6 +13,7 @@ from torch import Tensor
 
 from brittle.bounds.graph.read import Average, MaxPool, Multiple, Op, Rearrange, Scale, Slope, Softmax
 from brittle.bounds.pairs.multipliers import factor, floored
+from brittle.linear.spectrum import power_iteration
 
 
 class Stuck(Exception):
@@ -117,13 +118,7 @@ def largest(P: Tensor, w: Tensor | None = None) -> float:
 def estimate(Q: Tensor, w: Tensor, iterations: int = 20) -> float:
     """Estimate, from below, of the largest eigenvalue of ``W^-1/2 Q W^-1/2`` over the batch, by power iteration."""
     root = w.rsqrt().to(Q.dtype)[:, None]
-    v, value = first_vectors(Q), 0.0
-    for _ in range(iterations):
-        v = root * (Q @ (root * v))
-        length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-        value = float(length.max())
-        v = v / length.clamp_min(1e-300)
-    return value
+    return float(power_iteration(lambda v: root * (Q @ (root * v)), first_vectors(Q), iterations)[0].max())
 
 
 def first_vectors(like: Tensor) -> Tensor:

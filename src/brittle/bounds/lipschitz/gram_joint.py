@@ -18,8 +18,10 @@ from torch import Tensor
 
 from brittle.bounds.graph.read import Concat, Conv, Multiple, Op, Scale, Sum
 from brittle.bounds.lipschitz.gram_diagonal import Stuck, largest
-from brittle.bounds.lipschitz.torus import frequencies, spills, symbol
+from brittle.bounds.lipschitz.torus import spills
 from brittle.bounds.pairs.multipliers import Slopes
+from brittle.linear.conv_symbol import frequencies, symbol
+from brittle.linear.spectrum import ROUNDING, UNIT_ROUNDOFF
 
 Rows = Callable[[Tensor], Tensor]
 """A linear map of all live results together: from their rows ``(F, n, m)`` to its own, ``(F, k, m)``."""
@@ -109,9 +111,9 @@ def cancelled(state: Joint, op: Op, A: Tensor | None = None) -> Tensor:
     """
     roots = [state.block(x, x).diagonal(dim1=1, dim2=2).real.sum(1).clamp_min(0).sqrt() for x in op.inputs]
     if A is None:
-        return 1e-12 * reduce(torch.add, roots).square()
+        return ROUNDING * reduce(torch.add, roots).square()
     frobenius = A.abs().square().sum((1, 2))
-    return 2.0**-51 * (A.shape[-1] + 1) * frobenius * roots[0].square()
+    return 4 * UNIT_ROUNDOFF * (A.shape[-1] + 1) * frobenius * roots[0].square()
 
 
 def extended(

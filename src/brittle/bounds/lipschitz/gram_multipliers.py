@@ -14,8 +14,9 @@ from torch import Tensor
 
 from brittle.bounds.graph.read import Conv, Dense
 from brittle.bounds.lipschitz.gram_diagonal import Stuck, estimate, first_vectors
-from brittle.bounds.lipschitz.torus import symbol
 from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor
+from brittle.linear.conv_symbol import symbol
+from brittle.linear.spectrum import power_iteration
 
 Reader = Dense | Conv | None
 """A linear operation that reads a result, convolutions with zero padding; None for any other reading."""
@@ -94,13 +95,11 @@ def _response(L: Tensor, t: Tensor, maps: Sequence[Tensor | None], slopes: Slope
     """Estimate of the largest eigenvalue of ``sum_A A R A^H`` over the batch, R the eliminated matrix."""
     low, high = slopes
     root = t.sqrt().to(L.dtype)[:, None]
-    v, value = first_vectors(L), 0.0
-    for _ in range(12):
+
+    def respond(v: Tensor) -> Tensor:
         g = torch.zeros_like(v)
         for A in maps or [None]:
             g = g + (v if A is None else A.mH.to(L.dtype) @ (A.to(L.dtype) @ v))
-        r = (low + high) ** 2 * root * torch.cholesky_solve(root * g, L) - 2 * low * high * root**2 * g
-        length = torch.linalg.vector_norm(r, dim=1, keepdim=True)
-        value = float((length / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(1e-300)).max())
-        v = r / length.clamp_min(1e-300)
-    return value
+        return (low + high) ** 2 * root * torch.cholesky_solve(root * g, L) - 2 * low * high * root**2 * g
+
+    return float(power_iteration(respond, first_vectors(L), 12)[0].max())

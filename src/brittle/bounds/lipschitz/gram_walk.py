@@ -29,8 +29,9 @@ from brittle.bounds.lipschitz.gram_joint import (
 )
 from brittle.bounds.lipschitz.gram_multipliers import Reader, chosen_multipliers, outer_norms
 from brittle.bounds.lipschitz.product import product_bound
-from brittle.bounds.lipschitz.torus import convolutions, fits, frequencies, least_torus, mean_over_image, spills, symbol
+from brittle.bounds.lipschitz.torus import convolutions, fits, least_torus, mean_over_image, spills
 from brittle.bounds.pairs.multipliers import factor
+from brittle.linear.conv_symbol import frequencies, symbol
 
 _BUDGET = 8e11
 """Real multiplications of one recursion, about a minute on two cores; what is left then counts with its norms."""

@@ -24,11 +24,11 @@ from brittle.bounds.lipschitz.paths import gradients, movable, radii
 from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
+from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.borrow import frozen
 from brittle.models.trace import NoRule, Trace
 from brittle.results.methods import CHAIN, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
 
-_ROUNDING = 1 + 1e-12
 _MOST_MARGINS = 2000  # classes up to which every pair gets a bound of its own
 _WIDE = 1024  # widest layer for which the exponents of Theorem 3.2 and the pairs' rows of margins are tried
 
@@ -173,7 +173,7 @@ class _Arguments:
             return NetworkBound(p, 0.0, None, (), ((PRODUCT, 0.0),))
         try:
             factors = own_factors(self.ops, p)
-            product = product_bound(self.ops, factors, p) * _ROUNDING
+            product = raised(product_bound(self.ops, factors, p))
             if not math.isfinite(product):
                 raise NoRule("the product of norms exceeds the range of float64")
         except NoRule as error:
@@ -195,7 +195,7 @@ class _Arguments:
             wide = max(max(W.shape) for W in self.weights) > _WIDE
             values |= dict(chain_bounds(self.weights, 2, exponents=not wide).values)
         if self.distances is not None and self.outputs:
-            values[CROSS_NORM] = math.sqrt(self.outputs) * float(self.distances[-1].max()) * _ROUNDING
+            values[CROSS_NORM] = raised(math.sqrt(self.outputs) * float(self.distances[-1].max()))
         return values
 
     @cached_property
@@ -205,9 +205,9 @@ class _Arguments:
         if self.distances is not None:
             values[CHAIN] = float(self.distances[-1].max())
             if self.paths is not None:
-                values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + 1e-9)
+                values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
         if self.gram is not None:
-            values[CROSS_NORM] = math.sqrt(self.inputs) * self.gram.upper * _ROUNDING
+            values[CROSS_NORM] = raised(math.sqrt(self.inputs) * self.gram.upper)
         if self.weighted is not None:
             values[MULTIPLIERS] = _row_norm(self.weighted)
         if self.weights is not None:
@@ -315,7 +315,7 @@ class _Arguments:
             tables.append(_differences(self.gram.gram) * (1.0 if p == 2 else math.sqrt(self.inputs)))
         if math.isinf(p):
             tables += self.margins_inf(K)
-        best = torch.stack(tables).amin(0) * (1 + 1e-9)
+        best = torch.stack(tables).amin(0) * (1 + WALK_ROUNDING)
         best = torch.minimum(best, best.mT)
         return best.fill_diagonal_(0.0)
 
@@ -358,4 +358,4 @@ def _differences(gram: Tensor) -> Tensor:
 
 def _row_norm(gram: Tensor) -> float:
     """Root of the largest diagonal entry, rounded up."""
-    return math.sqrt(max(float(gram.diagonal().max()), 0.0)) * (1 + 1e-9)
+    return math.sqrt(max(float(gram.diagonal().max()), 0.0)) * (1 + WALK_ROUNDING)

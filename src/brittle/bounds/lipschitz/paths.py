@@ -30,8 +30,8 @@ from brittle.bounds.graph.read import (
     Sum,
 )
 from brittle.linear.convolution import apply
+from brittle.linear.spectrum import WALK_ROUNDING
 
-_ROUNDING = 1e-9  # relative; sums of non-negative numbers in float64 lose far less
 MOST_PATHS = 128
 """Outputs up to which paths are counted: one backward pass each."""
 
@@ -51,7 +51,7 @@ def radii(ops: Sequence[Op]) -> list[Tensor]:
     done: list[Tensor] = []
     for op in ops:
         done.append(_apply(op, [done[source] for source in op.inputs], absolute=True))
-    return [d * (1 + _ROUNDING) for d in done]
+    return [d * (1 + WALK_ROUNDING) for d in done]
 
 
 def gradients(ops: Sequence[Op]) -> Tensor | None:

@@ -23,8 +23,8 @@ from brittle.bounds.graph.read import (
     Sum,
 )
 from brittle.linear.convolution import bounds_of
-from brittle.linear.norms import ROUNDING
 from brittle.linear.norms import operator_norm as dense_norm
+from brittle.linear.spectrum import largest_singular_value, raised
 from brittle.models.trace import NoRule
 
 
@@ -68,10 +68,7 @@ def own_factor(op: Op, source: Op, p: float) -> float:
 def dense_upper(W: torch.Tensor, p: float) -> float:
     """Certified upper bound, exact up to rounding, of a matrix's operator norm."""
     W = W.double()
-    if p == 2 and min(W.shape) > 512:  # the Gram matrix loses no digit of the largest singular value
-        gram = W @ W.mT if W.shape[0] <= W.shape[1] else W.mT @ W
-        return math.sqrt(float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0))) * (1 + ROUNDING * max(W.shape))
-    return float(dense_norm(W, p)) * (1 + ROUNDING * max(W.shape))
+    return float(largest_singular_value(W)[1]) if p == 2 else raised(float(dense_norm(W, p)), max(W.shape))
 
 
 def product_bound(ops: Sequence[Op], factors: Sequence[float], p: float, *, start: int = 0, end: int = -1) -> float:

@@ -1,4 +1,4 @@
-"""Convolutions on a torus: its points, one matrix a frequency, and means over the image.
+"""Which torus serves a network's convolutions, and means over the image that lies on it.
 
 A convolution that pads with zeros is circular on a torus that the image fits with its padding, once the result is
 taken on the image alone. Theory page, section "Multipliers".
@@ -71,38 +71,6 @@ def fits(conv: Conv, before: Sequence[int], after: Sequence[int], grid: Sequence
     """Whether a torus holds the image before a convolution, with its padding, and the image after it (sizes)."""
     axes = zip(before, after, conv.geometry.padding, grid, strict=True)
     return all(n + max(pads) <= points and m <= points for n, m, pads, points in axes)
-
-
-def frequencies(grid: Sequence[int]) -> int:
-    """Number of frequencies that are kept: half of the last axis stands for all; 1 off the torus."""
-    return math.prod(grid[:-1]) * (grid[-1] // 2 + 1) if grid else 1
-
-
-def symbol(K: Tensor, geometry: ConvGeometry, grid: Sequence[int]) -> Tensor:
-    """The convolution at every frequency of a torus, ``(F, out, in * phases)``, with the padding's shift.
-
-    Tap u reads position ``stride * p + offset``, ``offset = u * dilation - padding = stride * q + r``: it contributes
-    ``K[o, c, u] exp(i w q)`` to column (c, r). K is real, so half of the last axis stands for all.
-    """
-    K = K.double()
-    out, width, kernel = K.shape[0], K.shape[1], K.shape[2:]
-    phases, places = [], []
-    for k, d, s, n, (before, _) in zip(kernel, geometry.dilation, geometry.stride, grid, geometry.padding, strict=True):
-        offset = torch.arange(k) * d - before
-        phases.append(offset % s)
-        places.append(torch.div(offset, s, rounding_mode="floor") % n)
-    axes = [*torch.meshgrid(*phases, indexing="ij"), *torch.meshgrid(*places, indexing="ij")]
-    flat = torch.zeros(kernel, dtype=torch.int64)
-    for index, length in zip(axes, [*geometry.stride, *grid], strict=True):
-        flat = flat * length + index
-    full = torch.zeros(out, width * geometry.groups, math.prod([*geometry.stride, *grid]), dtype=torch.float64)
-    filters = out // geometry.groups
-    for g in range(geometry.groups):
-        rows, columns = slice(g * filters, (g + 1) * filters), slice(g * width, (g + 1) * width)
-        full[rows, columns] = full[rows, columns].index_add(2, flat.flatten(), K[rows].flatten(2))
-    full = full.unflatten(2, [math.prod(geometry.stride), *grid])
-    spectrum = torch.fft.rfftn(full, dim=list(range(-len(grid), 0))).conj()
-    return spectrum.flatten(3).permute(3, 0, 1, 2).flatten(2).contiguous()
 
 
 def mean_over_image(P: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:

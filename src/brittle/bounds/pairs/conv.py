@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.bounds.lipschitz.torus import symbol
 from brittle.bounds.pairs import inf as pair_inf
 from brittle.bounds.pairs.matrices import Alignment
 from brittle.bounds.pairs.multipliers import closed_form, eliminate, improve
 from brittle.errors import InputError
 from brittle.linear.conv_geometry import CONVOLUTIONS, ConvGeometry, conv_geometry
+from brittle.linear.conv_symbol import symbol
 from brittle.linear.convolution import apply, bounds_of
-from brittle.linear.norms import ROUNDING, check_attack_norm
+from brittle.linear.norms import check_attack_norm
+from brittle.linear.spectrum import ROUNDING
 
 _TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _PATCH = 4_000_000

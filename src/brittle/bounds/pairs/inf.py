@@ -18,7 +18,7 @@ from torch import Tensor
 
 from brittle.errors import InputError
 from brittle.linear.compressibility import keep_rows, row_norms
-from brittle.linear.norms import ROUNDING
+from brittle.linear.spectrum import largest_singular_value
 
 RELU = (0.0, 1.0)
 RATE = 0.05  # of the descent on the logarithms of the weights
@@ -286,9 +286,7 @@ def _floored(weights: Tensor) -> Tensor:
 
 
 def _spectral_norm(M: Tensor) -> Tensor:
-    """Upper bound of the spectral norm: the exact one, raised for rounding."""
-    G = M @ M.mT if M.shape[0] <= M.shape[1] else M.mT @ M
-    return torch.linalg.eigvalsh(G)[-1].clamp_min(0).sqrt() * (1 + ROUNDING * max(M.shape))
+    return largest_singular_value(M)[1]
 
 
 def _spectral_term(squares: Tensor, W1: Tensor, r: Tensor, q: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 from brittle.bounds.pairs import inf as pair_inf
 from brittle.bounds.pairs import two as pair_two
 from brittle.errors import InputError
-from brittle.linear.norms import ROUNDING, check_attack_norm, operator_norm
+from brittle.linear.norms import check_attack_norm, operator_norm
+from brittle.linear.spectrum import ROUNDING
 
 EXACT = 1 + 1e-8
 """Margin by which an exact alignment, found up to a relative 1e-9, is raised before it serves as an upper bound."""

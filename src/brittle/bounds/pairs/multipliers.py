@@ -10,10 +10,11 @@ batches: P is ``(..., h, h)``, C is ``(..., h, n)``, real or complex in double p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from brittle.linear.spectrum import ritz
 
 SHIFT = 1e-9
 """Taken off the scaled matrix before it is factored; see :func:`eliminate`."""
@@ -146,35 +147,6 @@ def improve(P: Tensor, C: Tensor, t: Tensor, steps: int, slopes: Slopes = (0.0, 
         direction = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
         last, point = point, point - rate * 0.5 * (1 + math.cos(math.pi * step / steps)) * direction
     return best
-
-
-def ritz(apply: Callable[[Tensor], Tensor], X: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Largest eigenvalues of a Hermitian matrix from a block Krylov space: lower estimates, exact in small sizes.
-
-    Args:
-        apply: The matrix's product with ``(..., n, k)``.
-        X: Block to start from, ``(..., n, p)``; earlier eigenvectors make a good one.
-        rounds: Blocks in the space.
-
-    Returns:
-        Values ``(..., q)``, largest first, and orthonormal vectors ``(..., n, q)``, ``q = min(n, p)``.
-    """
-    n, p = X.shape[-2:]
-    if n <= p * rounds:
-        basis = torch.eye(n, dtype=X.dtype).expand(*X.shape[:-2], n, n)
-        images = apply(basis)
-    else:
-        block = torch.linalg.qr(X).Q
-        basis, images = block, apply(block)
-        for _ in range(rounds - 1):
-            block = images[..., -p:]
-            for _ in range(2):  # once is not orthogonal enough when little is left of the block
-                block = torch.linalg.qr(block - basis @ (basis.mH @ block)).Q
-            basis, images = torch.cat([basis, block], -1), torch.cat([images, apply(block)], -1)
-    small = basis.mH @ images
-    values, vectors = torch.linalg.eigh((small + small.mH) / 2)
-    q = min(n, p)
-    return values[..., -q:].flip(-1), basis @ vectors[..., -q:].flip(-1)
 
 
 def adjoint_times(A: Tensor, X: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brittle.bounds.pairs.multipliers import Slopes, adjoint_times, closed_form, directions, eliminate, improve, ritz
+from brittle.bounds.pairs.multipliers import Slopes, adjoint_times, closed_form, directions, eliminate, improve
 from brittle.errors import InputError
-from brittle.linear.norms import ROUNDING
+from brittle.linear.spectrum import ROUNDING, largest_singular_value, ritz
 
 RELU: Slopes = (0.0, 1.0)
 SMALL = 512
@@ -391,14 +391,12 @@ def _gram(B: Tensor) -> Tensor:
 
 
 def _norm(A: Tensor) -> Tensor:
-    """Spectral norms ``(...,)`` of ``(..., m, n)``, from the smaller Gram matrix; exact up to rounding."""
-    gram = _gram(A) if A.shape[-1] <= A.shape[-2] else A @ A.mT
-    return torch.linalg.eigvalsh(gram)[..., -1].clamp_min(0).sqrt()
+    return largest_singular_value(A)[0]
 
 
 def _raised(A: Tensor) -> float:
     """Upper bound of one spectral norm: the computed one, raised by more than its rounding."""
-    return float(_norm(A)) * (1 + ROUNDING * max(A.shape))
+    return float(largest_singular_value(A)[1])
 
 
 def _prepared(B: Tensor, C: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor, float]:
