@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack
-from torch import nn
+from torch import Tensor, nn
 
-from brittle.attacks import ATTACKS, apgd, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks import ATTACKS, apgd, apgd_targeted, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks.auto_pgd import Schedule
 from brittle.attacks.pool import random_start, sample_ids
 from brittle.attacks.region import Region
 from brittle.errors import InputError
 from brittle.linear.norms import lp_norm
 from helpers import networks
 from helpers.matrices import quick
-from helpers.networks import Logistic, convnet, few, mlp, uniform, untidy, untouched
+from helpers.networks import Logistic, convnet, few, linear, mlp, uniform, untidy, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -674,3 +675,62 @@ def test_errors_leave_the_model_as_it_was():
     net = convnet().train()
     with untouched(net), pytest.raises(InputError, match="y: expected"):
         apgd(net, X, Y + 5, eps=0.1)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_the_runs_towards_the_targets_start_from_points_of_their_own(p):
+    """Each draws from (seed, target): on the budget's sphere, elsewhere for every target and sample."""
+    net, x = linear(5, 12, torch.float64), uniform(1, 3, 12, low=0.4, high=0.6, dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def watched(z: Tensor) -> Tensor:
+        if z.requires_grad:
+            seen.append(z.detach().clone())
+        return net(z)
+
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    apgd_targeted(watched, x, y, eps=1e-6, p=p, steps=2, targets=4)
+    assert len(seen) == 12  # three passes towards each of four targets; no sample breaks
+    starts = torch.stack(seen[::3]) - x
+    torch.testing.assert_close(torch.linalg.vector_norm(starts, ord=p, dim=2), torch.full((4, 3), 1e-6).double())
+    pairs = torch.cdist(starts.flatten(0, 1), starts.flatten(0, 1)) + torch.eye(12)
+    assert float(pairs.min()) > 1e-7
+
+
+@pytest.mark.parametrize("steps", [30, 100, 446])
+def test_the_share_of_rising_steps_at_which_a_step_is_halved_is_met_exactly(steps):
+    """With rho = k / n, k of n rising losses are at most rho of them, whatever k / n is in binary."""
+    n = int(0.22 * steps)
+    for k in range(n + 1):
+        assert float(Schedule.of(steps, k / n).rises_needed[n]) == k
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_a_coordinate_whose_gradient_is_no_number_spoils_no_other(attack, p):
+    """The root's slope at 0 is infinite, and 0 times infinite is NaN; the other coordinates decide."""
+
+    def net(x: Tensor) -> Tensor:
+        z = x[:, 1:].mean(1) - 0.5 + 0 * x[:, 0].sqrt()
+        return torch.stack([-z, z], 1)
+
+    x = torch.full((3, 5), 0.55)
+    x[:, 0] = 0
+    options = {} if attack is fgsm else {"random_start": False}
+    found = attack(net, x, torch.ones(3, dtype=torch.int64), eps=0.2, p=p, **options)
+    assert bool((net(found).argmax(1) == 0).all())
+    assert bool((torch.linalg.vector_norm(found - x, ord=p, dim=1) <= 0.2 * (1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+def test_gradients_that_share_memory_are_taken(attack, p):
+    """The gradient of a sum is one number that stands for all."""
+
+    def net(x: Tensor) -> Tensor:
+        z = x.sum(1) - 2.5
+        return torch.stack([-z, z], 1)
+
+    found = attack(net, torch.full((3, 5), 0.55), torch.ones(3, dtype=torch.int64), eps=0.2, p=p)
+    assert bool((net(found).argmax(1) == 0).all())

@@ -321,3 +321,34 @@ def test_what_a_pair_cannot_replace_is_refused(make, name, message):
     net = seeded(make)
     with untouched(net), pytest.raises(InputError, match=message):
         factorised(net, 2, layers=[name])
+
+
+@pytest.mark.parametrize(("share", "rank"), [(0.04, 1), (0.34, 3), (0.36, 4), (0.96, None)])
+def test_a_share_of_the_smaller_side_is_rounded_to_the_nearest_rank(share, rank):
+    """A layer that would keep its full rank is left as it is."""
+    model = nn.Sequential(nn.Linear(10, 13), nn.ReLU(), nn.Linear(13, 3))
+    assert rank_map(factorised(model, share)) == ({} if rank is None else {"0": rank})
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_a_layer_with_a_hook_of_any_kind_is_not_replaced(hook):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    getattr(model[0], hook)(lambda *_: None)
+    with pytest.raises(InputError, match="hooks"):
+        factorised(model, 2)
+
+
+def test_a_pair_of_another_rank_is_not_taken_for_the_one_that_was_asked_for():
+    """A state dict of that rank would not fit; the network's own pair of the right rank stays."""
+    model = factorised(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), 2)
+    assert rank_map(with_pairs(model, {"0": 2})) == {"0": 2}
+    with pytest.raises(InputError, match="low-rank pairs"):
+        with_pairs(model, {"0": 3})

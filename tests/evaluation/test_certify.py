@@ -325,3 +325,14 @@ def test_bad_input_is_named_with_certificates_as_without(options, message):
 def test_bad_input_is_named_whether_certificates_are_tried_or_not(model, passes, options, message):
     with pytest.raises(InputError, match=message):
         proven_robust(**({"model": model, "x": X, "y": Y, "eps": 0.1, "passes": passes} | options))
+
+
+def test_what_is_wrong_without_attack_is_not_proven_at_budget_zero_either():
+    net, x = linear(5, 12), uniform(1, 10, 12)
+    with torch.no_grad():
+        right = net(x).argmax(1)
+    y = torch.where(torch.arange(10) < 4, right, (right + 1) % 5)
+    for certify in (True, False):
+        found = evaluate(net, (x, y), eps=0.0, certify=certify)
+        assert [sample.proven for sample in found.samples or ()] == [True] * 4 + [False] * 6
+        assert found.proven == found.clean_correct == found.robust_correct == 4

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from brittle.attacks import apgd, apgd_targeted
+from brittle.attacks import apgd, apgd_targeted, pgd
 from brittle.attacks.losses import margins
 from brittle.errors import InputError
 from brittle.evaluation.curves import minimal_distances, security_curve
@@ -446,3 +446,46 @@ def test_the_margin_at_an_example_of_least_distance_is_small():
         before, after = margins(net(x), y), margins(net(found.x_adv), y)
     right = before > 0
     assert after[right].abs().median() < 0.1 * before[right].median()
+
+
+def test_a_certified_radius_does_not_cover_the_budget_that_equals_it():
+    """At its own radius a sample of a linear network lies on the boundary, where the prediction is another class."""
+    net = nn.Linear(1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        net.bias.copy_(torch.tensor([0.5, -0.5]))
+    x, y = torch.tensor([[0.75]], dtype=torch.float64), torch.tensor([1])
+    threat = Threat((functools.partial(pgd, random_start=False),), 2)
+    worst = worst_case(net, x, y, threat, 0.25)
+    assert not bool(worst.robust_correct)
+    for at in (0.125, 0.25):
+        base = worst_case(net, x, y, threat, at)
+        curve = security_curve(net, base, threat, at=at, budgets=[0.125, 0.25], radii=torch.tensor([0.25]))
+        assert [rate.hits for rate in curve.robust] == [1, 0]
+
+
+def test_no_survived_budget_exceeds_the_largest_that_was_tried():
+    net, x = linear(5, 12, torch.float64), uniform(1, 6, 12, dtype=torch.float64)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    threat = Threat((functools.partial(pgd, steps=3),), 2)
+    found = minimal_distances(net, x, y, threat, largest=1e-6, radii=torch.full((6,), 2e-6))
+    assert torch.equal(found.survived, torch.full((6,), 1e-6, dtype=torch.float64))
+    assert bool(found.distance.isinf().all())
+
+
+def test_an_example_within_a_budget_that_was_survived_before_is_what_counts_on_the_curve():
+    """An attack that tries only at large budgets: its example, drawn back, breaks every budget that contains it."""
+
+    def late(model: object, x: Tensor, y: Tensor, *, eps: float, p: float) -> Tensor:
+        return x - eps * (torch.as_tensor(eps) > 0.4)
+
+    def above_half(x: Tensor) -> Tensor:
+        return torch.cat([0.5 - x, x - 0.5], 1)
+
+    x, y = torch.tensor([[0.62]], dtype=torch.float64), torch.tensor([1])
+    threat = Threat((late,))
+    worst = worst_case(above_half, x, y, threat, 0.3)
+    assert bool(worst.robust_correct)
+    curve = security_curve(above_half, worst, threat, at=0.3, budgets=[0.1, 0.2, 0.6])
+    assert [rate.hits for rate in curve.robust] == [1, 0, 0, 0]

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import brittle
@@ -659,3 +660,21 @@ def test_per_sample_results_stay_out_of_json_and_of_comparisons():
     assert "samples" not in document["norms"][0]["evaluation"]
     assert document["norms"][0]["evaluation"]["n"] == 10
     assert Audit.from_json(a.to_json()).norms == a.norms
+
+
+def test_a_sample_that_is_broken_has_no_positive_margin_even_where_the_network_falls_over():
+    """So that results can be ordered and compared: NaN is neither below 0 nor equal to itself."""
+
+    def falls(x: Tensor) -> Tensor:
+        sound = torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
+        return torch.where(x[:, :1] > 0.52, math.nan, sound)
+
+    def push(model: object, x: Tensor, y: Tensor, *, eps: float, p: float) -> Tensor:
+        return x + eps
+
+    found = evaluation.evaluate(
+        falls, (torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)), attack=push, eps=0.1
+    )
+    assert found.robust_correct == 0
+    assert all(sample.adversarial_margin <= 0 < sample.clean_margin for sample in found.samples or ())
+    assert len(found.samples or ()) == 3

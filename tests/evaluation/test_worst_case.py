@@ -15,7 +15,7 @@ from brittle.errors import InputError
 from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
 from brittle.linear.norms import lp_norm
 from brittle.models.forward import Counted, logits_of
-from helpers.networks import convnet, few, mlp, untouched
+from helpers.networks import convnet, few, linear, mlp, uniform, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -474,3 +474,14 @@ def test_progress_rises_to_the_number_of_samples(batch_size):
 def test_a_threat_of_a_single_attack_says_how_to_write_it():
     with pytest.raises(InputError, match=r"^attacks: expected a sequence .* write \(attack,\)"):
         Threat(apgd)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_inputs_that_rounding_left_outside_of_the_bounds_are_clipped_and_so_are_their_examples(p):
+    net, x = linear(5, 12), uniform(1, 6, 12)
+    x[:, ::2] = torch.tensor([1 + 2.0**-23, -(2.0**-25)]).repeat(3)
+    y = net(x.clamp(0, 1)).argmax(1)
+    worst = worst_case(net, x, y, Threat((functools.partial(pgd, steps=3),), p), 0.05)
+    for values in (worst.x, worst.x_adv):
+        assert bool(((values >= 0) & (values <= 1)).all())
+    assert torch.equal(worst.x, x.clamp(0, 1))

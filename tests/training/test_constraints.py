@@ -480,3 +480,45 @@ def test_layers_that_a_constraint_cannot_act_on_are_refused():
     for name in ("frobenius", "spectral_cap"):
         with pytest.raises(InputError, match="computed"):
             CONSTRAINTS[name](net, 1.0)()
+
+
+@pytest.mark.parametrize("square", [1.0, 2.1, 2.9, 3.5, 100.0])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_orthogonal_rows_of_one_length_are_orthonormal_after_one_step(square, steps):
+    """The largest row sum of the Gram matrix is that length's square then: from 2 on, A is divided by exactly it."""
+    gram = square * torch.eye(4, dtype=torch.float64)
+    T = newton_schulz(gram, steps)
+    torch.testing.assert_close(T @ gram @ T.mT, torch.eye(4, dtype=torch.float64))
+
+
+def diagonal(values: list[float]) -> nn.Sequential:
+    """A layer of these singular values; the values themselves are exact in single precision."""
+    model = nn.Sequential(nn.Linear(len(values), len(values), bias=False), nn.ReLU(), nn.Linear(len(values), 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor(values).diag())
+    return model
+
+
+@pytest.mark.parametrize("units", [2, 8, 30, 100, 1000])
+def test_what_is_above_the_cap_by_more_than_the_stated_rounding_is_capped(units):
+    """``t = 4 sqrt(m + n)`` units of rounding, here 16 of them in a matrix of 8 rows and columns."""
+    unit = torch.finfo(torch.float32).eps
+    model = diagonal([1 + units * unit, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125])
+    before = model[0].weight.detach().clone()
+    spectral_cap(model, 1.0)
+    assert float(torch.linalg.matrix_norm(model[0].weight.detach().double(), 2)) <= 1 + 16 * unit
+    assert torch.equal(model[0].weight, before) == (units <= 16)
+
+
+@pytest.mark.parametrize(("units", "stays"), [(0, True), (2, True), (12, True), (60, False), (1000, False)])
+def test_pairs_within_the_stated_rounding_of_the_condition_number_keep_their_bits(units, stays):
+    """``1 + 4 sqrt(m + n)`` units of rounding, again 16 and one."""
+    unit = torch.finfo(torch.float32).eps
+    model = factorised(diagonal([1.0] * 8), 2)
+    with torch.no_grad():
+        model[0][0].weight.copy_(torch.eye(2, 8))
+        model[0][1].weight.zero_()
+        model[0][1].weight[0, 0], model[0][1].weight[1, 1] = 4 * (1 + units * unit), 1.0
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    condition_cap(model, 4.0)
+    assert all(map(torch.equal, before, model.parameters())) == stays

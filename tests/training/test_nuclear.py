@@ -268,3 +268,12 @@ def test_another_model_or_a_foreign_state_is_refused():
         penalty.load_state_dict({"factor.1": torch.ones(2, 2)})
     with pytest.raises(InputError, match="state: expected calls"):
         penalty.load_state_dict({"calls": torch.tensor(1), "weights": torch.ones(2)})
+
+
+def test_the_drift_says_how_many_calls_the_old_factors_served():
+    penalty, model = RefreshedNuclearNorm(3, layers=["0"]), nn.Sequential(nn.Linear(4, 4))
+    told = []
+    for _ in range(10):
+        penalty(model)
+        told.append(None if penalty.drift is None else penalty.drift.steps)
+    assert told == [None] * 3 + [3] * 7

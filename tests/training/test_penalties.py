@@ -400,3 +400,14 @@ def test_parametrised_weights_are_read_without_changing_their_buffers():
         assert value.item() == pytest.approx(float(expected.detach()), rel=1e-6)
     value.backward()
     assert net[0].parametrizations.weight.original.grad.isfinite().all()
+
+
+def test_joint_l1_composes_no_grouped_convolution():
+    """Its stacked filters are not the matrix that acts, so that their product with the next layer's is none."""
+    for groups in ((2, 1), (1, 2)):
+        maps = nn.Conv2d(4, 4, 3, groups=groups[0]), nn.Conv2d(4, 4, 1, groups=groups[1])
+        with pytest.raises(InputError, match="consecutive"):
+            joint_l1(nn.Sequential(*maps), layers=["0", "1"])
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    product = model[1].weight.flatten(1) @ model[0].weight.flatten(1)
+    torch.testing.assert_close(joint_l1(model, layers=["0", "1"]), product.abs().sum())

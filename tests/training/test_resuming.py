@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import json
 import os
+from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import brittle
@@ -13,22 +15,28 @@ from brittle.errors import InputError
 from brittle.training import (
     CONSTRAINTS,
     Adversary,
+    Recipe,
     RefreshedNuclearNorm,
     loop,
+    snapshots,
     train,
 )
 from helpers.kills import at_every_operation
+from helpers.networks import seeded, uniform
 from helpers.processes import run_code
 from helpers.trainings import (
     FULL,
     MOMENTUM,
+    QUIET,
     RECIPES,
+    Interrupted,
     contents,
     differing,
     interrupted,
     same,
     small,
     some,
+    stopped_in,
     varied,
     weights,
 )
@@ -237,3 +245,52 @@ def test_a_spoilt_state_is_refused(pattern, spoil, tmp_path):
     with pytest.raises(InputError, match="state"):
         train(varied(), some(), FULL, folder=tmp_path)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("shrinkage", ["row_shrinkage", "singular_shrinkage"])
+def test_two_interventions_that_count_their_calls_go_on_each_from_its_own(shrinkage, tmp_path):
+    """Four steps an epoch, both due at every third: after an interruption neither starts to count anew."""
+    recipe = Recipe(
+        epochs=3, batch_size=10, lr=0.01, validation=0, refresh=3,
+        penalties={"nuclear_norm": 0.05}, constraints={shrinkage: 0.01}, **QUIET,
+    )  # fmt: skip
+    samples = uniform(0, 40, 6), torch.arange(40) % 3
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    whole = train(model, samples, recipe)
+    for epoch in (2, 3):
+        with pytest.raises(Interrupted):
+            train(model, samples, recipe, folder=tmp_path, tell=stopped_in(epoch))
+        assert (tmp_path / "state.json").is_file()
+    resumed = train(model, samples, recipe, folder=tmp_path)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_stopped_between_the_two_files_of_a_state_the_state_before_is_whole(seconds, tmp_path, monkeypatch):
+    """Whatever lies between two states, steps or whole epochs, the tensors of the one before are not overwritten."""
+    recipe = Recipe(epochs=4, batch_size=10, lr=0.1, optimizer="sgd", validation=0, **QUIET)
+    samples = uniform(0, 20, 6), torch.arange(20) % 3
+    model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+    whole = train(model, samples, recipe)
+    monkeypatch.setattr(loop, "SAVED", seconds)
+    described, states = snapshots.write_text, 0
+
+    def stopping(path: Path, text: str) -> None:
+        nonlocal states
+        if path.name == snapshots.STATE:
+            states += 1
+            if states % 2 == 0:
+                raise Interrupted
+        described(path, text)
+
+    monkeypatch.setattr(snapshots, "write_text", stopping)
+    for _ in range(20):
+        try:
+            resumed = train(model, samples, recipe, folder=tmp_path)
+        except Interrupted:
+            continue
+        break
+    assert states >= 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])

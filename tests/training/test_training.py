@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import brittle
 from brittle.data.load import load_data
@@ -25,7 +26,7 @@ from brittle.training.adversarial import adversarial
 from brittle.training.batches import Batches
 from brittle.training.history import frame
 from brittle.training.jobs import _split
-from helpers.networks import accuracy, digits, mlp, untidy, untouched
+from helpers.networks import accuracy, digits, mlp, seeded, uniform, untidy, untouched
 from helpers.trainings import FULL, QUIET, same, small, some, untimed, varied, weights
 
 # What is computed
@@ -502,3 +503,93 @@ def test_data_objects_are_taken_as_they_are():
     data = load_data("digits", split="train", limit=100)
     recipe = Recipe(epochs=1, **QUIET)
     assert same(train(small(), data, recipe), train(small(), (data.inputs, data.labels), recipe))
+
+
+class Masks(nn.Module):
+    """Dropout that keeps what it let through; copies share the list."""
+
+    seen: list[tuple[bool, ...]]
+
+    def __init__(self, seen: list[tuple[bool, ...]]) -> None:
+        super().__init__()
+        self.dropout, self.kept = nn.Dropout(0.5), nn.Linear(4, 4)
+        Masks.seen = seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As dropout; the mask is noted in training mode alone."""
+        if self.training:
+            Masks.seen.append(tuple((self.dropout(torch.ones(64)) > 0).tolist()))
+        return self.kept(self.dropout(x))
+
+
+def masks(seed: int) -> list[tuple[bool, ...]]:
+    seen: list[tuple[bool, ...]] = []
+    recipe = Recipe(epochs=3, batch_size=10, validation=0, seed=seed, **QUIET)
+    train(seeded(lambda: Masks(seen)), (uniform(0, 40, 4), torch.arange(40) % 4), recipe)
+    return [mask for mask in seen if mask][-12:]
+
+
+def test_dropout_is_drawn_anew_in_every_step_of_every_epoch_and_by_the_seed():
+    """Four steps in each of three epochs; 64 fair coins agree once in 10^19 times."""
+    first = masks(0)
+    assert len(first) == len(set(first)) == 12
+    assert masks(0) == first
+    assert not set(masks(1)) & set(first)
+
+
+class Starts(nn.Module):
+    """A linear network that keeps the bright inputs whose gradient is asked for; copies share the list."""
+
+    seen: list[Tensor]
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        Starts.seen = seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Linear."""
+        if x.requires_grad and x.mean() > 0.5:
+            Starts.seen.append(x.detach().clone())
+        return self.head(self.linear(x))
+
+
+def validation_starts(seed: int, n: int) -> Tensor:
+    """Where the attacks on n equal, bright validation samples begin; the training samples are dark."""
+    seen: list[Tensor] = []
+    recipe = Recipe(
+        epochs=1, batch_size=20, seed=seed, adversary=Adversary(0.1, steps=1), lr=1e-6, **QUIET
+    )  # fmt: skip
+    dark, bright = uniform(0, 20, 4, high=0.2), torch.full((n, 4), 0.7)
+    train(
+        seeded(lambda: Starts(seen)),
+        (dark, torch.arange(20) % 3),
+        recipe,
+        validation=(bright, torch.zeros(n, dtype=torch.int64)),
+    )
+    return torch.cat(seen)
+
+
+def test_the_attack_on_the_validation_samples_starts_by_the_seed_and_elsewhere_for_every_sample():
+    """300 of them: more than are attacked at once."""
+    first = validation_starts(0, 300)
+    assert first.shape == (300, 4)
+    assert len(first.unique(dim=0)) == 300
+    assert torch.equal(validation_starts(0, 300), first)
+    assert not (validation_starts(1, 300) == first).all(1).any()
+
+
+def test_the_share_that_is_attacked_weighs_the_selection():
+    """The mixture of ratio r is r robust and 1 - r clean accuracy; the best epoch has the largest mixture."""
+    telling = 0
+    for seed in range(6):
+        x, y = uniform(seed, 120, 4), torch.arange(120) % 3
+        attack = Adversary(0.05, steps=1, ratio=0.1)
+        recipe = Recipe(epochs=8, batch_size=20, lr=0.3, seed=seed, adversary=attack, **QUIET)
+        model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), seed)
+        result = train(model, (x, y), recipe, validation=(uniform(seed + 50, 60, 4), torch.arange(60) % 3))
+        mixture = [0.9 * row.validation_accuracy + 0.1 * row.validation_robust for row in result.epochs]
+        assert mixture[result.epoch - 1] >= max(mixture) - 1e-12
+        robust = [row.validation_robust for row in result.epochs]
+        telling += robust[result.epoch - 1] < max(robust)
+    assert telling  # else the robust accuracy alone would do
