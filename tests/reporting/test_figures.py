@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from brittle.reporting import figures
 from brittle.reporting.drawing import svg
+from brittle.reporting.page import FIGURES
 from brittle.results import (
     CertifiedCurve,
     Rate,
@@ -24,19 +25,7 @@ from brittle.results import (
 from brittle.results.wording import budget, norm_name, number
 from helpers.audits import CERTIFIED, HOSTILE, INF, data_free, full, layer, norm_result, one_layer, with_parts, without
 
-ALL = tuple(
-    getattr(figures, name)
-    for name in (
-        "security_curve",
-        "certificate",
-        "layer_norms",
-        "spectra",
-        "compressibility",
-        "sensitivity",
-        "directions",
-        "universal",
-    )
-)
+ALL = tuple(FIGURES.values())
 
 
 @functools.cache
@@ -63,14 +52,14 @@ def test_a_full_audit_has_every_figure_as_wellformed_svg(draw):
 @pytest.mark.parametrize(
     ("draw", "part"),
     [
-        (figures.security_curve, "curve"),
-        (figures.certificate, "certified"),
-        (figures.layer_norms, "layers"),
-        (figures.spectra, "layers"),
-        (figures.compressibility, "layers"),
-        (figures.sensitivity, "lipschitz"),
-        (figures.directions, "responses"),
-        (figures.universal, "universal"),
+        (figures.draw_security_curve, "curve"),
+        (figures.draw_certificate, "certified"),
+        (figures.draw_layer_norms, "layers"),
+        (figures.draw_spectra, "layers"),
+        (figures.draw_compressibility, "layers"),
+        (figures.draw_sensitivity, "lipschitz"),
+        (figures.draw_directions, "responses"),
+        (figures.draw_universal, "universal"),
     ],
 )
 def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
@@ -83,7 +72,7 @@ def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
 
 def test_without_data_only_the_weights_are_drawn():
     names = {draw.__name__ for draw in ALL if drawn(draw, data_free) is not None}
-    assert names == {"layer_norms", "spectra", "compressibility"}
+    assert names == {"draw_layer_norms", "draw_spectra", "draw_compressibility"}
 
 
 def test_ids_are_unique_over_figures_and_every_reference_has_its_target():
@@ -128,21 +117,21 @@ def test_the_same_audit_gives_the_same_bytes_whatever_the_callers_style():
 
 
 def test_the_curve_marks_clean_accuracy_and_the_standard_budgets():
-    seen = texts(figures.security_curve(full()))
+    seen = texts(figures.draw_security_curve(full()))
     for text in ("clean 91.2 %", "8/255", "ℓ∞ attacks", "ℓ₂ attacks"):
         assert text in seen
-    values = figures.security_curve(full()).axes[0].lines[0].get_ydata()
+    values = figures.draw_security_curve(full()).axes[0].lines[0].get_ydata()
     assert list(values[:3]) == pytest.approx([91.2, 86.8, 81.1])
 
 
 def test_the_curve_needs_no_evaluation():
-    figure = figures.security_curve(without(full(), "evaluation"))
+    figure = figures.draw_security_curve(without(full(), "evaluation"))
     assert list(figure.axes[0].lines[0].get_ydata()[:2]) == pytest.approx([86.8, 81.1])
 
 
 def certificate_of(audit, p) -> tuple[Axes, dict[str, Line2D]]:
     """The panel of a norm, and the two accuracies drawn in it, by the way in which they step."""
-    axis = next(axis for axis in figures.certificate(audit).axes if f"in {norm_name(p)}," in axis.get_xlabel())
+    axis = next(axis for axis in figures.draw_certificate(audit).axes if f"in {norm_name(p)}," in axis.get_xlabel())
     return axis, {line.get_drawstyle(): line for line in axis.lines if line.get_drawstyle() != "default"}
 
 
@@ -170,7 +159,7 @@ def test_the_certificate_draws_each_accuracy_on_its_safe_side_between_two_budget
 
 
 def test_the_certificate_names_its_regions_the_standard_budget_and_a_norm_without_one():
-    figure = figures.certificate(full())
+    figure = figures.draw_certificate(full())
     seen = texts(figure)
     for text in ("certified: proven right below", "attacked: broken", "not known", "clean 91.2 %", "8/255", "0.5"):
         assert text in seen
@@ -221,11 +210,11 @@ def test_nothing_is_called_unknown_where_proof_and_attack_meet():
     met = CertifiedCurve(2.0, (0.0, 0.5, 1.0), rates, 1.0)
     curve = SecurityCurve(2.0, (0.5, 1.0), rates[:2])
     audit = replace(full(), norms=(replace(full().norm(2), certified=met, curve=curve),))
-    assert "not known" not in texts(figures.certificate(audit))
+    assert "not known" not in texts(figures.draw_certificate(audit))
 
 
 def test_layers_are_named_in_the_order_of_the_model_and_a_zero_layer_says_so():
-    figure = figures.layer_norms(data_free())
+    figure = figures.draw_layer_norms(data_free())
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == [layer.name for layer in data_free().layers]
     assert texts(figure).count("all weights are zero") == 1
@@ -233,14 +222,14 @@ def test_layers_are_named_in_the_order_of_the_model_and_a_zero_layer_says_so():
 
 def test_a_hundred_layers_stay_readable():
     many = tuple(layer(f"layer{i}", 6, 8, seed=i) for i in range(200))
-    figure = figures.compressibility(replace(data_free(), layers=many))
+    figure = figures.draw_compressibility(replace(data_free(), layers=many))
     assert len(figure.axes[0].get_yticklabels()) <= 80
     assert figure.get_size_inches()[1] < 15
 
 
 def test_spectra_name_all_layers_when_few_and_the_extremes_when_many():
-    assert all(layer.name in texts(figures.spectra(full())) for layer in full().layers)
-    seen = texts(figures.spectra(data_free()))
+    assert all(layer.name in texts(figures.draw_spectra(full())) for layer in full().layers)
+    seen = texts(figures.draw_spectra(data_free()))
     flattest = max(
         (layer for layer in data_free().layers if not layer.degenerate),
         key=lambda x: np.mean(x.row_norms) / x.row_norms[0],
@@ -250,31 +239,31 @@ def test_spectra_name_all_layers_when_few_and_the_extremes_when_many():
 
 
 def test_spectra_need_two_singular_values():
-    assert figures.spectra(one_layer()) is None
+    assert figures.draw_spectra(one_layer()) is None
 
 
 def test_sensitivity_says_which_side_is_missing_and_rounds_each_bound_to_its_side():
-    seen = texts(figures.sensitivity(full()))
+    seen = texts(figures.draw_sensitivity(full()))
     assert "certified: not available" in seen
     assert "1844" in seen  # 1843.2 is an upper bound
-    assert "3.21 × 10¹⁷" in texts(figures.sensitivity(one_layer()))
-    assert "largest found: not available" in texts(figures.sensitivity(one_layer()))
+    assert "3.21 × 10¹⁷" in texts(figures.draw_sensitivity(one_layer()))
+    assert "largest found: not available" in texts(figures.draw_sensitivity(one_layer()))
 
 
 def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_better():
     def triangles(audit):
-        axis = figures.sensitivity(audit).axes[0]
+        axis = figures.draw_sensitivity(audit).axes[0]
         return sorted(float(line.get_xdata()[0]) for line in axis.lines if line.get_marker() == "v")
 
     assert triangles(full()) == [1843.2, 5400.0]
-    assert "product of norms" in texts(figures.sensitivity(full()))
+    assert "product of norms" in texts(figures.draw_sensitivity(full()))
     assert triangles(one_layer()) == [3.21e17]
-    assert "product of norms" not in texts(figures.sensitivity(one_layer()))
+    assert "product of norms" not in texts(figures.draw_sensitivity(one_layer()))
 
 
 def test_the_numbers_of_close_bounds_stay_apart():
     close = replace(full().norm(2).lipschitz, upper=12.41)
-    figure = figures.sensitivity(replace(full(), norms=(norm_result(2.0, lipschitz=close),)))
+    figure = figures.draw_sensitivity(replace(full(), norms=(norm_result(2.0, lipschitz=close),)))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 2
@@ -284,7 +273,7 @@ def test_the_numbers_of_close_bounds_stay_apart():
 def test_names_are_text_and_never_markup_or_mathematics():
     names = ("_orig_mod.$x$", HOSTILE, "bell\x07 and 中文")
     audit = replace(full(), layers=tuple(layer(name) for name in names))
-    seen = texts(figures.spectra(audit))
+    seen = texts(figures.draw_spectra(audit))
     assert "_orig_mod.$x$" in seen
     assert HOSTILE[:8] in seen
     assert "bell\N{REPLACEMENT CHARACTER} and 中文" in seen
@@ -317,7 +306,7 @@ def test_budgets_are_printed_in_steps_of_255_only_when_they_are_whole():
 
 
 def test_universal_perturbations_are_drawn_beside_the_range_of_the_random_ones():
-    figure = figures.universal(full())
+    figure = figures.draw_universal(full())
     (axis,) = figure.axes
     intervals = sorted(tuple(np.sort(segment[:, 0])) for bar in axis.collections for segment in bar.get_segments())
     random = (100 / 456, 1700 / 456)
@@ -328,4 +317,4 @@ def test_universal_perturbations_are_drawn_beside_the_range_of_the_random_ones()
     assert [label.get_text() for label in axis.get_yticklabels()] == ["ℓ∞, eps 8/255", "ℓ₂, eps 0.5"]
     assert "data-free" in text
     fitted = with_parts(full(), INF, universal=full().norm(INF).universal[:1])
-    assert "data-free" not in texts(figures.universal(fitted))
+    assert "data-free" not in texts(figures.draw_universal(fitted))

@@ -15,6 +15,8 @@ import pytest
 
 from brittle.reporting import figures
 from brittle.reporting import page as report
+from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
+from brittle.reporting.glossary import GLOSSARY, glossary_of
 from brittle.reporting.page import report_html, write_report
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
 from helpers.audits import HOSTILE, INF, SUP, TWO, data_free, full, one_layer, with_parts
@@ -349,15 +351,17 @@ def test_every_column_head_sorts_by_keyboard_and_is_explained():
 
 
 def test_the_glossary_has_every_column_and_no_entry_is_left_unused():
-    used = set().union(*(report._glossary(make(), list(report._columns(make()))) for make in AUDITS))
-    assert used == set(report.GLOSSARY)
+    used = set().union(
+        *(glossary_of(make(), [column.term for column in layer_columns(make().layers)]) for make in AUDITS)
+    )
+    assert used == set(GLOSSARY)
 
 
 def test_column_groups_can_be_hidden_and_at_first_show_the_main_ones():
     source = page(full)
     boxes = re.findall(r'<input type="checkbox" id="show-(\d)" autocomplete="off"( checked)?> ([^<]*)</label>', source)
     assert [int(place) for place, _, _ in boxes] == list(range(1, 9))
-    assert {name for _, checked, name in boxes if checked} == set(report.SHOWN) - {"Layer"}
+    assert {name for _, checked, name in boxes if checked} == set(VISIBLE_GROUPS) - {"Layer"}
     for place, _, _ in boxes:
         assert f"section:has(#show-{place}:not(:checked)) .g{place} {{ display: none; }}" in source
         assert len(re.findall(rf'<td class="g{place}[" ]', source)) >= len(full().layers)

@@ -47,6 +47,7 @@ from brittle.results import (
     Setting,
     UniversalResult,
 )
+from brittle.results.attacks import DATA_FREE
 from brittle.results.wording import norm_name
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
@@ -151,7 +152,7 @@ def audit(
                 missing.append(NotMeasured(f"certified {norm_name(q)} accuracy", why))
         if not found.universal:
             missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
-        elif all(result.kind != "data-free" for result in found.universal):
+        elif all(result.kind != DATA_FREE for result in found.universal):
             why = "the first layer is no affine function of the input, or a constant"
             missing.append(NotMeasured("data-free universal perturbations", why))
         missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in found.silent]

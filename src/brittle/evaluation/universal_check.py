@@ -21,6 +21,7 @@ from brittle.models.borrow import Model, device_of, frozen, zero_like
 from brittle.models.forward import logits_of
 from brittle.models.layers import read_layers
 from brittle.results import Rate, UniversalResult
+from brittle.results.attacks import DATA_FREE, FITTED
 
 FIT_BATCH, JUDGE_BATCH = 64, 256
 """Samples at once while a perturbation is fitted, and while it is judged."""
@@ -254,11 +255,11 @@ def judge_universal(
         clean = right(held, torch.zeros_like(x[0]))
         batches = [(x[part], y[part]) for part in fit.split(FIT_BATCH)]
         fitted = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
-        chosen = [("fitted", "projected ascent", fitted)]
+        chosen = [(FITTED, "projected ascent", fitted)]
         free = data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed)
         if free:
             best = min(free, key=lambda candidate: int(right(fit, candidate.u).sum()))
-            chosen.append(("data-free", best.name, best.u))
+            chosen.append((DATA_FREE, best.name, best.u))
         controls = [right(held, _random(x[:1], eps, p, generator)) for _ in range(draws)]
         under = [right(held, u) for _, _, u in chosen]
     n = int(clean.sum())

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from brittle.reporting.drawing import INK, SERIES, label_rows, legend, panels, styled, svg
 from brittle.reporting.page import environment
 from brittle.results import Audit, Evaluation, Rate
+from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 from brittle.storage.files import replacing, write_text
 
@@ -61,7 +62,7 @@ class Chapter:
 
     def product(self, p: float) -> float:
         """Product of operator norms: the upper bound of the Lipschitz constant that Theorem 3.1 speaks of."""
-        return dict(self.audit.norm(p).lipschitz.arguments).get("product of norms", self.upper(p))
+        return dict(self.audit.norm(p).lipschitz.arguments).get(PRODUCT, self.upper(p))
 
     def upper(self, p: float) -> float:
         """Certified upper bound of the network's Lipschitz constant, the least of all arguments."""
@@ -175,7 +176,7 @@ def _keys(figure: Figure, left: Axes, middle: Axes, right: Axes, norms: Sequence
         legend(axis, [Line2D([], [], **_dot(place)) for place in places], words)
     filled = [Line2D([], [], **_dot(place)) for place in (1, 0)]
     others = [Line2D([], [], **_dot(0) | {"color": INK} | look) for look in ({"markerfacecolor": "none"}, _PRODUCT)]
-    words = [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found", "bar: product of norms"]
+    words = [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found", f"bar: {PRODUCT}"]
     legend(right, [*filled, *others], words)
 
 

@@ -48,6 +48,8 @@ from brittle.results import (
     Rate,
     SecurityCurve,
 )
+from brittle.results.attacks import DATA_FREE, FITTED
+from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 
 _MANY = 8  # layers that can be told apart by colour and dash
@@ -55,7 +57,7 @@ _BROKEN, _PROVEN = SERIES[1], SERIES[2]
 
 
 @styled
-def security_curve(audit: Audit) -> Figure | None:
+def draw_security_curve(audit: Audit) -> Figure | None:
     """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
     curves = [(norm, curve) for norm in audit.norms if (curve := _attacked_curve(norm))]
     if not curves:
@@ -68,7 +70,7 @@ def security_curve(audit: Audit) -> Figure | None:
 
 
 @styled
-def certificate(audit: Audit) -> Figure | None:
+def draw_certificate(audit: Audit) -> Figure | None:
     """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
     norms = [norm for norm in audit.norms if _attacked_curve(norm) or _certified_curve(norm)]
     if not any(_certified_curve(norm) for norm in norms):
@@ -85,7 +87,7 @@ def certificate(audit: Audit) -> Figure | None:
 
 
 @styled
-def layer_norms(audit: Audit) -> Figure | None:
+def draw_layer_norms(audit: Audit) -> Figure | None:
     """Concentration factors and the operator norms' ranges, layer by layer; None without layers."""
     names = [layer.name for layer in audit.layers]
     if not names:
@@ -108,7 +110,7 @@ def layer_norms(audit: Audit) -> Figure | None:
 
 
 @styled
-def spectra(audit: Audit) -> Figure | None:
+def draw_spectra(audit: Audit) -> Figure | None:
     """Singular values and row norms over their largest, sorted; None when no layer has two of them.
 
     Up to eight layers are named; of more, the two steepest and the two flattest are, and the rest are thin lines.
@@ -128,7 +130,7 @@ def spectra(audit: Audit) -> Figure | None:
 
 
 @styled
-def compressibility(audit: Audit) -> Figure | None:
+def draw_compressibility(audit: Audit) -> Figure | None:
     """Row and spectral k-term errors at each of the fractions kept, layer by layer; None without layers."""
     names = [layer.name for layer in audit.layers]
     if not names:
@@ -152,7 +154,7 @@ def compressibility(audit: Audit) -> Figure | None:
 
 
 @styled
-def sensitivity(audit: Audit) -> Figure | None:
+def draw_sensitivity(audit: Audit) -> Figure | None:
     """Largest gain found and certified global bound, by norm; None when there is neither."""
     results = [norm.lipschitz for norm in audit.norms]
     values = [value for result in results for value in (result.lower, result.median_lower, result.upper)]
@@ -166,13 +168,13 @@ def sensitivity(audit: Audit) -> Figure | None:
     log_scale(axis, [value for value in (*values, *products) if value is not None], room=3.0)
     axis.set_xlabel("Change of the logits per change of the input, log scale")
     names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
-    names += ["product of norms"] * any(products)
+    names += [PRODUCT] * any(products)
     legend(figure, [Line2D([], [], **look) for look in list(_SIDES.values())[: len(names)]], names)
     return figure
 
 
 @styled
-def directions(audit: Audit) -> Figure | None:
+def draw_directions(audit: Audit) -> Figure | None:
     """Where the attack's perturbation goes at each layer, and how it grows; None without responses."""
     responses = [response for norm in audit.norms for response in norm.responses if response.k]
     if not responses:
@@ -195,13 +197,13 @@ def directions(audit: Audit) -> Figure | None:
 
 
 @styled
-def universal(audit: Audit) -> Figure | None:
+def draw_universal(audit: Audit) -> Figure | None:
     """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
     results = [result for norm in audit.norms for result in norm.universal if result.fooled.n]
     if not results:
         return None
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
-    kinds = {"fitted": (1, -0.24), "data-free": (2, 0.0)}
+    kinds = {FITTED: (1, -0.24), DATA_FREE: (2, 0.0)}
     figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
     for y, place in enumerate(budgets):
         here = [result for result in results if (result.p, result.eps) == place]
@@ -360,7 +362,7 @@ _SIDES: dict[str, dict[str, Any]] = {
 
 def _beaten_product(result: LipschitzResult) -> float | None:
     """The product of norms where another argument gave a lower bound."""
-    product = dict(result.arguments).get("product of norms")
+    product = dict(result.arguments).get(PRODUCT)
     beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
     return product if beaten else None
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from brittle.results import FRACTIONS, Evaluation, Flag, LayerResult, LipschitzResult, NormResult, Verdict
+from brittle.results.attacks import DATA_FREE, FITTED
+from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 
 LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
@@ -177,7 +179,7 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
 def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
     parts = []
     for q in lipschitz:
-        product = dict(q.arguments).get("product of norms")
+        product = dict(q.arguments).get(PRODUCT)
         if q.upper and product is not None and len(q.arguments) > 1:
             gain = product / q.upper
             less = f", a factor of {number(gain)} below the product of norms" if gain >= 1.005 else ""
@@ -189,7 +191,7 @@ def _universal(norms: Sequence[NormResult]) -> str:
     parts = []
     for norm in norms:
         by_kind = {result.kind: result for result in norm.universal}
-        fitted, free = by_kind.get("fitted"), by_kind.get("data-free")
+        fitted, free = by_kind.get(FITTED), by_kind.get(DATA_FREE)
         if fitted and fitted.fooled.n:
             of_weights = f"one read from the weights alone {free.fooled.percent}, " if free else ""
             parts.append(

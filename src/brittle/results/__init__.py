@@ -1,29 +1,16 @@
 """What is found, as frozen data that needs no torch: rates, layers, attacks, whole audits."""
 
-from brittle.results.documents import (
-    FRACTIONS,
-    PROFILE_POINTS,
-    SCHEMA_VERSION,
-    AttackResult,
-    Audit,
+from brittle.results.attacks import (
     CertifiedCurve,
     Evaluation,
-    Flag,
-    LayerBound,
     LayerResponse,
-    LayerResult,
-    LipschitzResult,
-    NormBounds,
-    NormResult,
-    NotMeasured,
-    Rate,
     SampleResult,
     SecurityCurve,
-    Setting,
-    Signature,
     UniversalResult,
-    Verdict,
 )
+from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, Flag, NormResult, Signature, Verdict
+from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
+from brittle.results.rate import NotMeasured, Rate, Setting
 
 __all__ = [
     "FRACTIONS",

@@ -1,0 +1,104 @@
+"""The terms of a report, each explained in a sentence or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from brittle.results import Audit
+from brittle.results.attacks import UNIVERSAL_KINDS
+from brittle.results.methods import METHODS
+
+GLOSSARY = {
+    "Clean accuracy": "Share of the samples that the model classifies correctly without attack.",
+    "Robust accuracy": (
+        "Share of the samples that stay correct under every attack that was run. An upper estimate of the true"
+        " value: an attack may miss an adversarial example, but each one counted was checked again."
+    ),
+    "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
+    "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
+    "Fooling rate": "Share of the samples right without attack whose predicted class changes under attack.",
+    "Masked gradients": (
+        "Gradients that are zero, random or misleading, so that attacks which follow them fail although adversarial"
+        " examples are near: the network looks more robust than it is."
+    ),
+    "Certified accuracy": (
+        "Share of the samples that are right without attack and whose certified radius exceeds the budget. A lower"
+        " bound of the true robust accuracy, whatever the attack."
+    ),
+    "Certified radius": (
+        "Distance, in input units, within which no perturbation can change the prediction: the margin over the"
+        " certified bound on how fast the margin can move."
+    ),
+    "Layer": "Qualified name of the module in the model.",
+    "No.": "Position of the layer in the order in which the model lists its modules.",
+    "Type": "Type of the module, with what makes its matrix special.",
+    "Shape": "Rows are output neurons or filters; columns are the inputs that each of them weighs.",
+    "Parameters": "Weight entries stored.",
+    "k-term error": (
+        "What is lost, as a share of the ℓ₁ norm, when only the largest 5, 10, 25 or 50 % are kept: of the rows' ℓ₁"
+        " norms (row) or of the singular values (spectral). 0: perfectly compressible; 1 − fraction: all are equal."
+    ),
+    "Spread": "1 − (k-th largest / largest) among the entries kept. 0: all kept are equal; 1: some kept are zero.",
+    "Rank": "Singular values above 10⁻¹⁰ of the largest.",
+    "Stable rank": "‖W‖F² / ‖W‖₂²: between 1 and the rank, small when few directions dominate.",
+    "Effective rank": "Exponential of the entropy of the normalised singular values (Roy and Vetterli, 2007).",
+    "‖W‖∗ / ‖W‖₂": "Sum of the singular values over the largest: between 1 and the rank.",
+    "(‖W‖∗ / ‖W‖F)²": "Squared ratio of the nuclear and the Frobenius norm: between 1 and the rank.",
+    "Effective sparsity": "(Σ|Wᵢⱼ| / ‖W‖F)²: between 1 and the number of non-zero entries.",
+    "Frobenius norm ‖W‖F": "Root of the sum of squared entries; the scale of the matrix.",
+    "Matrix norm": (
+        "‖W‖∞ is the largest row ℓ₁ norm and ‖W‖₂ the largest singular value, both exact. For a convolution they are"
+        " norms of the filter matrix, not of the operator on images."
+    ),
+    "Concentration": (
+        "How many times the matrix norm exceeds that of a flat matrix of the same shape and Frobenius norm: equal"
+        " singular values for ℓ₂ (at least 1), entries of equal magnitude for ℓ∞ (below 1 where rows are sparse and"
+        " equally large)."
+    ),
+    "Operator norm": (
+        "Largest factor by which the layer can magnify an input in the stated norm, for convolutions on images of the"
+        " size seen. Certified from below (lower) and above (upper); where the two coincide, it is exact."
+    ),
+    "Structure factor": (
+        "The part of the bounds of Theorem 3.1 that depends on compressibility alone and not on the scale:"
+        " lower ≤ exact ≤ sharp ≤ linear ≤ paper. The paper's form is ∞ when an entry kept is zero."
+    ),
+    "Theorem 3.1": "Structure factor × scale: certified bounds on the matrix norm, beside its exact value.",
+    "Sensitivity (Lipschitz constant)": (
+        "Largest change of the logits per change of the input, in the stated norm. The true value lies between the"
+        " largest found and the least certified bound."
+    ),
+    **METHODS,
+    "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
+    "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
+    "Universal perturbation": (
+        "One perturbation for all inputs."
+        + "".join(f" {kind.capitalize()}: {how_found}" for kind, how_found in UNIVERSAL_KINDS.items())
+        + " All are judged on the other half, beside random ones of equal size. A larger share of changed predictions"
+        " may exist: each is an estimate from below of the worst."
+    ),
+}
+"""Every term that a report may use, by name."""
+ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate", "Masked gradients")
+CERTIFIED_TERMS = ("Certified accuracy", "Certified radius")
+RESPONSE_TERMS = ("Isotropic share", "Relative change of the output")
+
+
+def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
+    """The terms that the report of an audit uses, in their order of appearance.
+
+    Args:
+        audit: What is reported.
+        column_terms: The terms of the layer table's columns.
+    """
+    tried = {name for norm in audit.norms for name, _ in norm.lipschitz.arguments}
+    groups = [
+        (ATTACK_TERMS, any(norm.evaluation for norm in audit.norms)),
+        (CERTIFIED_TERMS, any(norm.certified for norm in audit.norms)),
+        (column_terms, bool(audit.layers)),
+        (["Sensitivity (Lipschitz constant)"], bool(audit.norms)),
+        ([name for name in METHODS if name in tried], True),
+        (RESPONSE_TERMS, any(norm.responses for norm in audit.norms)),
+        (["Universal perturbation"], any(norm.universal for norm in audit.norms)),
+    ]
+    return {term: GLOSSARY[term] for terms, used in groups if used for term in terms}

@@ -1,0 +1,245 @@
+"""What attacks achieve: on samples, at one budget and over many, in the layers, and with one perturbation for all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from brittle.results.rate import Rate, Setting
+from brittle.results.wording import budget, norm_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """One sample under attack; the verdict is recomputed from the stored adversarial example.
+
+    Attributes:
+        index: Position in the data.
+        label: True class.
+        clean_prediction: Class predicted without attack.
+        adversarial_prediction: Class predicted on the worst example found (the clean one when none was needed).
+        clean_margin: ``s_y - max_{j != y} s_j`` in logit units, without attack.
+        adversarial_margin: The same on the worst example found.
+        distance: ``||x_adv - x||_p`` in input units, measured on the stored example.
+        attack: Name of the attack that broke it; None if it was wrong to begin with or survived.
+        restart: Restart (from 0) in which it broke; None likewise.
+        certified_radius: Lower bound of the distance to the nearest adversarial example, in input units: 0 for samples
+            that are wrong without attack; None when no sound rule covers the network.
+        proven: Not attacked, because it is proven that no perturbation within the budget breaks it.
+    """
+
+    index: int
+    label: int
+    clean_prediction: int
+    adversarial_prediction: int
+    clean_margin: float
+    adversarial_margin: float
+    distance: float
+    attack: str | None
+    restart: int | None
+    certified_radius: float | None = None
+    proven: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Clean and robust accuracy of one model at one budget, and what was run to find it.
+
+    Robust accuracy is an upper estimate of the true one: the attack may have missed an adversarial example, it
+    cannot have invented one, since every budget and verdict was checked again on the stored example.
+
+    Attributes:
+        attacks: Names of the attacks, in the order they were run; the worst case over them counts.
+        p: Norm of the budget: 2 or inf.
+        eps: Budget ``||x_adv - x||_p <= eps`` in input units.
+        bounds: Smallest and largest admissible input value.
+        restarts: Random restarts of each attack; the worst case counts.
+        seed: Seed of the random starts, which depend on the sample's index and not on the batch.
+        settings: The attacks' own settings.
+        n: Samples.
+        clean_correct: Samples right without attack.
+        robust_correct: Samples right without attack and under every attack.
+        rejected: Examples that an attack returned outside the budget, the bounds or the finite numbers; not counted.
+        largest_perturbation: Largest ``||x_adv - x||_p`` among the accepted examples.
+        proven: Samples that were not attacked because they are proven robust at the budget.
+        forwards: Samples put through the network without gradient, re-checks included.
+        backwards: Samples put through the network with a gradient: what the attacks cost.
+        samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
+    """
+
+    attacks: tuple[str, ...]
+    p: float
+    eps: float
+    bounds: tuple[float, float]
+    restarts: int
+    seed: int
+    settings: dict[str, Setting]
+    n: int
+    clean_correct: int
+    robust_correct: int
+    rejected: int
+    largest_perturbation: float
+    proven: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
+
+    @property
+    def clean_accuracy(self) -> Rate:
+        """Right without attack, over all samples."""
+        return Rate(self.clean_correct, self.n)
+
+    @property
+    def robust_accuracy(self) -> Rate:
+        """Right under the worst attack, over all samples."""
+        return Rate(self.robust_correct, self.n)
+
+    @property
+    def fooling_rate(self) -> Rate:
+        """Predictions changed by the attack, over the samples that were right without it."""
+        return Rate(self.clean_correct - self.robust_correct, self.clean_correct)
+
+    @property
+    def summary(self) -> str:
+        """One line: budget, clean and robust accuracy, and how many samples are proven robust."""
+        proven = f"; {self.proven} proven robust" if self.proven else ""
+        accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
+        return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}"
+
+    def to_frame(self) -> pd.DataFrame:
+        """The per-sample results, one row a sample."""
+        import pandas as pd
+
+        names = [f.name for f in dataclasses.fields(SampleResult)]
+        frame = pd.DataFrame([[getattr(s, n) for n in names] for s in self.samples], columns=names)
+        frame["certified_radius"] = frame["certified_radius"].astype("Float64")
+        frame["attack"], frame["restart"] = frame["attack"].astype("string"), frame["restart"].astype("Int64")
+        return frame.assign(p=self.p, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class SecurityCurve:
+    """Robust accuracy over a range of budgets (upper estimates; non-increasing in eps by construction)."""
+
+    p: float
+    eps: tuple[float, ...]
+    robust: tuple[Rate, ...]
+
+
+@dataclass(frozen=True)
+class CertifiedCurve:
+    """Certified accuracy over a range of budgets: a lower bound of the true robust accuracy, which the
+    :class:`SecurityCurve` bounds from above; non-increasing in eps.
+
+    Attributes:
+        p: Norm of the budgets.
+        eps: Budgets, rising: those at which the certificates of samples run out, and those of the security curve.
+        certified: Samples right without attack whose certified radius exceeds the budget, at each of them.
+        median_radius: Median certified radius over the samples that are right without attack; None if there are none.
+    """
+
+    p: float
+    eps: tuple[float, ...]
+    certified: tuple[Rate, ...]
+    median_radius: float | None
+
+    def at(self, eps: float) -> Rate:
+        """Certified accuracy at a budget, or at the next larger one that was counted (then from below)."""
+        for point, rate in zip(self.eps, self.certified, strict=True):
+            if point >= eps:
+                return rate
+        return Rate(0, self.certified[-1].n)
+
+    def undecided(self, evaluation: Evaluation) -> Rate:
+        """Samples that withstood the attack of an evaluation of the same data without being proven robust."""
+        return Rate(evaluation.robust_correct - self.at(evaluation.eps).hits, evaluation.n)
+
+
+@dataclass(frozen=True)
+class LayerResponse:
+    """What the attack's perturbation does at one layer, over the samples that were attacked.
+
+    Attributes:
+        layer: Qualified name.
+        p: Norm of the attack's budget.
+        k: Numbers of leading right singular directions.
+        energy: Mean share of the perturbation's squared l2 norm, at the layer's input, that lies in those k
+            directions (convolutions: over the patches that the filters see).
+        isotropic: The share ``k / n`` that a perturbation without preferred direction would have.
+        amplification: Median of ``||z_adv - z||_2 / ||z||_2`` at the layer's output.
+        gain: Median of ``||z_adv - z||_2 / ||x_adv - x||_2`` at the layer's output.
+        n: Samples counted in amplification and gain (energy: those whose perturbation arrives at the layer).
+        excluded: Samples left out because the perturbation or the clean output was zero.
+    """
+
+    layer: str
+    p: float
+    k: tuple[int, ...]
+    energy: tuple[float, ...]
+    isotropic: tuple[float, ...]
+    amplification: float | None
+    gain: float | None
+    n: int
+    excluded: int
+
+
+FITTED = "fitted"
+DATA_FREE = "data-free"
+UNIVERSAL_KINDS = {
+    FITTED: "by ascent on one half of the data.",
+    DATA_FREE: (
+        "the direction that moves the first layer's output most, read from its weights, or an estimate of it where the"
+        " layer is not dense; only its sign is chosen on that half."
+    ),
+}
+"""The kinds of universal perturbations, and how each is found."""
+
+
+@dataclass(frozen=True)
+class UniversalResult:
+    """One perturbation for all inputs, chosen on one part of the data and judged on the other.
+
+    Attributes:
+        p: Norm of the budget.
+        eps: Budget.
+        kind: One of :data:`UNIVERSAL_KINDS`.
+        direction: How it was found; for a data-free one its sign, the direction and the layer.
+        fitted_on: Samples it was fitted on, or on which the sign of a data-free one was chosen.
+        fooled: Predictions changed on the held-out samples that were right without it.
+        random_fooled: The same for each of several random perturbations of equal size (random signs, or random
+            directions).
+        robust: Held-out samples right under the universal perturbation.
+    """
+
+    p: float
+    eps: float
+    kind: str
+    direction: str
+    fitted_on: int
+    fooled: Rate
+    random_fooled: tuple[Rate, ...]
+    robust: Rate
+
+    @property
+    def random_mean(self) -> Rate:
+        """The random perturbations' rate on average: counts added up, so that only the value has a meaning."""
+        return Rate(sum(rate.hits for rate in self.random_fooled), sum(rate.n for rate in self.random_fooled))
+
+    @property
+    def random_range(self) -> tuple[Rate, Rate]:
+        """The least and the largest rate of the random perturbations."""
+        rates = sorted(self.random_fooled, key=lambda rate: rate.hits)
+        return rates[0], rates[-1]
+
+
+def samples_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """All per-sample results, one row a sample and budget."""
+    import pandas as pd
+
+    frames = [evaluation.to_frame() for evaluation in evaluations]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
