@@ -273,7 +273,7 @@ def test_write_errors_are_one_line(audit, monkeypatch, capsys):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "audit.json")
 
-    monkeypatch.setattr("brittle.results.write_text", full)
+    monkeypatch.setattr("os.replace", full)
     assert audit("-q") == 1
     one_line(capsys, "audit.json", "No space left")
 

@@ -25,7 +25,7 @@ from brittle.training import Adversary, Recipe, loop
 from brittle.training.runs import CONFIG, load_run, run_config
 from helpers.processes import finish, read_all, start, wait_until
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 FIXED = ("--data", "digits", "--limit", "120", "--batch-size", "32", "--width", "12", "--epochs", "2")
 FILES = ["config.json", "history.csv", "history.parquet", "layers.csv", "layers.parquet", "weights.safetensors"]
 

@@ -1,125 +1,308 @@
-"""Reading the command line's option values; what cannot be read is an InputError that names the option."""
+"""The options of the commands: records of a command's own, and those made from the dataclasses of the library."""
 
 from __future__ import annotations
 
-import json
-import math
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from brittle.cli import values
+from brittle.cli.from_dataclass import change, constant, options
 from brittle.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def arguments(pairs: list[str]) -> dict[str, object]:
-    """``NAME=VALUE`` pairs; values are read as JSON, else as text."""
-    found: dict[str, object] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name.isidentifier():
-            raise InputError(f"arch-arg: expected NAME=VALUE; got {pair!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
+    from brittle.data.load import Data
+    from brittle.training.recipe import Recipe
+    from brittle.training.runs import Order, RunConfig
 
+network_option = functools.partial(typer.Option, rich_help_panel="Network")
+data_option = functools.partial(typer.Option, rich_help_panel="Data")
+attack_option = functools.partial(typer.Option, rich_help_panel="Attack")
+bounds_option = functools.partial(typer.Option, rich_help_panel="Bounds")
+training_option = functools.partial(typer.Option, rich_help_panel="Interventions")
+execution_option = functools.partial(typer.Option, rich_help_panel="Execution")
+output_option = functools.partial(typer.Option, rich_help_panel="Output")
 
-def strengths(name: str, entries: list[str] | None) -> dict[str, float]:
-    """``NAME=NUMBER`` entries, hyphens in names as underscores; ``name`` is the option's."""
-    found: dict[str, float] = {}
-    for entry in entries or []:
-        key, separator, value = entry.partition("=")
-        if not separator or not key.strip():
-            raise InputError(f"{name}: expected NAME=NUMBER; got {entry!r}")
-        key = key.strip().replace("-", "_")
-        if key in found:
-            raise InputError(f"{name}: {key} is given twice")
-        found[key] = number(name, value)
-    return found
+FORMS = constant("brittle.data.load", "FORMS")
+PRESETS = ", ".join(constant("brittle.evaluation", "PRESETS"))
+ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
+ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
+SEEDS = {"min": 0, "max": 2**63 - 1}
 
-
-def rank(text: str | None) -> int | float | None:
-    """A rank (``8``), or a share of the full one (``0.25``)."""
-    if text is None:
-        return None
-    if _whole(text):
-        return int(text)
-    share = number("rank", text)
-    if not 0 < share < 1:
-        raise InputError(f"rank: expected a positive integer or a share between 0 and 1; got {text!r}")
-    return share
+Arch = Annotated[str | None, network_option(help=f"{ARCHITECTURES}; a run knows its own.")]
+ArchArg = Annotated[
+    list[str] | None,
+    network_option(metavar="NAME=VALUE", help="Argument of the architecture; the value is JSON or text (repeatable)."),
+]
+Std = Annotated[str | None, network_option(metavar="N,N,N", help="Standard deviations, likewise.")]
+DataRoot = Annotated[Path | None, data_option(help="Folder that holds the data sets in torchvision's layout.")]
+ImageSize = Annotated[str | None, data_option(metavar="H,W", help="Resize the images of folder: to this.")]
+Device = Annotated[str, execution_option(help="cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, execution_option(min=1, max=4096, help="CPU threads.")]
+Seed = Annotated[int, execution_option(**SEEDS, help="Seed of every random choice.")]
+Quiet = Annotated[bool, output_option("-q", "--quiet", help="No progress, no summary.")]
+Json = Annotated[bool, output_option("--json", help="Print the result as JSON instead of the summary.")]
 
 
-def norms(text: str) -> tuple[float, ...]:
-    """``inf``, ``2`` or ``inf,2``."""
-    found = numbers("p", text)
-    if not found or any(q not in (2, math.inf) for q in found) or len(set(found)) < len(found):
-        raise InputError(f"p: expected inf, 2 or inf,2; got {text!r}")
-    return tuple(found)
+@dataclass(frozen=True)
+class Network:
+    """A trained network to judge."""
+
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights: .safetensors, or a checkpoint that holds plain tensors; or a folder of brittle train."
+        ),
+    ]
+    arch: Arch = None
+    arch_arg: ArchArg = None
+    mean: Annotated[
+        str | None, network_option(metavar="N,N,N", help="Means by which the model expects its input normalised.")
+    ] = None
+    std: Std = None
+
+    def load(self, device: str) -> tuple[nn.Module, RunConfig | None]:
+        """The network of a file of weights, or of a run's folder with its configuration; in evaluation mode."""
+        arguments = values.arguments(self.arch_arg or [])
+        if self.model.is_dir():
+            from brittle.training.runs import load_run
+
+            if arguments or self.mean is not None or self.std is not None:
+                raise InputError(f"arch-arg, mean, std: {self.model} is a run and knows its own; leave them out")
+            trained, config = load_run(self.model, arch=self.arch)
+            return trained.to(device), config
+        from brittle.models.build import build_model
+        from brittle.models.checkpoints import fill, read_state
+        from brittle.models.normalize import normalised
+
+        if self.arch is None:
+            raise InputError("arch: expected an architecture to fill with the weights; got none")
+        state = read_state(self.model)
+        network = build_model(self.arch, arguments, state)
+        fill(network, state)
+        statistics = values.statistics(self.mean, self.std)
+        return (network if statistics is None else normalised(network, *statistics)).eval().to(device), None
 
 
-def budgets(entries: list[str] | None) -> dict[float, float]:
-    """``P=EPS`` entries; ``EPS`` alone holds for every norm."""
-    found: dict[float, float] = {}
-    for entry in entries or []:
-        norm, separator, value = entry.rpartition("=")
-        for q in norms(norm) if separator else (math.inf, 2.0):
-            found[q] = number("eps", value)
-            if not 0 < found[q] < math.inf:
-                raise InputError(f"eps: expected a finite number above 0; got {value}")
-    return found
+@dataclass(frozen=True)
+class Samples:
+    """Labelled inputs to judge a network on."""
+
+    data: Annotated[
+        str | None,
+        data_option(help=f"{FORMS}. Without it: what the run was trained on; an audit of a file reads weights alone."),
+    ] = None
+    data_root: DataRoot = None
+    split: Annotated[str, data_option(help="train or test.")] = "test"
+    limit: Annotated[int, data_option(help="Most samples; a random subset, by --seed.")] = 1000
+    image_size: ImageSize = None
+
+    def load(self, seed: int, run: RunConfig | None) -> Data | None:
+        """The data asked for; without any, what the run was trained on."""
+        from brittle.data.load import load_data
+
+        spec, root, size = self.data, self.data_root, values.image_size(self.image_size)
+        if spec is None and run is not None:
+            spec, size = run.data, size or run.image_size
+            root = root or (Path(run.data_root) if run.data_root else None)
+        if spec is None:
+            return None
+        return load_data(spec, root=root, split=self.split, limit=self.limit, seed=seed, image_size=size)
 
 
-def number(name: str, text: str) -> float:
-    """One number; ``name`` is the option's."""
-    found = numbers(name, text)
-    if len(found) > 1:
-        raise InputError(f"{name}: expected one number; got {text!r}")
-    return found[0]
+@dataclass(frozen=True)
+class Budgets:
+    """How far an attacker may go."""
+
+    p: Annotated[str, attack_option(help="Norms of the budgets: inf, 2 or inf,2.")] = "inf,2"
+    eps: Annotated[
+        list[str] | None,
+        attack_option(
+            metavar="P=EPS",
+            help="Budget in input units (repeatable); EPS alone holds for every norm.",
+            show_default="the data set's own",
+        ),
+    ] = None
+
+    def read(self) -> tuple[tuple[float, ...], dict[float, float] | None]:
+        """The norms, and the budgets of those that were given one; None for none."""
+        budgets, norms = values.budgets(self.eps), values.norms(self.p)
+        return norms, {p: budgets[p] for p in norms if p in budgets} or None
 
 
-def _whole(text: str) -> bool:
-    """Whether a text is a positive integer, of a size that counts something."""
-    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0
+@dataclass(frozen=True)
+class Attacking:
+    """How samples are attacked."""
+
+    preset: Annotated[str, attack_option(help=f"Attacks: {PRESETS}.")] = "fast"
+    steps: Annotated[
+        int | None, attack_option(help="Steps of every gradient attack.", show_default="the preset's own")
+    ] = None
+    restarts: Annotated[int, attack_option(help="Random restarts of every attack.")] = 1
+    batch_size: Annotated[int, execution_option(help="Samples at once; halved when memory runs out.")] = 256
+    seed: Seed = 0
 
 
-def numbers(name: str, text: str) -> list[float]:
-    """Numbers separated by commas; ``name`` is the option's."""
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name}: expected numbers separated by commas; got {text!r}") from None
-    if any(math.isnan(number) for number in found):
-        raise InputError(f"{name}: expected numbers; got {text!r}")
-    return found
+@dataclass(frozen=True)
+class Output:
+    """Where results go."""
+
+    out: Annotated[Path, output_option("-o", "--out", help="Folder for the results.")]
+    overwrite: Annotated[bool, output_option(help="Replace a result that is already there.")] = False
+    quiet: Quiet = False
+
+    def check(self, name: str) -> None:
+        """Refuse a file in the folder's place, or results that are there and not to be replaced."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"out: expected a folder; {self.out} is a file")
+        if (self.out / name).exists() and not self.overwrite:
+            raise InputError(
+                f"out: {self.out} already holds results ({name}); choose another folder or pass --overwrite"
+            )
 
 
-def integers(name: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
-    """Positive integers separated by commas, ``count`` of them; ``name`` is the option's."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(_whole(part.strip()) for part in parts) or count not in (None, len(parts)):
-        raise InputError(f"{name}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
-    return tuple(int(part) for part in parts)
+@dataclass(frozen=True)
+class NewNetwork:
+    """A network to train."""
+
+    arch: Annotated[
+        str | None, network_option(help=f"{ARCHITECTURES}.", show_default="fcn; with --fine-tune RUN, the run's own")
+    ] = None
+    arch_arg: ArchArg = None
+    width: Annotated[int | None, network_option(help="Same as --arch-arg width=N.")] = None
+    depth: Annotated[int | None, network_option(help="Same as --arch-arg depth=N.")] = None
+    mean: Annotated[
+        str | None, network_option(metavar="N,N,N", help="Normalise by these means.", show_default="the data set's")
+    ] = None
+    std: Std = None
+    fine_tune: Annotated[
+        Path | None, network_option(help="Start from these weights: a file, or a folder of brittle train.")
+    ] = None
+    rank: Annotated[
+        str | None, network_option(help="Train low-rank factors of this rank, or share of the full one.")
+    ] = None
+
+    def order(self, samples: TrainingSamples, recipe: Recipe) -> Order:
+        """What is asked of the run."""
+        from brittle.training.runs import Order
+
+        short = {name: size for name, size in (("width", self.width), ("depth", self.depth)) if size is not None}
+        return Order(
+            arch=self.arch,
+            arguments=values.arguments(self.arch_arg or []) | short,
+            statistics=values.statistics(self.mean, self.std),
+            rank=values.rank(self.rank),
+            start=self.fine_tune,
+            data_root=samples.data_root,
+            limit=samples.limit,
+            image_size=values.image_size(samples.image_size),
+            recipe=recipe,
+        )
 
 
-def device(name: str) -> str:
-    """A device that this machine has."""
-    import torch
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Labelled inputs to train on."""
 
-    try:
-        found = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
-    if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices; got {name!r}")
-    return name
+    data: Annotated[str, data_option(help=f"{FORMS}.")]
+    data_root: DataRoot = None
+    download: Annotated[bool, data_option(help="Fetch the data set into --data-root if it is not there.")] = False
+    limit: Annotated[int | None, data_option(help="Most training samples; a random subset, by --seed.")] = None
+    image_size: ImageSize = None
+
+    def load(self, seed: int) -> Data:
+        """The training split, fetched first where that was asked for."""
+        from brittle.data.load import load_data
+
+        if self.download:
+            from brittle.data.downloads import download
+
+            download(self.data, self.data_root)
+        size = values.image_size(self.image_size)
+        return load_data(self.data, root=self.data_root, split="train", limit=self.limit, seed=seed, image_size=size)
 
 
-def threads(threads: int | None) -> None:
-    """Set the number of CPU threads; None leaves torch's choice."""
-    if threads is not None:
-        import torch
+RECIPE = options(
+    "brittle.training",
+    "Recipe",
+    {
+        "Interventions": "penalties constraints layers refresh",
+        "Optimisation": "epochs batch_size optimizer lr weight_decay momentum schedule crop flip",
+        "Selection and measurement": "validation patience select measure_every",
+        "Execution": "precision seed",
+    },
+    without={
+        "milestones": "the command line has the usual step schedule alone",
+        "decay": "likewise",
+        "adversary": "its options are ADVERSARY and --adversarial",
+    },
+    penalties=change(
+        "--penalty",
+        type=list[str],
+        default=None,
+        metavar="NAME=STRENGTH",
+        help=f"Penalty on the loss (repeatable): {', '.join(constant('brittle.training', 'PENALTIES'))}.",
+    ),
+    constraints=change(
+        "--constraint",
+        type=list[str],
+        default=None,
+        metavar="NAME=VALUE",
+        help=f"Applied after every step (repeatable): {', '.join(constant('brittle.training', 'CONSTRAINTS'))}.",
+    ),
+    layers=change(type=str, help="Layers acted on, separated by commas.", show_default="the paper's choice"),
+    schedule=change(help="constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."),
+    patience=change(help="End after so many epochs without a better validation accuracy."),
+    measure_every=change(help="Epochs between measurements of layers and bounds, and after the last; 0 for none."),
+    seed=change(**SEEDS),
+)
+ADVERSARY = options(
+    "brittle.training",
+    "Adversary",
+    {"Interventions": "steps ratio"},
+    without={
+        "eps": "the budget is --adversarial P=EPS",
+        "p": "likewise",
+        "step_size": "the command line has the usual length alone",
+    },
+    steps=change("--attack-steps", help="Steps of the training attack."),
+    ratio=change("--adversarial-ratio"),
+)
+Values = dict[str, Any]
+"""Values of options by the names of the fields that they fill."""
 
-        if threads < 1:
-            raise InputError(f"threads: expected at least 1; got {threads}")
-        torch.set_num_threads(threads)
+
+@dataclass(frozen=True)
+class Interventions:
+    """What the options of a recipe's fields have no name for."""
+
+    frobenius: Annotated[
+        str | None, training_option(help="Hold every layer's Frobenius norm: a constant, or 'initial'.")
+    ] = None
+    adversarial: Annotated[
+        str | None, training_option(metavar="P=EPS", help="Adversarial training with this budget: inf=0.1 or 2=0.5.")
+    ] = None
+
+    def recipe(self, recipe: Values, adversary: Values) -> Recipe:
+        """The recipe that all options together make."""
+        penalties = values.strengths("penalty", recipe["penalties"])
+        constraints: dict[str, float | None] = {**values.strengths("constraint", recipe["constraints"])}
+        if self.frobenius is not None:
+            if "frobenius" in constraints:
+                raise InputError(f"frobenius: given twice, as {constraints['frobenius']} and as {self.frobenius}")
+            initial = self.frobenius == "initial"
+            constraints["frobenius"] = None if initial else values.number("frobenius", self.frobenius)
+        budgets = {} if self.adversarial is None else values.budgets([self.adversarial])
+        if len(budgets) > 1:
+            raise InputError(f"adversarial: expected one norm, P=EPS; got {self.adversarial!r}")
+        layers = None if recipe["layers"] is None else tuple(name.strip() for name in recipe["layers"].split(","))
+        from brittle.training import Adversary, Recipe
+
+        enemies = [Adversary(eps, p, **adversary) for p, eps in budgets.items()]
+        read = {"penalties": penalties, "constraints": constraints, "layers": layers}
+        return Recipe(**recipe | read, adversary=enemies[0] if enemies else None)

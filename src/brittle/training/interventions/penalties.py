@@ -207,7 +207,11 @@ def _compose(first: Chosen, second: Chosen) -> bool:
 
 Penalty = Callable[..., Tensor]
 PENALTIES: dict[str, Penalty] = {
-    function.__name__: function
-    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control)
+    "group_lasso": group_lasso,
+    "scale_invariant_group_lasso": scale_invariant_group_lasso,
+    "nuclear_norm": nuclear_norm,
+    "l1": l1,
+    "joint_l1": joint_l1,
+    "spread_control": spread_control,
 }
 """Every penalty by its name."""

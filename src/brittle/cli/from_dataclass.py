@@ -1,0 +1,177 @@
+"""Options made from the fields of the dataclasses that they fill.
+
+The dataclasses stand beside code that imports torch, which takes seconds; a help text has to be there at once. So their
+modules are not imported: names, types, defaults and meanings are read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_origin
+
+import typer
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+"""What a field may hold whose option needs nothing but the field; each also with ``| None``."""
+
+
+class Field(NamedTuple):
+    """A dataclass's field as its source has it; the default is ``...`` where there is none, or no plain value."""
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+
+
+def fields(module: str, record: str) -> tuple[Field, ...]:
+    """The fields of a dataclass; their meanings are those under "Attributes:" in its docstring.
+
+    Args:
+        module: Where the class stands, or a package that offers it: ``"brittle.training"``.
+        record: Its name.
+    """
+    body = _definition(module, record)
+    assert isinstance(body, ast.ClassDef)
+    meanings = _meanings(ast.get_docstring(body) or "")
+    return tuple(
+        Field(node.target.id, ast.unparse(node.annotation), _value(node.value), meanings.get(node.target.id, ""))
+        for node in body.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    )
+
+
+def constant(module: str, name: str) -> Any:
+    """The plain value of a module's constant, or of one that a package offers; of a dict, the keys alone."""
+    value = _definition(module, name)
+    assert isinstance(value, ast.expr)
+    return tuple(map(_value, value.keys)) if isinstance(value, ast.Dict) else _value(value)
+
+
+class Change(NamedTuple):
+    """Where an option differs from its field: its names, its type, its default, and what typer.Option takes."""
+
+    names: tuple[str, ...]
+    type: Any
+    default: Any
+    settings: Mapping[str, Any]
+
+
+def change(*names: str, type: Any = None, default: Any = ..., **settings: Any) -> Change:
+    """What differs between an option and its field."""
+    return Change(names, type, default, settings)
+
+
+def options(
+    module: str, record: str, panels: Mapping[str, str], without: Mapping[str, str], **changes: Change
+) -> list[inspect.Parameter]:
+    """An option for every field of a dataclass, as parameters of a function that typer reads.
+
+    Args:
+        module: As :func:`fields`.
+        record: Its name.
+        panels: Headings of the help, with the names of the fields under them, in this order.
+        without: Fields that have no option, with the reason.
+        changes: By field, where its option differs from it.
+
+    Raises:
+        LookupError: A field has neither a panel nor a reason, a name is no field's, or an option cannot be made from
+            the field alone.
+    """
+    read = {field.name: field for field in fields(module, record)}
+    placed = [(name, panel) for panel, names in panels.items() for name in names.split()]
+    listed = [*without, *(name for name, _ in placed)]
+    if sorted(listed) != sorted(read) or not changes.keys() <= dict(placed).keys():
+        raise LookupError(f"{record}: its fields are {sorted(read)}; options and reasons are for {sorted(listed)}")
+    return [_option(read[name], panel, changes.get(name, change())) for name, panel in placed]
+
+
+def _option(field: Field, panel: str, changed: Change) -> inspect.Parameter:
+    kind = changed.type or TYPES.get(field.type.removesuffix(" | None"))
+    default = field.default if changed.default is ... else changed.default
+    if kind is None or default is ...:
+        raise LookupError(f"{field.name}: expected a plain type and default; got {field.type} = {default}")
+    names = changed.names or (("--" + field.name.replace("_", "-"),) if default is False else ())
+    option = typer.Option(
+        *names, **{"help": field.meaning.replace("[", r"\["), "rich_help_panel": panel, **changed.settings}
+    )
+    annotation = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def by_records(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function of records one of their fields, as typer calls it.
+
+    A parameter that is annotated with a dataclass takes the place of its fields; ``Annotated[dict, PARAMETERS]`` with a
+    list of parameters, that of a dict of their values by name. Others stay as they are.
+
+    Args:
+        defaults: Of fields, in place of the record's own.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        flat: list[inspect.Parameter] = []
+        records: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+            make: Any = parameter.annotation
+            own = [parameter]
+            if get_origin(make) is not Annotated:
+                own = list(inspect.signature(make, eval_str=True).parameters.values())
+            elif isinstance(make.__metadata__[0], list):
+                make, own = dict, make.__metadata__[0]
+            if own != [parameter]:
+                records[name] = make, [field.name for field in own]
+            flat += [field.replace(kind=field.KEYWORD_ONLY) for field in own]
+
+        @functools.wraps(function)
+        def called(**values: Any) -> None:
+            made = {name: make(**{key: values.pop(key) for key in keys}) for name, (make, keys) in records.items()}
+            function(**made, **values)
+
+        flat = [field.replace(default=defaults.get(field.name, field.default)) for field in flat]
+        called.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _definition(module: str, name: str) -> ast.ClassDef | ast.expr:
+    """The class, or the expression assigned to a name; where a module imports it, in the module that it is from."""
+    for node in _source(module).body:
+        match node:
+            case ast.ClassDef(name=defined) if defined == name:
+                return node
+            case ast.Assign(targets=[ast.Name(id=defined)], value=value) if defined == name:
+                return value
+            case ast.AnnAssign(target=ast.Name(id=defined), value=ast.expr() as value) if defined == name:
+                return value
+            case ast.ImportFrom(module=str(home), names=imported) if name in [alias.name for alias in imported]:
+                return _definition(home, name)
+    raise LookupError(f"{module} defines no {name}")
+
+
+@functools.cache
+def _source(module: str) -> ast.Module:
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _value(node: ast.expr | None) -> Any:
+    """The plain value of an expression; ``...`` if it has none."""
+    try:
+        return ... if node is None else ast.literal_eval(node)
+    except ValueError:
+        return ...
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """Names and texts under "Attributes:", on one line and without markup."""
+    section = re.search(r"^Attributes:\n((?: {4}.*\n|\n)*)", docstring + "\n", re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.MULTILINE)
+    return {name: re.sub(r":\w+:(?=`)|[`\"]", "", " ".join(text.split())) for name, text in entries}

@@ -1,0 +1,104 @@
+"""How far work has come, as bars on standard error; silent where that is no terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brittle.errors import MissingExtra
+from brittle.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from brittle.training import EpochRow, Moment
+
+
+@contextmanager
+def stage_bars(quiet: bool) -> Iterator[Progress]:
+    """A bar for every stage, with what is done of its total, the rate and the time left."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        rich.TextColumn("{task.description:<22}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, rate="")
+            speed = bars.tasks[tasks[stage]].speed
+            bars.update(tasks[stage], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
+
+        yield progress
+
+
+@contextmanager
+def training_bar(quiet: bool, tensorboard: Path | None) -> Iterator[Callable[[Moment], None]]:
+    """A bar over all steps with loss, accuracy, throughput and time left, and a line for every epoch.
+
+    Args:
+        quiet: Show neither.
+        tensorboard: Folder for TensorBoard's log of every epoch; None for none.
+
+    Raises:
+        MissingExtra: TensorBoard is asked for and not installed.
+    """
+    from rich import progress as rich
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TextColumn("{task.percentage:>3.0f}%"),
+        rich.TimeRemainingColumn(),
+    )
+    shown = not quiet and console.is_terminal
+    log_to = nullcontext() if tensorboard is None else tensorboard_log(tensorboard)
+    with rich.Progress(*columns, console=console, disable=not shown) as bars, log_to as log:
+        task = bars.add_task("starting", total=None)
+
+        def progress(moment: Moment) -> None:
+            text = (
+                f"epoch {moment.epoch}/{moment.epochs}  loss {moment.loss:.4f}  accuracy {moment.accuracy:.2%}  "
+                f"{moment.samples_per_second:,.0f}/s"
+            )
+            # The row comes when its epoch is over: the steps of that epoch are then all done.
+            done = (moment.epoch - 1) * moment.steps + (moment.step if moment.row is None else moment.steps)
+            bars.update(task, description=text, completed=done, total=moment.epochs * moment.steps)
+            if moment.row is not None and log is not None:
+                log(moment.row)
+            if moment.row is not None and shown:
+                accuracy = moment.row.validation_accuracy
+                console.print(text + ("" if accuracy is None else f"  validation {accuracy:.2%}"), highlight=False)
+
+        yield progress
+
+
+@contextmanager
+def tensorboard_log(folder: Path) -> Iterator[Callable[[EpochRow], None]]:
+    """Writes every number of an epoch's row for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtra("tensorboard", "tensorboard", "--tensorboard") from None
+    with SummaryWriter(str(folder)) as writer:
+
+        def log(row: EpochRow) -> None:
+            for name, value in dataclasses.asdict(row).items():
+                if name != "epoch" and value is not None:
+                    writer.add_scalar(name, value, row.epoch)
+
+        yield log
