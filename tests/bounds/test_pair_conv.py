@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.bounds import pair_conv, pair_inf, pair_two
+from brittle.bounds.pairs import conv as pair_conv
+from brittle.bounds.pairs import inf as pair_inf
+from brittle.bounds.pairs import two as pair_two
 from brittle.bounds.pairs.conv import conv_alignment, conv_pair_upper
 from brittle.bounds.pairs.matrices import alignment
 from brittle.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from brittle.bounds import pair_inf
+from brittle.bounds.pairs import inf as pair_inf
 from brittle.bounds.pairs.inf import compressed, entry_bounds, exact, half_entry_bounds, lower, row_bounds
 from brittle.errors import InputError
 from helpers.matrices import KINDS, matrix, quick

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brittle.bounds import pair_two
+from brittle.bounds.pairs import two as pair_two
 from brittle.bounds.pairs.multipliers import FLOOR, closed_form, directions, eliminate, improve
 from brittle.bounds.pairs.two import (
     branch_and_bound,

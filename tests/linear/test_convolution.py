@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from brittle.errors import InputError
+from brittle.linear import conv_symbol
 from brittle.linear.convolution import (
     ConvGeometry,
     apply,
