@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brittle.bounds.graph.read import Conv, Dense, Op, Slope, read_graph
+from brittle.bounds.graph.read import read_graph
+from brittle.bounds.graph.rules import Conv, Dense, Op, Slope
 from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.product import own_factors, product_bound

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 
 from brittle.bounds import lipschitz_upper_bound, network_bounds
 from brittle.errors import InputError
@@ -354,6 +355,18 @@ class Unknown(nn.Module):
         return torch.sort(x).values
 
 
+class Doubled(nn.BatchNorm1d):
+    """A batch norm that does more than its kind."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def computed(module):
+    """A module whose weight is a parametrisation: torch makes a class of its own for it."""
+    return parametrize.register_parametrization(module, "weight", nn.Identity()).eval()
+
+
 def sequence(last, *, train=False):
     return nn.Sequential(nn.Linear(4, 4), last).train(train)
 
@@ -386,6 +399,7 @@ REFUSED = {
     "repetition": (Apply(lambda s, x: x.repeat(1, 9)).eval(), "repeat"),
     "expansion": (Apply(lambda s, x: x[:, None].expand(-1, 9, -1)).eval(), ""),
     "unknown function": (Apply(lambda s, x: torch.exp(x)).eval(), "exp"),
+    "own forward with a computed weight": (sequence(computed(Doubled(4))), "1"),
     "unknown module": (Apply(lambda s, x: s.odd(x), odd=Unknown()).eval(), "odd"),
     "branching": (Apply(branching, a=nn.Linear(4, 4)).eval(), "Apply"),
     "several outputs": (Apply(lambda s, x: (x, x)).eval(), "forward"),

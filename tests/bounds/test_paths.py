@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from brittle.bounds import lipschitz_upper_bound
-from brittle.bounds.graph.read import Dense, Slope, read_graph
+from brittle.bounds.graph.read import read_graph
+from brittle.bounds.graph.rules import Dense, Slope
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.paths import gradients, movable, radii
 from brittle.models.normalize import Normalize

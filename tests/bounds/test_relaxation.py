@@ -595,3 +595,16 @@ def test_deep_residual_networks_are_read():
     y = labels_of(model, x)
     bound = margin_bounds(read_relaxation(model, (3, 8, 8)), x, y, eps=1e-4, p=math.inf, rounds=0)
     assert (bound <= margins(model, x, y)).all()
+
+
+@both
+@pytest.mark.parametrize("between", [nn.Identity, nn.Dropout, nn.Flatten])
+@pytest.mark.parametrize("activation", [nn.ReLU, lambda inplace: nn.LeakyReLU(0.3, inplace=inplace)])
+def test_activations_in_place_leave_the_clean_values_behind_a_view(between, activation, p):
+    """What only passes its input on lies in the same memory, which the activation then overwrites."""
+    net = seeded(lambda: nn.Sequential(nn.Linear(6, 40), between(), activation(inplace=True), nn.Linear(40, 3)))
+    apart = nn.Sequential(net[0], activation(inplace=False), net[3])
+    net, apart, x = net.double().eval(), apart.double().eval(), uniform(0, 5, 6, dtype=torch.float64)
+    y = apart(x).argmax(1)
+    margins = [margin_bounds(read_relaxation(n, (6,)), x, y, eps=0.1, p=p) for n in (net, apart)]
+    torch.testing.assert_close(*margins, rtol=1e-12, atol=0)

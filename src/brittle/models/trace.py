@@ -102,6 +102,17 @@ def trace_unless_given(model: nn.Module, input_shape: Sequence[int] | None, trac
     return traced
 
 
+def check_finite_weights(model: nn.Module) -> None:
+    """Refuse a network with weights or buffers that are NaN or infinite: no bound of it would mean anything.
+
+    Raises:
+        InputError: With the name of the first.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
+
+
 def where(node: fx.Node) -> str:
     """The qualified name of the module that an operation stands in, and the operation's own."""
     if node.op == "call_module":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Op
+from brittle.bounds.graph.rules import Op
 from brittle.bounds.lipschitz.gram_walk import Recursion
 from brittle.linear.spectrum import WALK_ROUNDING
 

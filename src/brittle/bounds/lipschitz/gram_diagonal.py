@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Average, MaxPool, Multiple, Op, Rearrange, Scale, Slope, Softmax
+from brittle.bounds.graph.rules import Average, MaxPool, Multiple, Op, Rearrange, Scale, Slope, Softmax
 from brittle.bounds.pairs.multipliers import factor, floored
 from brittle.linear.spectrum import power_iteration
 

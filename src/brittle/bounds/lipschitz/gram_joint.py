@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brittle.bounds.graph.read import Concat, Conv, Multiple, Op, Scale, Sum
+from brittle.bounds.graph.rules import Concat, Conv, Multiple, Op, Scale, Sum
 from brittle.bounds.lipschitz.gram_diagonal import Stuck, largest
 from brittle.bounds.lipschitz.torus import spills
 from brittle.bounds.pairs.multipliers import Slopes

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Conv, Dense
+from brittle.bounds.graph.rules import Conv, Dense
 from brittle.bounds.lipschitz.gram_diagonal import Stuck, estimate, first_vectors
 from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor
 from brittle.linear.conv_symbol import symbol

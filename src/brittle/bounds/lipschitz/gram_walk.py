@@ -16,7 +16,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Average, Concat, Conv, Dense, Multiple, Op, Rearrange, Scale, Slope, Sum, users
+from brittle.bounds.graph.rules import Average, Concat, Conv, Dense, Multiple, Op, Rearrange, Scale, Slope, Sum, users
 from brittle.bounds.lipschitz.gram_diagonal import Diagonal, Stuck, above, weights_after
 from brittle.bounds.lipschitz.gram_joint import (
     Joint,

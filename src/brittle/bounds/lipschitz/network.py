@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from brittle.bounds.chain import chain_bounds, coordinate_bounds
-from brittle.bounds.graph.read import Dense, Input, Multiple, Op, Rearrange, Slope, read_graph
+from brittle.bounds.graph.read import read_graph
+from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
 from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
 from brittle.bounds.lipschitz.paths import gradients, movable, radii
 from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching
@@ -26,7 +27,7 @@ from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.borrow import frozen
-from brittle.models.trace import NoRule, Trace
+from brittle.models.trace import NoRule, Trace, check_finite_weights
 from brittle.results.methods import CHAIN, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
 
 _MOST_MARGINS = 2000  # classes up to which every pair gets a bound of its own
@@ -131,7 +132,7 @@ def network_bounds(
         raise InputError(f"steps: expected a number of at least 0; got {steps}")
     training = frozenset(module for module in model.modules() if module.training)
     with frozen(model):
-        _check_finite(model)
+        check_finite_weights(model)
         try:
             ops = read_graph(model, input_shape, training, traced)
         except NoRule as error:
@@ -141,12 +142,6 @@ def network_bounds(
                 ops = read_graph(model, (inputs,), training)
         arguments = _Arguments(ops, steps)
         return {p: arguments.bound(p) for p in norms}
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
 
 
 def _dense_inputs(ops: Sequence[Op]) -> int | None:

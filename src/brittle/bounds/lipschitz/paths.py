@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import (
+from brittle.bounds.graph.rules import (
     Average,
     Concat,
     Conv,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from brittle.bounds.graph.read import (
+from brittle.bounds.graph.rules import (
     Average,
     Concat,
     Conv,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Average, Concat, Conv, Multiple, Op, Scale, Slope, Sum
+from brittle.bounds.graph.rules import Average, Concat, Conv, Multiple, Op, Scale, Slope, Sum
 from brittle.linear.conv_geometry import ConvGeometry
 
 

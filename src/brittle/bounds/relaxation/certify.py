@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brittle.bounds.graph.read import Concat, GraphReader, Input, MaxPool, Op, Rule, Slope, Sum
+from brittle.bounds.graph.read import overwritten_by, read_operations
+from brittle.bounds.graph.rules import Op
 from brittle.bounds.relaxation.grouped import Groups, group
 from brittle.bounds.relaxation.interval import Ball, Network
 from brittle.bounds.relaxation.linear_maps import as_map
@@ -26,9 +26,10 @@ from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import frozen, zero_like
-from brittle.models.trace import NoRule, Trace, trace_unless_given
+from brittle.models.trace import NoRule, Trace, check_finite_weights, trace_unless_given
 
-_ENTRIES = 2**26  # of all clean values of the samples that are taken together
+MOST_VALUES = 2**26
+"""Clean values of all operations that are kept in memory: so many samples are taken together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +39,15 @@ class Relaxation:
     Attributes:
         model: The network, which computes the clean values.
         graph: Its trace.
-        nodes: Node of the trace for every operation, and whether its result is overwritten in place later.
         network: The operations with their linear maps.
+        overwritten: Names of the nodes whose results later nodes write over.
         groups: Slopes shared by groups of samples; None where there were no examples or the network is too large.
     """
 
     model: nn.Module
     graph: fx.GraphModule
-    nodes: dict[str, tuple[int, bool]]
     network: Network
+    overwritten: frozenset[str]
     groups: Groups | None
 
     @property
@@ -92,29 +93,22 @@ def read_relaxation(
         raise InputError(f"groups: expected at least 1; got {groups}")
     like = zero_like(model)
     with frozen(model), _plain_arithmetic(like):
-        _check_finite(model)
-        graph = trace_unless_given(model, input_shape, traced).graph
-        reader = _NamedReader(graph, frozenset(), False, [])
-        ops = tuple(reader.read())
-        written = {
-            node.all_input_nodes[0].name for node in graph.graph.nodes if node.all_input_nodes and reader.in_place(node)
-        }
+        check_finite_weights(model)
+        trace = trace_unless_given(model, input_shape, traced)
+        ops = read_operations(trace)
         if len(ops) < 2:
             raise NoRule("forward: the output does not depend on the input through any operation")
-        maps = {n: as_map(op, _shape(ops, n), _module(graph, op), like) for n, op in enumerate(ops) if _linear(op)}
-        nodes = {op.name: (n, op.name in written) for n, op in enumerate(ops)}
-        network = Network(ops, maps)
+        network, overwritten = _as_maps(ops, trace.graph, like)
         shape = network.shape(len(ops) - 1)
         if len(shape) != 1 or shape[0] < 2:
             raise InputError(f"model: expected at least two logits (N, K); got (N, {', '.join(map(str, shape))})")
-        relaxation = Relaxation(model, graph, nodes, network, None)
+        relaxation = Relaxation(model, trace.graph, network, overwritten, None)
         if examples is None:
             return relaxation
         _check_shape(relaxation, examples, "examples")
         values = clean_values(relaxation, examples[:2000].to(like))
-        return replace(
-            relaxation, groups=group(network, {k: values[network.ops[k].inputs[0]] for k in network.slopes()}, groups)
-        )
+        inputs = {number: values[network.ops[number].inputs[0]] for number in network.slopes()}
+        return replace(relaxation, groups=group(network, inputs, groups))
 
 
 def margin_bounds(
@@ -171,75 +165,42 @@ def margin_bounds(
         x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
         network = relaxation.network
         size = sum(math.prod(network.shape(n)) for n in range(len(network.ops)))
-        found = []
-        for rows_of in torch.arange(len(x), device=like.device).split(max(1, _ENTRIES // size)):
-            values, ball = clean_values(relaxation, x[rows_of]), Ball.around(x[rows_of], eps, p, bounds)
-            found.append(least_margins(network, relaxation.groups, values, ball, y[rows_of], rounds, rows))
-        return torch.cat(found)
+        margins = []
+        for part in torch.arange(len(x), device=like.device).split(max(1, MOST_VALUES // size)):
+            values, ball = clean_values(relaxation, x[part]), Ball.around(x[part], eps, p, bounds)
+            margins.append(least_margins(network, relaxation.groups, values, ball, y[part], rounds, rows))
+        return torch.cat(margins)
 
 
 def clean_values(relaxation: Relaxation, x: Tensor) -> dict[int, Tensor]:
     """What the network itself computes for every operation, by number, in evaluation mode."""
-    kept: dict[int, Tensor] = {}
+    numbers = {op.node: number for number, op in enumerate(relaxation.network.ops)}
+    values: dict[int, Tensor] = {}
 
     class Keep(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n.name in relaxation.nodes:
-                number, overwritten = relaxation.nodes[n.name]
-                kept[number] = result.clone() if overwritten else result
+            if n.name in numbers:
+                values[numbers[n.name]] = result.clone() if n.name in relaxation.overwritten else result
             return result
 
     Keep(relaxation.graph).run(x)
-    return kept
+    return values
 
 
-class _NamedReader(GraphReader):
-    """Names operations by their nodes, and refuses activations that have no relaxation."""
-
-    def add(self, node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
-        number = super().add(node, rule, inputs)
-        op = self.ops[number]
-        if isinstance(rule, Slope) and not _piecewise(self.graph, node):
-            module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-            kind = type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", module)
-            raise NoRule(f"{op.name}: no linear relaxation for {kind}")
-        self.ops[number] = replace(op, name=node.name)
-        return number
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
-
-
-def _piecewise(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an activation is ``max(z, a z)`` with a from 0 to 1."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        return type(module) is nn.ReLU or (type(module) is nn.LeakyReLU and 0 <= module.negative_slope <= 1)
-    return node.target in (F.relu, torch.relu, torch.relu_, "relu", "relu_")
-
-
-def _linear(op: Op) -> bool:
-    return not isinstance(op.rule, Input | Slope | MaxPool | Sum | Concat)
-
-
-def _node(graph: fx.GraphModule, op: Op) -> fx.Node:
-    return next(node for node in graph.graph.nodes if node.name == op.name)
-
-
-def _module(graph: fx.GraphModule, op: Op) -> nn.Module | None:
-    node = _node(graph, op)
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _shape(ops: Sequence[Op], number: int) -> tuple[int, ...]:
-    """Shape of what an operation reads, with a batch of one."""
-    shape = ops[ops[number].inputs[0]].shape
-    assert shape is not None
-    return shape
+def _as_maps(ops: tuple[Op, ...], graph: fx.GraphModule, like: Tensor) -> tuple[Network, frozenset[str]]:
+    """The operations with the maps of the linear ones, and the nodes whose results are overwritten later."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    maps = {}
+    for number, op in enumerate(ops):
+        node, before = nodes[op.node], ops[op.inputs[0]] if op.inputs else op
+        assert before.shape is not None
+        called = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        linear = as_map(op.rule, op, before.shape, called, like)
+        if linear is not None:
+            maps[number] = linear
+    overwritten = {written.name for node in nodes.values() for written in overwritten_by(node, graph)}
+    return Network(ops, maps), frozenset(overwritten)
 
 
 @contextmanager
@@ -252,5 +213,5 @@ def _plain_arithmetic(like: Tensor) -> Iterator[None]:
 def _check_shape(relaxation: Relaxation, x: Tensor, name: str) -> None:
     expected = relaxation.network.shape(0)
     if not isinstance(x, Tensor) or tuple(x.shape[1:]) != expected or not len(x):
-        found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name}: expected inputs (N, {', '.join(map(str, expected))}); got {found}")
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{name}: expected inputs (N, {', '.join(map(str, expected))}); got {got}")

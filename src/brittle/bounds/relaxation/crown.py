@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Concat, Input, MaxPool, Slope, Sum
+from brittle.bounds.graph.rules import Concat, Input, MaxPool, Slope, Sum
 from brittle.bounds.relaxation.interval import Ball, Interval, Network, Reach, activation
 from brittle.bounds.relaxation.linear_maps import sum_factor
 from brittle.bounds.relaxation.pooling import Pooled

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Concat, Input, Op, Slope, Sum
+from brittle.bounds.graph.rules import Concat, Input, Op, Slope, Sum
 from brittle.bounds.relaxation.crown import offsets, pull_back
 from brittle.bounds.relaxation.interval import Interval, Network, Reach
 from brittle.bounds.relaxation.linear_maps import sum_factor

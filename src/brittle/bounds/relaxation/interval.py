@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.read import Concat, Input, MaxPool, Op, Slope, Sum
+from brittle.bounds.graph.rules import Concat, Input, MaxPool, Op, Slope, Sum
 from brittle.bounds.relaxation.linear_maps import Map, unit_roundoff
 
 Interval = tuple[Tensor, Tensor]

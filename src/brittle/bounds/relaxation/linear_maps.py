@@ -6,18 +6,31 @@ Relaxations speak of differences from the clean input, so maps act on difference
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.bounds.graph.read import Average, Conv, Dense, Multiple, Op, Rearrange, Scale
+from brittle.bounds.graph.rules import (
+    Average,
+    Concat,
+    Conv,
+    Dense,
+    Input,
+    MaxPool,
+    Multiple,
+    Op,
+    Rearrange,
+    Run,
+    Scale,
+    Slope,
+    Sum,
+    no_rule,
+)
 from brittle.models.normalize import Normalize
 from brittle.models.trace import NoRule
-
-Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,46 +60,88 @@ class Map:
     matrix: Tensor | None = None
 
 
-def as_map(op: Op, shape: tuple[int, ...], module: nn.Module | None, like: Tensor) -> Map:
-    """The map of a linear operation.
+@singledispatch
+def as_map(rule: object, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map | None:
+    """The map of a linear operation; None for one that relaxations treat otherwise.
 
     Args:
-        op: Any linear operation of one input.
-        shape: Shape of that input, with a batch of one.
-        module: The module that computes it, if one does: its constants count for rounding.
+        rule: The operation's rule.
+        op: The operation.
+        shape: Shape of what it reads, with a batch of one.
+        called: The module or function that computes it: a module's constants count for rounding.
         like: A tensor with the type and device to compute in.
 
     Raises:
-        NoRule: The operation is not linear, or not understood well enough to say what it rounds.
+        NoRule: The operation has no linear relaxation, or is not understood well enough to say what it rounds.
     """
-    rule = op.rule
+    raise no_rule(op, "linear relaxation")
+
+
+@as_map.register
+def _(rule: Input | MaxPool | Sum | Concat, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> None:
+    return None
+
+
+@as_map.register
+def _(rule: Slope, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> None:
+    """Relaxed are activations ``max(z, a z)`` with a from 0 to 1: those whose only kink lies at 0."""
+    leaky = type(called) is nn.LeakyReLU and 0 <= called.negative_slope <= 1
+    if not (leaky or type(called) is nn.ReLU or called in (F.relu, torch.relu, torch.relu_, "relu", "relu_")):
+        name = type(called).__name__ if isinstance(called, nn.Module) else getattr(called, "__name__", called)
+        raise NoRule(f"{op.name}: no linear relaxation for {name}")
+
+
+@as_map.register
+def _(rule: Multiple, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    factor = rule.factor
+    multiple = Map(lambda d: d * factor, lambda r: r * abs(factor), lambda g: g * factor, 1, abs(factor))
+    return _with_rounding(multiple, like)
+
+
+@as_map.register
+def _(rule: Scale, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    s = rule.factors.to(like).view(1, -1, *[1] * (len(shape) - 2))
+    diagonal = Map(lambda d: d * s, lambda r: r * s.abs(), lambda g: g * s, 4, float(s.abs().max()))
+    return _with_rounding(diagonal, like, _offset(op, rule.factors, called))
+
+
+@as_map.register
+def _(rule: Dense, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    W = rule.W.to(like)
+    size = W.abs()
+    dense = Map(
+        lambda d: F.linear(d, W), lambda r: F.linear(r, size), lambda g: g @ W, max(W.shape),
+        float(size.sum(1).max()), W.norm(dim=1), matrix=W if len(shape) == 2 else None,
+    )  # fmt: skip
+    return _with_rounding(dense, like, _offset(op, None, called), reduced_precision(like))
+
+
+@as_map.register
+def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    extra = reduced_precision(like, convolution=True)
+    return _with_rounding(_convolution(op, rule, shape, like), like, _offset(op, None, called), extra)
+
+
+@as_map.register
+def _(rule: Average, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    _check_batches(op, rule.run, shape, like)
+    average = Map(rule.run, rule.run, _adjoint(rule.run, shape), math.prod(shape[1:]), 1.0)
+    return _with_rounding(average, like)
+
+
+@as_map.register
+def _(rule: Rearrange, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
     assert op.shape is not None
-    if isinstance(rule, Rearrange):
-        return _rearrangement(op, rule, shape, like)
-    if isinstance(rule, Multiple):
-        factor = rule.factor
-        return _rounded(
-            Map(lambda d: d * factor, lambda r: r * abs(factor), lambda g: g * factor, 1, abs(factor)), like
-        )
-    if isinstance(rule, Average):
-        return _rounded(_average(op, rule, shape, like), like)
-    if isinstance(rule, Scale):
-        s = rule.factors.to(like).view(1, -1, *[1] * (len(shape) - 2))
-        own = Map(lambda d: d * s, lambda r: r * s.abs(), lambda g: g * s, 4, float(s.abs().max()))
-        return _rounded(own, like, _offset(op, module))
-    if isinstance(rule, Dense):
-        W = rule.W.to(like)
-        size = W.abs()
-        own = Map(
-            lambda d: F.linear(d, W), lambda r: F.linear(r, size), lambda g: g @ W, max(W.shape),
-            float(size.sum(1).max()), W.norm(dim=1), matrix=W if len(shape) == 2 else None,
+    after = op.shape[1:]
+    if rule.flattens:
+        return Map(
+            lambda d: d.reshape(len(d), *after), lambda r: r.reshape(len(r), *after),
+            lambda g: g.reshape(len(g), *shape[1:]), 0, 1.0,
         )  # fmt: skip
-        return _rounded(own, like, _offset(op, module), reduced_precision(like))
-    if isinstance(rule, Conv):
-        return _rounded(
-            _convolution(op, rule, shape, like), like, _offset(op, module), reduced_precision(like, convolution=True)
-        )
-    raise NoRule(f"{op.name}: no linear relaxation for {type(rule).__name__}")
+    if rule.run is None:
+        raise NoRule(f"{op.name}: a rearrangement that is not understood")
+    _check_batches(op, rule.run, shape, like)
+    return Map(rule.run, rule.run, _adjoint(rule.run, shape), 0, 1.0)
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -94,14 +149,17 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def _rounded(own: Map, like: Tensor, offset: float = 0.0, extra: float = 0.0) -> Map:
-    """``gamma_m = m u / (1 - m u)`` with m the summands and six operations more (Higham 2002, section 3.1)."""
-    mu = (own.terms + 6) * unit_roundoff(like.dtype)
+def _with_rounding(exact: Map, like: Tensor, offset: float = 0.0, extra: float = 0.0) -> Map:
+    """The map with its rounding: ``gamma_m = m u / (1 - m u)``, m its summands and six operations more.
+
+    Source: Higham 2002, section 3.1.
+    """
+    mu = (exact.terms + 6) * unit_roundoff(like.dtype)
     if mu > 0.01:
-        raise NoRule(f"{like.dtype} is too coarse to bound sums of {own.terms} terms")
+        raise NoRule(f"{like.dtype} is too coarse to bound sums of {exact.terms} terms")
     return Map(
-        own.forward, own.magnitude, own.transpose, own.terms, own.row_sum * (1 + mu),
-        None if own.lengths is None else own.lengths * (1 + mu), offset, mu / (1 - mu) + extra, own.matrix,
+        exact.forward, exact.magnitude, exact.transpose, exact.terms, exact.row_sum * (1 + mu),
+        None if exact.lengths is None else exact.lengths * (1 + mu), offset, mu / (1 - mu) + extra, exact.matrix,
     )  # fmt: skip
 
 
@@ -121,17 +179,17 @@ def sum_factor(terms: int, like: Tensor) -> float:
     return 1 + 4 * ((terms + 16) * unit_roundoff(like.dtype) + reduced_precision(like))
 
 
-def _offset(op: Op, module: nn.Module | None) -> float:
-    """Largest constant that a module adds on the way."""
-    if isinstance(module, Normalize):
-        return float((module.mean / module.std).abs().max())
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and isinstance(op.rule, Scale):
-        mean, bias = module.running_mean, module.bias
+def _offset(op: Op, factors: Tensor | None, called: object) -> float:
+    """Largest constant that a module adds on the way; ``factors`` are those of a diagonal matrix."""
+    if isinstance(called, Normalize):
+        return float((called.mean / called.std).abs().max())
+    if isinstance(called, nn.modules.batchnorm._BatchNorm) and factors is not None:
+        mean, bias = called.running_mean, called.bias
         assert mean is not None
-        shifted = (mean.detach().cpu() * op.rule.factors.cpu()).abs()
+        shifted = (mean.detach().cpu() * factors.cpu()).abs()
         return float((shifted if bias is None else shifted + bias.detach().cpu().abs()).max())
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return 0.0 if module.bias is None else float(module.bias.detach().abs().max())
+    if isinstance(called, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return 0.0 if called.bias is None else float(called.bias.detach().abs().max())
     raise NoRule(f"{op.name}: the constants that it adds are not known")
 
 
@@ -154,39 +212,19 @@ def _convolution(op: Op, rule: Conv, shape: tuple[int, ...], like: Tensor) -> Ma
     def transpose(g: Tensor) -> Tensor:
         like_input = g.new_empty(1).expand(len(g), shape[1], *padded)
         zeros = [0] * axes
-        found = torch.ops.aten.convolution_backward(
+        gradient = torch.ops.aten.convolution_backward(
             g.contiguous(), like_input, K, None, list(geometry.stride), zeros, list(geometry.dilation), False, zeros,
             geometry.groups, [True, False, False],
         )[0]  # fmt: skip
         for axis, (n, (before, _)) in enumerate(zip(shape[2:], geometry.padding, strict=True), 2):
-            found = found.narrow(axis, before, n)
-        result: Tensor = found
+            gradient = gradient.narrow(axis, before, n)
+        result: Tensor = gradient
         return result
 
     flat = K.flatten(1)
     terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
     lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
     return Map(forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths)
-
-
-def _average(op: Op, rule: Average, shape: tuple[int, ...], like: Tensor) -> Map:
-    run = rule.run
-    _check_batches(op, run, shape, like)
-    return Map(run, run, _adjoint(run, shape), math.prod(shape[1:]), 1.0)
-
-
-def _rearrangement(op: Op, rule: Rearrange, shape: tuple[int, ...], like: Tensor) -> Map:
-    assert op.shape is not None
-    after = op.shape[1:]
-    if rule.flattens:
-        return Map(
-            lambda d: d.reshape(len(d), *after), lambda r: r.reshape(len(r), *after),
-            lambda g: g.reshape(len(g), *shape[1:]), 0, 1.0,
-        )  # fmt: skip
-    if rule.run is None:
-        raise NoRule(f"{op.name}: a rearrangement that is not understood")
-    _check_batches(op, rule.run, shape, like)
-    return Map(rule.run, rule.run, _adjoint(rule.run, shape), 0, 1.0)
 
 
 def _adjoint(run: Run, shape: tuple[int, ...]) -> Run:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.bounds.graph.read import MaxPool
+from brittle.bounds.graph.rules import MaxPool
 from brittle.bounds.relaxation.interval import Reach
 
 

@@ -1,0 +1,308 @@
+"""What torch's modules and functions are as rules: one table for modules, one for functions of one tensor.
+
+Whoever is in neither table has no rule. Constants that an operation adds are left out: bounds speak of differences.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from brittle.bounds.graph.rules import Average, Conv, Dense, MaxPool, Rearrange, Rule, Scale, Slope, Softmax
+from brittle.linear.conv_geometry import conv_geometry, has_hooks, is_stock
+from brittle.models.normalize import Normalize
+from brittle.models.trace import NoRule, Trace, where
+
+Shape = tuple[int, ...] | None
+"""Shape of what a module reads, with a batch of one; None when it is not known."""
+ModuleReader = Callable[[str, Any, Shape], Rule | None]
+"""Name, module and input shape to the module's rule; None for a module that changes nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a reader may ask beside its node: the trace, and the modules in training mode when nobody reads."""
+
+    traced: Trace
+    training: frozenset[nn.Module]
+
+
+FunctionReader = Callable[[fx.Node, Context], Rule | None]
+"""The same for a node that calls a function or a method."""
+
+
+def module_rule(node: fx.Node, context: Context) -> Rule | None:
+    """Rule of a module; None where it changes nothing.
+
+    Raises:
+        NoRule: It has no sound rule.
+    """
+    name = str(node.target)
+    module = context.traced.graph.get_submodule(name)
+    if has_hooks(module):
+        raise NoRule(f"{name}: {type(module).__name__} with forward hooks")
+    if module in context.training:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise NoRule(f"{name}: {_NEEDS_EVALUATION['batch norm']}")
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+            raise NoRule(f"{name}: {_NEEDS_EVALUATION['dropout']}")
+    return _stock_rule(name, module, node.all_input_nodes[0].meta.get("shape"))
+
+
+def function_rule(node: fx.Node, context: Context) -> Rule | None:
+    """Rule of a function or method of one tensor; None where it changes nothing.
+
+    Raises:
+        NoRule: It has no sound rule.
+    """
+    if node.target in SLOPES:
+        return SLOPES[node.target]
+    if node.target in FUNCTIONS:
+        return FUNCTIONS[node.target](node, context)
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    raise NoRule(f"{where(node)}: no sound rule for {called}")
+
+
+_NEEDS_EVALUATION = {
+    "batch norm": "batch norm that uses the batch's statistics; call model.eval() first",
+    "dropout": "dropout in training mode; call model.eval() first",
+}
+
+
+# --- modules --------------------------------------------------------------------------------------------------
+
+
+def _stock_rule(name: str, module: nn.Module, shape: Shape) -> Rule | None:
+    """Rule of a module that computes what one of the table's kinds computes."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):  # own forwards may be understood
+        geometry = conv_geometry(module)
+        if geometry is None:
+            raise NoRule(f"{name}: {type(module).__name__} has a forward that is not understood")
+        return Conv(module.weight.detach().cpu(), geometry)
+    for kind, read in MODULES.items():
+        if is_stock(module, kind):
+            return read(name, module, shape)
+    raise NoRule(f"{name}: no sound rule for {type(module).__name__}")
+
+
+def _batch_norm(name: str, module: Any, shape: Shape) -> Scale:
+    """``gamma / sqrt(var + eps)`` per channel, in float64."""
+    if module.running_var is None:
+        raise NoRule(f"{name}: {_NEEDS_EVALUATION['batch norm']}")
+    scale = (module.running_var.detach().double().cpu() + module.eps).rsqrt()
+    return Scale(scale if module.weight is None else scale * module.weight.detach().double().cpu())
+
+
+def _max_pool(name: str, module: Any, shape: Shape) -> MaxPool:
+    """A point lies in ``ceil(k g / s)`` windows per axis, g = gcd(dilation, stride)."""
+    if module.return_indices:
+        raise NoRule(f"{name}: max pooling that returns indices")
+    axes = _axes(module)
+    kernel, stride, dilation = (_each(v, axes) for v in (module.kernel_size, module.stride, module.dilation))
+    overlap = math.prod(-(-k * math.gcd(d, s) // s) for k, s, d in zip(kernel, stride, dilation, strict=True))
+    return MaxPool(module, overlap, axes)
+
+
+def _average_pool(name: str, module: Any, shape: Shape) -> Average:
+    """l_2: ``sqrt(overlap / window)``, from ``sqrt(||A||_1 ||A||_inf)``."""
+    axes = _axes(module)
+    kernel, stride, padding = (_each(v, axes) for v in (module.kernel_size, module.stride, module.padding))
+    unequal = "average pooling with windows of unequal weight"
+    if getattr(module, "divisor_override", None):  # rows may sum to more than 1
+        raise NoRule(f"{name}: {unequal}")
+    if module.ceil_mode or (any(padding) and not module.count_include_pad):
+        return Average(module, None, unequal, axes=axes)
+    shared = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+    return Average(module, math.sqrt(shared / math.prod(kernel)), stencil=(kernel, stride, padding), axes=axes)
+
+
+def _adaptive_pool(name: str, module: Any, shape: Shape) -> Average:
+    """l_2: the product of the axes' norms, for a known size."""
+    axes = _axes(module)
+    outs = module.output_size if isinstance(module.output_size, tuple | list) else [module.output_size] * axes
+    everything = list(outs) == [1] * axes
+    if shape is None:
+        why = f"{type(module).__name__} is bounded only for a known input_shape"
+        return Average(module, 1.0 if everything else None, why, everything=everything, axes=axes)
+    norms = [averaging_norm(n, m if isinstance(m, int) else n) for n, m in zip(shape[2:], outs, strict=True)]
+    return Average(module, math.prod(norms), everything=everything, axes=axes)
+
+
+def averaging_norm(n: int, m: int) -> float:
+    """Spectral norm of adaptive average pooling from n to m points along one axis; exact."""
+    if m == 1:
+        return n**-0.5
+    A = F.adaptive_avg_pool1d(torch.eye(n, dtype=torch.float64)[None], m)[0]
+    return float(torch.linalg.matrix_norm(A, 2)) * (1 + 1e-12 * n)
+
+
+def _softplus(name: str, module: Any, shape: Shape) -> Slope:
+    if module.threshold < 20:
+        raise NoRule(f"{name}: softplus with a low threshold jumps")
+    return RISING
+
+
+def _prelu(name: str, module: Any, shape: Shape) -> Slope:
+    slopes = module.weight.detach()
+    return Slope(min(1.0, float(slopes.min())), max(1.0, float(slopes.max())))
+
+
+def _axes(module: nn.Module) -> int:
+    return int(type(module).__name__[-2])  # MaxPool2d: 2
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (int(value),) * axes
+
+
+RISING, SIGMOID = Slope(0.0, 1.0), Slope(0.0, 0.25)
+# The extreme slopes of these are rounded outwards; theory page, section "Networks".
+GELU, SILU, MISH, HARDSWISH = Slope(-0.13, 1.13), Slope(-0.0999, 1.0999), Slope(-0.1127, 1.0887), Slope(-0.5, 1.5)
+
+
+def _always(rule: Rule | None) -> ModuleReader:
+    return lambda name, module, shape: rule
+
+
+MODULES: Mapping[type[nn.Module], ModuleReader] = {
+    nn.Linear: lambda name, module, shape: Dense(module.weight.detach().cpu()),
+    Normalize: lambda name, module, shape: Scale(1 / module.std.detach().double().cpu()),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), _batch_norm),
+    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _max_pool),
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _average_pool),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive_pool),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _always(None)),
+    nn.Flatten: lambda name, module, shape: Rearrange(module, flattens=True),
+    **dict.fromkeys((nn.Unflatten, nn.ZeroPad2d), lambda name, module, shape: Rearrange(module)),
+    nn.Softmax: _always(Softmax()),
+    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.LogSigmoid), _always(RISING)),
+    nn.Softplus: _softplus,
+    nn.Sigmoid: _always(SIGMOID), nn.Hardsigmoid: _always(Slope(0.0, 1 / 6)),
+    nn.LeakyReLU: lambda name, module, shape: Slope(min(1.0, module.negative_slope), max(1.0, module.negative_slope)),
+    nn.PReLU: _prelu,
+    nn.ELU: lambda name, module, shape: Slope(min(0.0, module.alpha), max(1.0, module.alpha)),
+    nn.GELU: _always(GELU), nn.SiLU: _always(SILU), nn.Mish: _always(MISH), nn.Hardswish: _always(HARDSWISH),
+}  # fmt: skip
+
+
+# --- functions and methods ------------------------------------------------------------------------------------
+
+
+def _pool(node: fx.Node, context: Context) -> Rule | None:
+    """Functional pooling, through the module of the same arguments."""
+    kind, names = POOLING[node.target]
+    values = dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
+    if any(isinstance(leaf, fx.Node) for value in values.values() for leaf in _leaves(value)):
+        raise NoRule(f"{where(node)}: pooling whose window depends on the input")
+    return _stock_rule(where(node), kind(**values), node.all_input_nodes[0].meta.get("shape"))
+
+
+def _drop(node: fx.Node, context: Context) -> None:
+    if argument(node, 2, "training", True) is not False:
+        raise NoRule(f"{where(node)}: no sound rule for dropout")
+    if _owner_trains(node, context):
+        raise NoRule(f"{where(node)}: {_NEEDS_EVALUATION['dropout']}")
+
+
+def _functional_batch_norm(node: fx.Node, context: Context) -> Scale:
+    """``F.batch_norm`` of a module's own statistics, as timm's batch norms with an activation call it."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if call.get("training", False) is not False or _owner_trains(node, context):
+        raise NoRule(f"{where(node)}: {_NEEDS_EVALUATION['batch norm']}")
+    tensors = []
+    for read in (call.get("running_var"), call.get("weight")):
+        if not isinstance(read, fx.Node) or read.op != "get_attr":
+            raise NoRule(f"{where(node)}: batch norm of statistics that are not buffers")
+        tensors.append(operator.attrgetter(str(read.target))(context.traced.graph).detach().double().cpu())
+    variance, weight = tensors
+    return Scale((variance + float(call.get("eps", 1e-5))).rsqrt() * weight)
+
+
+def _mean(node: fx.Node, context: Context) -> Average:
+    """The mean over given axes."""
+    shape = node.all_input_nodes[0].meta.get("shape")
+    axes = argument(node, 1, "dim", None)
+    keep = bool(argument(node, 2, "keepdim", False))
+    if shape is None or axes is None or any(isinstance(leaf, fx.Node) for leaf in _leaves(axes)):
+        raise NoRule(f"{where(node)}: a mean is bounded only over given axes of a known input_shape")
+    reduced = sorted(axis % len(shape) for axis in _leaves(axes))
+    if 0 in reduced:
+        raise NoRule(f"{where(node)}: a mean over the batch")
+    everything = reduced == list(range(2, len(shape)))
+    norm = math.prod(shape[axis] for axis in reduced) ** -0.5
+    return Average(lambda d: d.mean(reduced, keepdim=keep), norm, everything=everything, axes=everything * len(reduced))
+
+
+def _flatten(node: fx.Node, context: Context) -> Rearrange:
+    """What keeps the order of the entries, as a reshape to the recorded shape."""
+    shape = node.meta.get("shape")
+    return Rearrange(None) if shape is None else Rearrange(lambda d: d.reshape(shape), flattens=True)
+
+
+def _permute(node: fx.Node, context: Context) -> Rearrange:
+    """What may change the order of the entries, as the call itself."""
+    rest, options = node.args[1:], dict(node.kwargs)
+    depends = any(isinstance(leaf, fx.Node) for value in (*rest, *options.values()) for leaf in _leaves(value))
+    if node.meta.get("shape") is None or depends:
+        return Rearrange(None)
+    function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
+    return Rearrange(lambda d: function(d, *rest, **options))
+
+
+def _owner_trains(node: fx.Node, context: Context) -> bool:
+    """Whether the module that a function stands in is in training mode when nobody reads."""
+    stack = node.meta.get("nn_module_stack")
+    owner = next(reversed(stack.values()))[0] if stack else ""
+    module = context.traced.graph.get_submodule(owner) if owner else context.traced.model
+    return module in context.training
+
+
+def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    """An argument of a call, by its place or its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+SLOPES: Mapping[Any, Slope] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_", F.relu6, torch.tanh, F.tanh, "tanh"), RISING),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), SIGMOID),
+    F.gelu: GELU, F.silu: SILU, F.mish: MISH, F.hardswish: HARDSWISH,
+}  # fmt: skip
+_WINDOW = ("kernel_size", "stride", "padding")
+POOLING: Mapping[Any, tuple[Any, tuple[str, ...]]] = {
+    F.max_pool1d: (nn.MaxPool1d, (*_WINDOW, "dilation", "ceil_mode")),
+    F.max_pool2d: (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode")),
+    torch.max_pool2d: (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode")),
+    F.avg_pool1d: (nn.AvgPool1d, (*_WINDOW, "ceil_mode", "count_include_pad")),
+    F.avg_pool2d: (nn.AvgPool2d, (*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override")),
+    F.adaptive_avg_pool1d: (nn.AdaptiveAvgPool1d, ("output_size",)),
+    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
+}
+_FLATTENING = (
+    torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
+    "flatten", "reshape", "view", "squeeze", "unsqueeze",
+)  # fmt: skip
+_PERMUTING = (torch.permute, torch.transpose, "permute", "transpose")
+_UNCHANGED = ("contiguous", "clone")
+SAME_MEMORY: frozenset[Any] = frozenset({*_FLATTENING, *_PERMUTING, *_UNCHANGED})
+"""Functions and methods whose result may lie in the memory of what they read."""
+FUNCTIONS: Mapping[Any, FunctionReader] = {
+    **dict.fromkeys(_UNCHANGED, lambda node, context: None),
+    **dict.fromkeys(_FLATTENING, _flatten),
+    **dict.fromkeys(_PERMUTING, _permute),
+    **dict.fromkeys(POOLING, _pool),
+    **dict.fromkeys((F.dropout, F.dropout2d), _drop),
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    F.batch_norm: _functional_batch_norm,
+}
