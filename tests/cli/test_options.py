@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from brittle.cli.commands import app
-from brittle.cli.from_dataclass import by_records, change, constant, fields, options
+from brittle.cli.from_dataclass import by_records, constant, fields, options
 from brittle.cli.options import ADVERSARY, RECIPE, Interventions
 from brittle.training import Adversary, Recipe
 from helpers import processes
@@ -94,14 +94,14 @@ def test_an_option_needs_a_field():
     with pytest.raises(LookupError, match="Adversary"):
         options("brittle.training", "Adversary", {"Attack": "steps ratio momentum"}, PAIR)
     with pytest.raises(LookupError, match="Adversary"):
-        options("brittle.training", "Adversary", {"Attack": "steps ratio"}, PAIR, momentum=change(help="None."))
+        options("brittle.training", "Adversary", {"Attack": "steps ratio"}, PAIR, momentum={"help": "None."})
 
 
 def test_a_field_that_is_no_plain_value_needs_a_change():
     others = {field.name: "likewise" for field in dataclasses.fields(Recipe) if field.name != "penalties"}
     with pytest.raises(LookupError, match="penalties: expected a plain type"):
         options("brittle.training", "Recipe", {"Interventions": "penalties"}, others)
-    changed = change("--penalty", type=list[str], default=None)
+    changed = {"name": "--penalty", "type": list[str], "default": None}
     (option,) = options("brittle.training", "Recipe", {"Interventions": "penalties"}, others, penalties=changed)
     assert (option.name, option.default) == ("penalties", None)
 
@@ -124,6 +124,14 @@ def test_a_function_of_records_is_called_with_their_fields():
     assert found == {"x": inspect.Parameter.empty, "y": 5, "steps": 10, "ratio": 0.5, "z": 3}
     call(x=1, y=7, steps=4, ratio=0.25, z=0)
     assert heard == [(Point(1, 7), {"steps": 4, "ratio": 0.25}, 0)]
+
+
+def test_a_default_is_that_of_a_field():
+    def call(*, point: Point):
+        pass
+
+    with pytest.raises(LookupError, match="z"):
+        by_records(z=1)(call)
 
 
 # The help

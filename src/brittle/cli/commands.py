@@ -36,9 +36,7 @@ from brittle.cli.options import (
     Threads,
     TrainingSamples,
     Values,
-    bounds_option,
-    execution_option,
-    output_option,
+    option,
 )
 from brittle.cli.progress import stage_bars, training_bar
 from brittle.errors import InputError
@@ -133,10 +131,11 @@ def _audit(
     attacking: Attacking,
     input_shape: Annotated[
         str | None,
-        bounds_option(metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
+        option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
     ] = None,
     tighten: Annotated[
-        int, bounds_option(help="Steps of optimisation of the certified bounds; each as long as the bounds themselves.")
+        int,
+        option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds themselves."),
     ] = 0,
     device: Device = "cpu",
     threads: Threads = None,
@@ -181,12 +180,16 @@ def _attack(
     samples: Samples,
     budgets: Budgets,
     attacking: Attacking,
-    certify: Annotated[bool, execution_option(help="Leave out samples that are proven robust at the budget.")] = True,
+    certify: Annotated[
+        bool, option("Execution", help="Leave out samples that are proven robust at the budget.")
+    ] = True,
     compiled: Annotated[
-        bool, execution_option("--compile", help="Attack a compiled copy (torch.compile): for long runs on a GPU.")
+        bool, option("Execution", "--compile", help="Attack a compiled copy (torch.compile): for long runs on a GPU.")
     ] = False,
-    device: Annotated[str, execution_option(help="cpu, cuda or cuda:N; several, separated by commas, share.")] = "cpu",
-    ray_workers: Annotated[int, execution_option(help="Tasks at once on a Ray cluster; 0 for none.")] = 0,
+    device: Annotated[
+        str, option("Execution", help="cpu, cuda or cuda:N; several, separated by commas, share.")
+    ] = "cpu",
+    ray_workers: Annotated[int, option("Execution", help="Tasks at once on a Ray cluster; 0 for none.")] = 0,
     threads: Threads = None,
     output: Output,
     as_json: Json = False,
@@ -197,7 +200,7 @@ def _attack(
     """
     output.check("attack.json")
     norms, eps = budgets.read()
-    devices = [values.device(name.strip()) for name in device.split(",")]
+    devices = values.devices(device)
     model, data = _opened(network, samples, devices[0], threads, attacking.seed)
     if data is None:
         raise InputError(f"data: expected one of {FORMS}; got none")
@@ -228,11 +231,11 @@ def _train(
     interventions: Interventions,
     adversary: Annotated[Values, ADVERSARY],
     device: Device = "cpu",
-    processes: Annotated[int, execution_option(help="Processes (GPUs) that share every batch.")] = 1,
+    processes: Annotated[int, option("Execution", help="Processes (GPUs) that share every batch.")] = 1,
     threads: Threads = None,
     output: Output,
     tensorboard: Annotated[
-        bool, output_option("--tensorboard", help="Also log for TensorBoard, into the run's folder.")
+        bool, option("Output", "--tensorboard", help="Also log for TensorBoard, into the run's folder.")
     ] = False,
 ) -> None:
     """Train a network with the papers' interventions; interrupted, the same command goes on where it stopped.
@@ -259,9 +262,9 @@ def _train(
 
 @app.command("demo")
 def _demo(
-    out: Annotated[Path, output_option("-o", "--out", help="Folder for the report.")] = Path("brittle-demo"),
+    out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the report.")] = Path("brittle-demo"),
     seed: Seed = 0,
-    quiet: Annotated[bool, output_option("-q", "--quiet", help="No progress.")] = False,
+    quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a dense and four compressible networks on the embedded digits, audit them, and tell the whole story.
 
@@ -281,7 +284,7 @@ def _demo(
 @app.command("report")
 def _report(
     audit: Annotated[Path, typer.Argument(help="An audit.json.")],
-    out: Annotated[Path, output_option("-o", "--out", help="Where to write the page.")] = Path("report.html"),
+    out: Annotated[Path, option("Output", "-o", "--out", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
     """Draw the report again from an audit.json; needs neither the model nor the data.
 

@@ -53,22 +53,8 @@ def constant(module: str, name: str) -> Any:
     return tuple(map(_value, value.keys)) if isinstance(value, ast.Dict) else _value(value)
 
 
-class Change(NamedTuple):
-    """Where an option differs from its field: its names, its type, its default, and what typer.Option takes."""
-
-    names: tuple[str, ...]
-    type: Any
-    default: Any
-    settings: Mapping[str, Any]
-
-
-def change(*names: str, type: Any = None, default: Any = ..., **settings: Any) -> Change:
-    """What differs between an option and its field."""
-    return Change(names, type, default, settings)
-
-
 def options(
-    module: str, record: str, panels: Mapping[str, str], without: Mapping[str, str], **changes: Change
+    module: str, record: str, panels: Mapping[str, str], without: Mapping[str, str], **changes: Mapping[str, Any]
 ) -> list[inspect.Parameter]:
     """An option for every field of a dataclass, as parameters of a function that typer reads.
 
@@ -77,7 +63,8 @@ def options(
         record: Its name.
         panels: Headings of the help, with the names of the fields under them, in this order.
         without: Fields that have no option, with the reason.
-        changes: By field, where its option differs from it.
+        changes: By field, in what its option differs from it: ``name``, ``type``, ``default``, or anything else that
+            ``typer.Option`` takes.
 
     Raises:
         LookupError: A field has neither a panel nor a reason, a name is no field's, or an option cannot be made from
@@ -88,19 +75,18 @@ def options(
     listed = [*without, *(name for name, _ in placed)]
     if sorted(listed) != sorted(read) or not changes.keys() <= dict(placed).keys():
         raise LookupError(f"{record}: its fields are {sorted(read)}; options and reasons are for {sorted(listed)}")
-    return [_option(read[name], panel, changes.get(name, change())) for name, panel in placed]
+    return [_option(read[name], panel, changes.get(name, {})) for name, panel in placed]
 
 
-def _option(field: Field, panel: str, changed: Change) -> inspect.Parameter:
-    kind = changed.type or TYPES.get(field.type.removesuffix(" | None"))
-    default = field.default if changed.default is ... else changed.default
+def _option(field: Field, panel: str, changed: Mapping[str, Any]) -> inspect.Parameter:
+    settings = {"help": field.meaning.replace("[", r"\["), "rich_help_panel": panel, **changed}
+    kind = settings.pop("type", TYPES.get(field.type.removesuffix(" | None")))
+    default = settings.pop("default", field.default)
     if kind is None or default is ...:
         raise LookupError(f"{field.name}: expected a plain type and default; got {field.type} = {default}")
-    names = changed.names or (("--" + field.name.replace("_", "-"),) if default is False else ())
-    option = typer.Option(
-        *names, **{"help": field.meaning.replace("[", r"\["), "rich_help_panel": panel, **changed.settings}
-    )
-    annotation = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
+    # Without a name typer makes one from the field's, and for a flag its opposite: --flip is off unless it is given.
+    name = settings.pop("name", "--" + field.name.replace("_", "-") if default is False else None)
+    annotation = Annotated[kind | None if default is None else kind, typer.Option(*filter(None, [name]), **settings)]  # type: ignore[valid-type]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -133,6 +119,8 @@ def by_records(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...,
             made = {name: make(**{key: values.pop(key) for key in keys}) for name, (make, keys) in records.items()}
             function(**made, **values)
 
+        if unknown := defaults.keys() - {field.name for field in flat}:
+            raise LookupError(f"{function.__name__}: expected names of fields; got {sorted(unknown)}")
         flat = [field.replace(default=defaults.get(field.name, field.default)) for field in flat]
         called.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         return called

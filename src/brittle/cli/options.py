@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brittle.cli import values
-from brittle.cli.from_dataclass import change, constant, options
+from brittle.cli.from_dataclass import constant, options
 from brittle.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,13 +19,11 @@ if TYPE_CHECKING:
     from brittle.training.recipe import Recipe
     from brittle.training.runs import Order, RunConfig
 
-network_option = functools.partial(typer.Option, rich_help_panel="Network")
-data_option = functools.partial(typer.Option, rich_help_panel="Data")
-attack_option = functools.partial(typer.Option, rich_help_panel="Attack")
-bounds_option = functools.partial(typer.Option, rich_help_panel="Bounds")
-training_option = functools.partial(typer.Option, rich_help_panel="Interventions")
-execution_option = functools.partial(typer.Option, rich_help_panel="Execution")
-output_option = functools.partial(typer.Option, rich_help_panel="Output")
+
+def option(panel: str, *names: str, **settings: Any) -> Any:
+    """An option under a heading of the help."""
+    return typer.Option(*names, rich_help_panel=panel, **settings)
+
 
 FORMS = constant("brittle.data.load", "FORMS")
 PRESETS = ", ".join(constant("brittle.evaluation", "PRESETS"))
@@ -34,19 +31,21 @@ ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
 ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
 SEEDS = {"min": 0, "max": 2**63 - 1}
 
-Arch = Annotated[str | None, network_option(help=f"{ARCHITECTURES}; a run knows its own.")]
+Arch = Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")]
 ArchArg = Annotated[
     list[str] | None,
-    network_option(metavar="NAME=VALUE", help="Argument of the architecture; the value is JSON or text (repeatable)."),
+    option(
+        "Network", metavar="NAME=VALUE", help="Argument of the architecture; the value is JSON or text (repeatable)."
+    ),
 ]
-Std = Annotated[str | None, network_option(metavar="N,N,N", help="Standard deviations, likewise.")]
-DataRoot = Annotated[Path | None, data_option(help="Folder that holds the data sets in torchvision's layout.")]
-ImageSize = Annotated[str | None, data_option(metavar="H,W", help="Resize the images of folder: to this.")]
-Device = Annotated[str, execution_option(help="cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, execution_option(min=1, max=4096, help="CPU threads.")]
-Seed = Annotated[int, execution_option(**SEEDS, help="Seed of every random choice.")]
-Quiet = Annotated[bool, output_option("-q", "--quiet", help="No progress, no summary.")]
-Json = Annotated[bool, output_option("--json", help="Print the result as JSON instead of the summary.")]
+Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard deviations, likewise.")]
+DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets in torchvision's layout.")]
+ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder: to this.")]
+Device = Annotated[str, option("Execution", help="cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, option("Execution", min=1, max=4096, help="CPU threads.")]
+Seed = Annotated[int, option("Execution", **SEEDS, help="Seed of every random choice.")]
+Quiet = Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")]
+Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Network:
     arch: Arch = None
     arch_arg: ArchArg = None
     mean: Annotated[
-        str | None, network_option(metavar="N,N,N", help="Means by which the model expects its input normalised.")
+        str | None, option("Network", metavar="N,N,N", help="Means by which the model expects its input normalised.")
     ] = None
     std: Std = None
 
@@ -95,11 +94,13 @@ class Samples:
 
     data: Annotated[
         str | None,
-        data_option(help=f"{FORMS}. Without it: what the run was trained on; an audit of a file reads weights alone."),
+        option(
+            "Data", help=f"{FORMS}. Without it: what the run was trained on; an audit of a file reads weights alone."
+        ),
     ] = None
     data_root: DataRoot = None
-    split: Annotated[str, data_option(help="train or test.")] = "test"
-    limit: Annotated[int, data_option(help="Most samples; a random subset, by --seed.")] = 1000
+    split: Annotated[str, option("Data", help="train or test.")] = "test"
+    limit: Annotated[int, option("Data", help="Most samples; a random subset, by --seed.")] = 1000
     image_size: ImageSize = None
 
     def load(self, seed: int, run: RunConfig | None) -> Data | None:
@@ -119,10 +120,11 @@ class Samples:
 class Budgets:
     """How far an attacker may go."""
 
-    p: Annotated[str, attack_option(help="Norms of the budgets: inf, 2 or inf,2.")] = "inf,2"
+    p: Annotated[str, option("Attack", help="Norms of the budgets: inf, 2 or inf,2.")] = "inf,2"
     eps: Annotated[
         list[str] | None,
-        attack_option(
+        option(
+            "Attack",
             metavar="P=EPS",
             help="Budget in input units (repeatable); EPS alone holds for every norm.",
             show_default="the data set's own",
@@ -139,12 +141,12 @@ class Budgets:
 class Attacking:
     """How samples are attacked."""
 
-    preset: Annotated[str, attack_option(help=f"Attacks: {PRESETS}.")] = "fast"
+    preset: Annotated[str, option("Attack", help=f"Attacks: {PRESETS}.")] = "fast"
     steps: Annotated[
-        int | None, attack_option(help="Steps of every gradient attack.", show_default="the preset's own")
+        int | None, option("Attack", help="Steps of every gradient attack.", show_default="the preset's own")
     ] = None
-    restarts: Annotated[int, attack_option(help="Random restarts of every attack.")] = 1
-    batch_size: Annotated[int, execution_option(help="Samples at once; halved when memory runs out.")] = 256
+    restarts: Annotated[int, option("Attack", help="Random restarts of every attack.")] = 1
+    batch_size: Annotated[int, option("Execution", help="Samples at once; halved when memory runs out.")] = 256
     seed: Seed = 0
 
 
@@ -152,8 +154,8 @@ class Attacking:
 class Output:
     """Where results go."""
 
-    out: Annotated[Path, output_option("-o", "--out", help="Folder for the results.")]
-    overwrite: Annotated[bool, output_option(help="Replace a result that is already there.")] = False
+    out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")]
+    overwrite: Annotated[bool, option("Output", help="Replace a result that is already there.")] = False
     quiet: Quiet = False
 
     def check(self, name: str) -> None:
@@ -171,20 +173,20 @@ class NewNetwork:
     """A network to train."""
 
     arch: Annotated[
-        str | None, network_option(help=f"{ARCHITECTURES}.", show_default="fcn; with --fine-tune RUN, the run's own")
+        str | None, option("Network", help=f"{ARCHITECTURES}.", show_default="fcn; with --fine-tune RUN, the run's own")
     ] = None
     arch_arg: ArchArg = None
-    width: Annotated[int | None, network_option(help="Same as --arch-arg width=N.")] = None
-    depth: Annotated[int | None, network_option(help="Same as --arch-arg depth=N.")] = None
+    width: Annotated[int | None, option("Network", help="Same as --arch-arg width=N.")] = None
+    depth: Annotated[int | None, option("Network", help="Same as --arch-arg depth=N.")] = None
     mean: Annotated[
-        str | None, network_option(metavar="N,N,N", help="Normalise by these means.", show_default="the data set's")
+        str | None, option("Network", metavar="N,N,N", help="Normalise by these means.", show_default="the data set's")
     ] = None
     std: Std = None
     fine_tune: Annotated[
-        Path | None, network_option(help="Start from these weights: a file, or a folder of brittle train.")
+        Path | None, option("Network", help="Start from these weights: a file, or a folder of brittle train.")
     ] = None
     rank: Annotated[
-        str | None, network_option(help="Train low-rank factors of this rank, or share of the full one.")
+        str | None, option("Network", help="Train low-rank factors of this rank, or share of the full one.")
     ] = None
 
     def order(self, samples: TrainingSamples, recipe: Recipe) -> Order:
@@ -209,10 +211,10 @@ class NewNetwork:
 class TrainingSamples:
     """Labelled inputs to train on."""
 
-    data: Annotated[str, data_option(help=f"{FORMS}.")]
+    data: Annotated[str, option("Data", help=f"{FORMS}.")]
     data_root: DataRoot = None
-    download: Annotated[bool, data_option(help="Fetch the data set into --data-root if it is not there.")] = False
-    limit: Annotated[int | None, data_option(help="Most training samples; a random subset, by --seed.")] = None
+    download: Annotated[bool, option("Data", help="Fetch the data set into --data-root if it is not there.")] = False
+    limit: Annotated[int | None, option("Data", help="Most training samples; a random subset, by --seed.")] = None
     image_size: ImageSize = None
 
     def load(self, seed: int) -> Data:
@@ -241,25 +243,25 @@ RECIPE = options(
         "decay": "likewise",
         "adversary": "its options are ADVERSARY and --adversarial",
     },
-    penalties=change(
-        "--penalty",
-        type=list[str],
-        default=None,
-        metavar="NAME=STRENGTH",
-        help=f"Penalty on the loss (repeatable): {', '.join(constant('brittle.training', 'PENALTIES'))}.",
-    ),
-    constraints=change(
-        "--constraint",
-        type=list[str],
-        default=None,
-        metavar="NAME=VALUE",
-        help=f"Applied after every step (repeatable): {', '.join(constant('brittle.training', 'CONSTRAINTS'))}.",
-    ),
-    layers=change(type=str, help="Layers acted on, separated by commas.", show_default="the paper's choice"),
-    schedule=change(help="constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."),
-    patience=change(help="End after so many epochs without a better validation accuracy."),
-    measure_every=change(help="Epochs between measurements of layers and bounds, and after the last; 0 for none."),
-    seed=change(**SEEDS),
+    penalties={
+        "name": "--penalty",
+        "type": list[str],
+        "default": None,
+        "metavar": "NAME=STRENGTH",
+        "help": f"Penalty on the loss (repeatable): {', '.join(constant('brittle.training', 'PENALTIES'))}.",
+    },
+    constraints={
+        "name": "--constraint",
+        "type": list[str],
+        "default": None,
+        "metavar": "NAME=VALUE",
+        "help": f"Applied after every step (repeatable): {', '.join(constant('brittle.training', 'CONSTRAINTS'))}.",
+    },
+    layers={"type": str, "help": "Layers acted on, separated by commas.", "show_default": "the paper's choice"},
+    schedule={"help": "constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."},
+    patience={"help": "End after so many epochs without a better validation accuracy."},
+    measure_every={"help": "Epochs between measurements of layers and bounds, and after the last; 0 for none."},
+    seed=SEEDS,
 )
 ADVERSARY = options(
     "brittle.training",
@@ -270,8 +272,8 @@ ADVERSARY = options(
         "p": "likewise",
         "step_size": "the command line has the usual length alone",
     },
-    steps=change("--attack-steps", help="Steps of the training attack."),
-    ratio=change("--adversarial-ratio"),
+    steps={"name": "--attack-steps", "help": "Steps of the training attack."},
+    ratio={"name": "--adversarial-ratio"},
 )
 Values = dict[str, Any]
 """Values of options by the names of the fields that they fill."""
@@ -282,10 +284,11 @@ class Interventions:
     """What the options of a recipe's fields have no name for."""
 
     frobenius: Annotated[
-        str | None, training_option(help="Hold every layer's Frobenius norm: a constant, or 'initial'.")
+        str | None, option("Interventions", help="Hold every layer's Frobenius norm: a constant, or 'initial'.")
     ] = None
     adversarial: Annotated[
-        str | None, training_option(metavar="P=EPS", help="Adversarial training with this budget: inf=0.1 or 2=0.5.")
+        str | None,
+        option("Interventions", metavar="P=EPS", help="Adversarial training with this budget: inf=0.1 or 2=0.5."),
     ] = None
 
     def recipe(self, recipe: Values, adversary: Values) -> Recipe:

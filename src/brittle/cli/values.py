@@ -1,46 +1,47 @@
-"""Reading the command line's option values; what cannot be read is an InputError that names the option."""
+"""Reading the values of options; what cannot be read is an InputError that names the option."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from brittle.errors import InputError
 
 
-def arguments(pairs: list[str]) -> dict[str, object]:
-    """``NAME=VALUE`` pairs; values are read as JSON, else as text."""
-    found: dict[str, object] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
+def arguments(entries: Sequence[str]) -> dict[str, object]:
+    """``NAME=VALUE`` entries; values are read as JSON, else as text."""
+    values: dict[str, object] = {}
+    for entry in entries:
+        name, separator, value = entry.partition("=")
         if not separator or not name.isidentifier():
-            raise InputError(f"arch-arg: expected NAME=VALUE; got {pair!r}")
+            raise InputError(f"arch-arg: expected NAME=VALUE; got {entry!r}")
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
-def strengths(name: str, entries: list[str] | None) -> dict[str, float]:
-    """``NAME=NUMBER`` entries, hyphens in names as underscores; ``name`` is the option's."""
-    found: dict[str, float] = {}
-    for entry in entries or []:
-        key, separator, value = entry.partition("=")
-        if not separator or not key.strip():
-            raise InputError(f"{name}: expected NAME=NUMBER; got {entry!r}")
-        key = key.strip().replace("-", "_")
-        if key in found:
-            raise InputError(f"{name}: {key} is given twice")
-        found[key] = number(name, value)
-    return found
+def strengths(option: str, entries: Sequence[str] | None) -> dict[str, float]:
+    """``NAME=NUMBER`` entries, hyphens in names as underscores."""
+    strength: dict[str, float] = {}
+    for entry in entries or ():
+        name, separator, value = entry.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator or not name:
+            raise InputError(f"{option}: expected NAME=NUMBER; got {entry!r}")
+        if name in strength:
+            raise InputError(f"{option}: {name} is given twice")
+        strength[name] = number(option, value)
+    return strength
 
 
 def rank(text: str | None) -> int | float | None:
     """A rank (``8``), or a share of the full one (``0.25``)."""
     if text is None:
         return None
-    if _whole(text):
+    if _is_count(text):
         return int(text)
     share = number("rank", text)
     if not 0 < share < 1:
@@ -50,65 +51,51 @@ def rank(text: str | None) -> int | float | None:
 
 def norms(text: str) -> tuple[float, ...]:
     """``inf``, ``2`` or ``inf,2``."""
-    found = numbers("p", text)
-    if not found or any(q not in (2, math.inf) for q in found) or len(set(found)) < len(found):
+    listed = numbers("p", text)
+    if any(p not in (2, math.inf) for p in listed) or len(set(listed)) < len(listed):
         raise InputError(f"p: expected inf, 2 or inf,2; got {text!r}")
-    return tuple(found)
+    return listed
 
 
-def budgets(entries: list[str] | None) -> dict[float, float]:
+def budgets(entries: Sequence[str] | None) -> dict[float, float]:
     """``P=EPS`` entries; ``EPS`` alone holds for every norm."""
-    found: dict[float, float] = {}
-    for entry in entries or []:
+    eps: dict[float, float] = {}
+    for entry in entries or ():
         norm, separator, value = entry.rpartition("=")
-        for q in norms(norm) if separator else (math.inf, 2.0):
-            found[q] = number("eps", value)
-            if not 0 < found[q] < math.inf:
+        for p in norms(norm) if separator else (math.inf, 2.0):
+            eps[p] = number("eps", value)
+            if not 0 < eps[p] < math.inf:
                 raise InputError(f"eps: expected a finite number above 0; got {value}")
-    return found
+    return eps
 
 
-def number(name: str, text: str) -> float:
-    """One number; ``name`` is the option's."""
-    found = numbers(name, text)
-    if len(found) > 1:
-        raise InputError(f"{name}: expected one number; got {text!r}")
-    return found[0]
+def number(option: str, text: str) -> float:
+    """One number."""
+    listed = numbers(option, text)
+    if len(listed) > 1:
+        raise InputError(f"{option}: expected one number; got {text!r}")
+    return listed[0]
 
 
-def _whole(text: str) -> bool:
-    """Whether a text is a positive integer, of a size that counts something."""
-    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0
-
-
-def numbers(name: str, text: str) -> list[float]:
-    """Numbers separated by commas; ``name`` is the option's."""
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers separated by commas."""
     try:
-        found = [float(part) for part in text.split(",")]
+        listed = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{name}: expected numbers separated by commas; got {text!r}") from None
-    if any(math.isnan(number) for number in found):
-        raise InputError(f"{name}: expected numbers; got {text!r}")
-    return found
+        raise InputError(f"{option}: expected numbers separated by commas; got {text!r}") from None
+    if any(math.isnan(value) for value in listed):
+        raise InputError(f"{option}: expected numbers; got {text!r}")
+    return listed
 
 
-def integers(name: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
-    """Positive integers separated by commas, ``count`` of them; ``name`` is the option's."""
+def integers(option: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
+    """Positive integers separated by commas, ``count`` of them."""
     if text is None:
         return None
     parts = text.split(",")
-    if not all(_whole(part.strip()) for part in parts) or count not in (None, len(parts)):
-        raise InputError(f"{name}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
-def statistics(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation by channel; None without either."""
-    if mean is None and std is None:
-        return None
-    if mean is None or std is None:
-        raise InputError("mean, std: expected both or neither; got one")
-    return tuple(numbers("mean", mean)), tuple(numbers("std", std))
+    if not all(_is_count(part.strip()) for part in parts) or count not in (None, len(parts)):
+        raise InputError(f"{option}: expected {count or 'some'} positive integers separated by commas; got {text!r}")
+    return tuple(map(int, parts))
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
@@ -117,14 +104,39 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     return None if sizes is None else (sizes[0], sizes[1])
 
 
-def device(name: str) -> str:
-    """A device that this machine has."""
+def statistics(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation by channel; None without either."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError("mean, std: expected both or neither; got one")
+    return numbers("mean", mean), numbers("std", std)
+
+
+def devices(text: str) -> tuple[str, ...]:
+    """Devices that this machine has, separated by commas."""
     import torch
 
-    try:
-        found = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
-    if found.type not in ("cpu", "cuda") or (found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device: expected cpu or one of {torch.cuda.device_count()} CUDA devices; got {name!r}")
-    return name
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
+        count = torch.cuda.device_count()
+        if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+            raise InputError(f"device: expected cpu or one of {count} CUDA devices; got {name!r}")
+    return names
+
+
+def device(text: str) -> str:
+    """One device that this machine has."""
+    names = devices(text)
+    if len(names) > 1:
+        raise InputError(f"device: expected cpu, cuda or cuda:N; got {text!r}")
+    return names[0]
+
+
+def _is_count(text: str) -> bool:
+    """Whether a text is a positive integer, of a size that counts something."""
+    return text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0
