@@ -10,7 +10,7 @@ import torch
 from brittle.data.load import load_data
 from brittle.experiments.demo import RECIPES, mcnemar, run_demo, trained
 from brittle.models.layers import read_layers
-from brittle.reporting.comparison import Story, story_figure
+from brittle.reporting.comparison import Comparison, draw_comparison
 from brittle.results import Audit
 from helpers.audits import with_parts
 
@@ -19,9 +19,9 @@ from helpers.audits import with_parts
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     state = torch.get_rng_state()
-    story = run_demo(out, recipes=(RECIPES[0], RECIPES[2], RECIPES[4]), epochs=2)
+    comparison = run_demo(out, recipes=(RECIPES[0], RECIPES[2], RECIPES[4]), epochs=2)
     assert torch.equal(state, torch.get_rng_state())
-    return story, out
+    return comparison, out
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -39,45 +39,45 @@ def test_training_is_deterministic_and_depends_on_the_seed():
 
 
 def test_low_rank_networks_have_that_rank(demo):
-    story, _ = demo
-    assert [layer.rank for layer in story.chapters[1].audit.layers] == [8, 8, 10]
-    assert "low-rank pair" in story.chapters[1].audit.layers[0].kind
+    comparison, _ = demo
+    assert [layer.rank for layer in comparison.networks[1].audit.layers] == [8, 8, 10]
+    assert "low-rank pair" in comparison.networks[1].audit.layers[0].kind
 
 
 def test_pages_pictures_and_audits_are_written(demo):
-    story, out = demo
+    comparison, out = demo
     page = (out / "report.html").read_text()
-    for chapter in story.chapters:
-        assert f'href="{chapter.folder}/report.html"' in page
-        assert Audit.load(out / chapter.folder / "audit.json") == chapter.audit
-        assert chapter.name in (out / chapter.folder / "report.html").read_text()
+    for network in comparison.networks:
+        assert f'href="{network.folder}/report.html"' in page
+        assert Audit.load(out / network.folder / "audit.json") == network.audit
+        assert network.name in (out / network.folder / "report.html").read_text()
     assert (out / "story.png").read_bytes().startswith(b"\x89PNG")
     assert "http://" not in page.replace("http://www.w3.org", "")
     page = html.unescape(page)
-    assert page.index(story.lines[0].split(";")[0].replace(" %", "\N{NO-BREAK SPACE}%")) < page.index("<svg")
+    assert page.index(comparison.lines[0].split(";")[0].replace(" %", "\N{NO-BREAK SPACE}%")) < page.index("<svg")
 
 
-def test_bounds_hold_in_every_chapter(demo):
-    for chapter in demo[0].chapters:
+def test_bounds_hold_for_every_network(demo):
+    for network in demo[0].networks:
         for p in (2.0, math.inf):
-            assert chapter.lower(p) <= chapter.upper(p)
+            assert network.lower(p) <= network.upper(p)
 
 
 def test_words_follow_the_numbers(demo):
-    dense, *_ = demo[0].chapters
-    e = dense.evaluation(math.inf)
+    dense, *_ = demo[0].networks
+    e = dense.audit.norm(math.inf).evaluation
     weaker = with_parts(dense.audit, math.inf, evaluation=replace(e, robust_correct=e.robust_correct // 2))
     worse = replace(dense, name="worse", audit=weaker, p_values={math.inf: 0.001, 2.0: 1.0})
-    lines = Story((dense, worse)).lines
+    lines = Comparison((dense, worse)).lines
     assert "1 of them is clearly more fragile" in lines[0]
     assert "more fragile in ℓ∞" in lines[2]
     assert "not clearly different in ℓ₂" in lines[2]
-    equal = Story((dense, replace(worse, p_values={math.inf: 0.2, 2.0: 1.0}))).lines
+    equal = Comparison((dense, replace(worse, p_values={math.inf: 0.2, 2.0: 1.0}))).lines
     assert "more fragile in" not in equal[2]
 
 
 def test_the_picture_has_a_row_a_network(demo):
-    axes = story_figure(demo[0]).axes
+    axes = draw_comparison(demo[0]).axes
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["dense", "rank 8", "row-sparse"]
 
 

@@ -266,7 +266,7 @@ def _demo(
     seed: Seed = 0,
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train a dense and four compressible networks on the embedded digits, audit them, and tell the whole story.
+    """Train a dense and four compressible networks on the embedded digits, audit them, and compare them.
 
     Takes about a minute on two cores. Example: brittle demo -o brittle-demo
     """
@@ -277,8 +277,8 @@ def _demo(
 
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much beside other load
     with stage_bars(quiet) as progress:
-        story = run_demo(out, seed=seed, progress=progress)
-    print("\n".join([*story.lines, f"Report: {out / 'report.html'}"]))
+        comparison = run_demo(out, seed=seed, progress=progress)
+    print("\n".join([*comparison.lines, f"Report: {out / 'report.html'}"]))
 
 
 @app.command("report")

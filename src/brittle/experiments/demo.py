@@ -1,4 +1,4 @@
-"""The whole story in a minute: a dense and four compressible networks on the embedded digits, side by side.
+"""A comparison in a minute: a dense and four compressible networks on the embedded digits, side by side.
 
 Every weight matrix of every network is held at the Frobenius norm of the dense one's initialisation after each step, so
 that what differs is structure and not scale. The attacks are the audit's own; nothing is tuned to the outcome, and a
@@ -22,7 +22,7 @@ from brittle.auditing.run import Stage, audit
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, load_data
 from brittle.models.architectures.fcn import fcn
-from brittle.reporting.comparison import Chapter, Story, write_story
+from brittle.reporting.comparison import ComparedNetwork, Comparison, write_comparison
 from brittle.reporting.page import write_report
 from brittle.results import FRACTIONS, Audit
 from brittle.training.interventions.constraints import frobenius_normalisation
@@ -63,18 +63,18 @@ def run_demo(
     recipes: Sequence[Recipe] = RECIPES,
     epochs: int = EPOCHS,
     progress: Stage | None = None,
-) -> Story:
+) -> Comparison:
     """Train, audit and compare the networks, and write the pages.
 
     Args:
-        out: Folder for ``report.html`` (the story), ``story.png`` and a folder with the audit of every network.
+        out: Folder for ``report.html`` (the comparison), ``story.png`` and a folder with the audit of every network.
         seed: Seed of weights, batches and attacks.
         recipes: The networks; the first is what the others are compared with.
         epochs: Passes over the training digits.
         progress: Called as the work goes on.
 
     Returns:
-        The story.
+        The networks side by side.
     """
     tell = progress or (lambda stage, done, total: None)
     train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
@@ -88,12 +88,12 @@ def run_demo(
                 tell(f"attack {recipe.name} {name.split()[0]}", done, total)
 
         audits.append(audit(network, test, attacks=attacks, seed=seed, name=recipe.name, progress=stage))
-    story = Story(tuple(_chapter(result, audits[0]) for result in audits))
-    for chapter in story.chapters:
-        chapter.audit.save(out / chapter.folder / "audit.json")
-        write_report(chapter.audit, out / chapter.folder / "report.html")
-    write_story(story, out)
-    return story
+    comparison = Comparison(tuple(_compared(result, audits[0]) for result in audits))
+    for compared in comparison.networks:
+        compared.audit.save(out / compared.folder / "audit.json")
+        write_report(compared.audit, out / compared.folder / "report.html")
+    write_comparison(comparison, out)
+    return comparison
 
 
 def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, progress: Stage | None = None) -> nn.Module:
@@ -143,9 +143,9 @@ def _held(norms: Mapping[str, float], model: nn.Module) -> Callable[[], None]:
     return hold
 
 
-def _chapter(result: Audit, dense: Audit) -> Chapter:
+def _compared(result: Audit, dense: Audit) -> ComparedNetwork:
     hidden, tenth = result.layers[:-1], FRACTIONS.index(0.10)
-    return Chapter(
+    return ComparedNetwork(
         name=result.model,
         audit=result,
         spectral_head=1 - sum(layer.spectral_error[tenth] for layer in hidden) / len(hidden),
