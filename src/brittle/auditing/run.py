@@ -31,6 +31,7 @@ from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import device_of, frozen
 from brittle.models.forward import logits_of
 from brittle.models.layers import LayerView, read_layers
+from brittle.models.quantised import count_parameters
 from brittle.reporting.verdict import judge
 from brittle.results import (
     Audit,
@@ -166,7 +167,7 @@ def audit(
         layers=tuple(results),
         not_measured=tuple(missing),
         signature=signature_of(model, samples, seed, settings),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=count_parameters(model),
         flags=flags,
     )
     return replace(result, seconds=time.perf_counter() - started)

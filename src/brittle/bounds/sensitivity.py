@@ -189,7 +189,12 @@ def _largest_rows(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Classes of the largest logits ``(N, rows)``, and the Jacobian's rows of these ``(N, rows, n)``."""
     top = logits.topk(min(MOST_CLASSES, logits.shape[1]), dim=1).indices
     chosen = logits.gather(1, top).sum(0)
-    rows = [torch.autograd.grad(s, x, retain_graph=True)[0].flatten(1) for s in chosen]
+    rows = []
+    for sums in chosen:
+        row = torch.autograd.grad(sums, x, retain_graph=True, allow_unused=True)[0] if sums.requires_grad else None
+        if row is None:
+            raise InputError("model: expected logits that depend on the input through differentiable operations")
+        rows.append(row.flatten(1))
     return top, torch.stack(rows, dim=1)
 
 

@@ -97,8 +97,7 @@ class Kept:
         device = device_of(model)
         with frozen(model):
             logits = logits_of(model, x[:PROBES].to(device), y[:PROBES].to(device))
-        tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-        tensors |= dict(model.named_buffers()) | {"logits": _rounded(logits)}
+        tensors = model.state_dict() | dict(model.named_buffers()) | {"logits": _rounded(logits)}
         return Kept(folder, json.dumps([str(model), digest(tensors), *map(identity, attacks), *settings]))
 
     def path(self, chunk: Chunk) -> Path:

@@ -25,7 +25,6 @@ def signature_of(
         seed: Seed of every random choice.
         settings: All settings of the run.
     """
-    weights = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     device = device_of(model)
     return Signature(
         versions={
@@ -37,6 +36,6 @@ def signature_of(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seed=seed,
         settings=settings,
-        weights=digest(weights),
+        weights=digest(model.state_dict()),
         data=None if samples is None else digest({"inputs": samples[0], "labels": samples[1]}),
     )

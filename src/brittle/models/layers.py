@@ -5,36 +5,57 @@ Nothing is guessed from names of classes: a module is read when its type says wh
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from brittle.errors import InputError
 from brittle.linear.conv_geometry import ConvGeometry, conv_geometry, is_stock
 from brittle.models.borrow import frozen
+from brittle.models.quantised import (
+    check_finite,
+    is_fused,
+    packed_geometry,
+    packed_state,
+    stored_weight,
+    torch_ao_classes,
+)
 from brittle.results import NotMeasured
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_NORMALISATIONS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-_UNREAD: list[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str]] = [
-    (_NORMALISATIONS, "scale and shift of a normalisation: no matrix"),
-    ((nn.Embedding, nn.EmbeddingBag), "look-up table: not a linear map of the input"),
-    (nn.modules.conv._ConvTransposeNd, "transposed convolution: no rule to read its operator"),
-    (nn.RNNBase, "recurrent: its matrices are applied an unknown number of times"),
-    ((nn.Bilinear,), "bilinear: not a linear map of the input"),
-    ((nn.PReLU,), "slope of an activation: no matrix"),
+KINDS: dict[str, type[nn.Module]] = {
+    "Linear": nn.Linear,
+    "Conv1d": nn.Conv1d,
+    "Conv2d": nn.Conv2d,
+    "Conv3d": nn.Conv3d,
+}
+"""What holds a matrix, torch.ao's quantised modules by the same names."""
+NO_MATRIX: list[tuple[tuple[type[nn.Module], ...], set[str], str]] = [
+    (
+        (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+        set(),
+        "scale and shift of a normalisation: no matrix",
+    ),
+    ((nn.Embedding, nn.EmbeddingBag), {"Embedding"}, "look-up table: not a linear map of the input"),
+    (
+        (nn.modules.conv._ConvTransposeNd,),
+        {"_ConvTransposeNd"},
+        "transposed convolution: no rule to read its operator",
+    ),
+    (
+        (nn.RNNBase, nn.RNNCellBase),
+        {"RNNBase", "RNNCellBase"},
+        "recurrent: its matrices are applied an unknown number of times",
+    ),
+    ((nn.Bilinear,), set(), "bilinear: not a linear map of the input"),
+    ((nn.PReLU,), {"PReLU"}, "slope of an activation: no matrix"),
 ]
+"""Types that hold numbers but no matrix, the names of torch.ao's quantised ones, and the reason."""
+PACKED = {*KINDS, *(name for _, names, _ in NO_MATRIX for name in names)}
+"""torch.ao's modules whose submodules are how the weights are packed, and no layers."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,9 @@ class LayerView:
         kind: Type, with what makes the matrix special.
         module: The module that reads the layer's input (of a low-rank pair, the first).
         output: The module that yields the layer's output (of a low-rank pair, the second); None when the layer is
-            only a part of a fused module's output.
-        weight: Detached weight, ``(m, n)`` or ``(out, in / groups, *kernel)``; a pair's product.
+            only a part of a fused module's output, or an activation is fused into the module.
+        weight: Detached weight, ``(m, n)`` or ``(out, in / groups, *kernel)``; a pair's product; of a quantised layer
+            the numbers that it stands for, dequantised.
         groups: Groups of a convolution.
         geometry: How a convolution walks over its input; None for dense layers, and for convolutions whose
             ``forward`` is not understood.
@@ -88,12 +110,15 @@ def read_layers(model: nn.Module) -> Layers:
     modules that follow each other in a ``Sequential`` through a bottleneck (a low-rank pair: Linear to Linear, or a
     convolution to a 1 x 1 convolution), as the product that they compute; the fused query, key and value weights of
     ``nn.MultiheadAttention`` and of attention modules that hold a ``qkv`` Linear beside ``num_heads``, as three.
+    Quantised Linear and convolutions (``torch.ao``, torchao) are read by the numbers that their weights stand for;
+    what such a layer computes is that matrix with rounded inputs or outputs.
 
     Args:
         model: Any module; only read.
 
     Returns:
-        ``views`` and ``unread``, in the order of ``model.named_modules()``; shared modules appear once.
+        ``views`` and ``unread``, in the order of ``model.named_modules()``; shared modules appear once. Of modules
+        without parameters and submodules, packed weights and tables in buffers or attributes are ``unread``.
 
     Raises:
         InputError: A weight holds NaN or infinite numbers.
@@ -105,35 +130,45 @@ def read_layers(model: nn.Module) -> Layers:
 
 
 def _read_layers(model: nn.Module) -> Layers:
-    layers, seen = Layers([], []), set[nn.Module]()
+    layers, parts = Layers([], []), set[nn.Module]()
     for module in model.modules():
         if isinstance(module, ParametrizationList):
-            seen |= set(module.modules())
+            parts |= set(module.modules())
+        elif torch_ao_classes(module) & PACKED:
+            parts |= set(module.modules()) - {module}
     parents = {child: parent for parent in model.modules() for child in parent.children()}
     pairs = low_rank_pairs(model)
     for name, module in model.named_modules():
-        if module in seen:
+        if module in parts:
             continue
         if (second := pairs.get(module)) is not None:
-            seen.add(second)
+            parts.add(second)
             layers.views.append(_pair_view(name, module, second))
-        elif isinstance(module, nn.Linear | Conv) and (reason := _unreadable(module)) is None:
-            layers.views.extend(_module_views(name, module, parents.get(module)))
-        elif isinstance(module, nn.MultiheadAttention):
+        elif isinstance(module, nn.MultiheadAttention) and not torch_ao_classes(module):
             layers.views.extend(_attention_views(name, module))
-            kind = type(module).__name__
             if module.bias_k is not None:
-                layers.unread.append(NotMeasured(name or kind, "bias_k, bias_v: tokens added to the sequence"))
-        elif (reason := _reason(module)) is not None:
+                tokens = "bias_k, bias_v: tokens added to the sequence"
+                layers.unread.append(NotMeasured(name or type(module).__name__, tokens))
+        elif (kind := _kind(module)) is not None:
+            weight, quantised = stored_weight(module)  # once: a parametrised weight is computed anew each time
+            if (reason := _unreadable(weight)) is not None:
+                layers.unread.append(NotMeasured(name or kind, reason))
+                continue
+            notes = ["quantised"] if quantised else []
+            layers.views.extend(_module_views(name or kind, kind, module, weight.detach(), notes, parents.get(module)))
+        elif (reason := _no_matrix(module)) is not None:
             layers.unread.append(NotMeasured(name or type(module).__name__, reason))
-    for view in layers.views:
-        if not torch.isfinite(view.weight).all():
-            raise InputError(f"model: expected finite weights; got NaN or infinite ones in layer {view.name!r}")
+    check_finite((view.name, view.weight) for view in layers.views)
     return layers
 
 
-def _unreadable(module: nn.Module) -> str | None:
-    weight = module.weight
+def _kind(module: nn.Module) -> str | None:
+    """Which of the kinds that hold a matrix a module is of."""
+    quantised = torch_ao_classes(module)
+    return next((name for name, kind in KINDS.items() if isinstance(module, kind) or name in quantised), None)
+
+
+def _unreadable(weight: object) -> str | None:
     if not isinstance(weight, Tensor):
         return f"weight is a {type(weight).__name__}, not a tensor"
     if weight.is_meta or isinstance(weight, nn.UninitializedParameter):
@@ -143,47 +178,51 @@ def _unreadable(module: nn.Module) -> str | None:
     return None
 
 
-def _reason(module: nn.Module) -> str | None:
-    """Why a module that owns parameters has no matrix; None when it owns none."""
+def _no_matrix(module: nn.Module) -> str | None:
+    """Why a module that stores numbers has no matrix; None when it stores none."""
     names = [name for name, _ in module.named_parameters(recurse=False)]
-    if not names:
-        return None
-    if isinstance(module, nn.Linear | Conv):
-        return _unreadable(module)
-    for types, reason in _UNREAD:
-        if isinstance(module, types):
+    for types, quantised, reason in NO_MATRIX:
+        if (names and isinstance(module, types)) or quantised & torch_ao_classes(module):
             return reason
-    return f"{type(module).__name__}: no rule to read {', '.join(names)}"
+    if not names and next(module.children(), None) is None:
+        names = packed_state(module)
+    return f"{type(module).__name__}: no rule to read {', '.join(names)}" if names else None
 
 
-def _module_views(name: str, module: nn.Linear | Conv, parent: nn.Module | None) -> Iterator[LayerView]:
-    weight = module.weight.detach()
-    kind = next(c.__name__ for c in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(module, c))
-    view = LayerView(name or kind, kind, module, module, weight, parameters=weight.numel())
-    if isinstance(module, nn.Linear):
-        fused = getattr(parent, "qkv", None) is module and hasattr(parent, "num_heads")
-        yield from _thirds(view) if fused and len(weight) % 3 == 0 else [view]
+def _module_views(
+    name: str, kind: str, module: nn.Module, weight: Tensor, notes: list[str], parent: nn.Module | None
+) -> Iterator[LayerView]:
+    output = None if is_fused(module) else module
+    if kind == "Linear":
+        if getattr(parent, "qkv", None) is module and hasattr(parent, "num_heads") and len(weight) % 3 == 0:
+            yield from _thirds(name, kind, module, weight, notes)
+        else:
+            yield LayerView(name, _noted(kind, notes), module, output, weight, parameters=weight.numel())
         return
-    if module.groups > 1:
-        kind += " (depthwise)" if module.groups == module.in_channels else f" ({module.groups} groups)"
-    yield dataclasses.replace(view, kind=kind, groups=module.groups, geometry=conv_geometry(module))
+    conv: Any = module
+    if conv.groups > 1:
+        notes = ["depthwise" if conv.groups == conv.in_channels else f"{conv.groups} groups", *notes]
+    geometry = packed_geometry(module) if torch_ao_classes(module) else conv_geometry(module)
+    yield LayerView(name, _noted(kind, notes), module, output, weight, conv.groups, geometry, weight.numel())
 
 
-def _thirds(view: LayerView) -> Iterator[LayerView]:
-    for part, weight in zip("qkv", view.weight.chunk(3), strict=True):
-        kind = f"{view.kind} (part of fused qkv)"
-        yield LayerView(f"{view.name}.{part}", kind, view.module, None, weight, parameters=weight.numel())
+def _noted(kind: str, notes: Sequence[str]) -> str:
+    return f"{kind} ({', '.join(notes)})" if notes else kind
+
+
+def _thirds(name: str, kind: str, module: nn.Module, weight: Tensor, notes: Sequence[str] = ()) -> Iterator[LayerView]:
+    kind = _noted(kind, ["part of fused qkv", *notes])
+    for part, third in zip("qkv", weight.chunk(3), strict=True):
+        yield LayerView(f"{name}.{part}", kind, module, None, third, parameters=third.numel())
 
 
 def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[LayerView]:
-    prefix = f"{name}." if name else ""
+    prefix, kind = f"{name}." if name else "", "MultiheadAttention"
     if module.in_proj_weight is not None:
-        weight = module.in_proj_weight.detach()
-        yield from _thirds(LayerView(f"{prefix}in_proj", "MultiheadAttention", module, None, weight))
+        yield from _thirds(f"{prefix}in_proj", kind, module, module.in_proj_weight.detach())
         return
     for part in "qkv":
         weight = getattr(module, f"{part}_proj_weight").detach()
-        kind = "MultiheadAttention"
         yield LayerView(f"{prefix}{part}_proj", kind, module, None, weight, parameters=weight.numel())
 
 
@@ -207,19 +246,14 @@ def _is_pair(first: nn.Module, second: nn.Module) -> bool:
         padded = any(width for pair in ConvGeometry.of(second).padding for width in pair)
         if second.kernel_size != (1, 1) or second.stride != (1, 1) or padded or first.groups * second.groups != 1:
             return False
-    if _unreadable(first) or _unreadable(second):
+    A, B = stored_weight(first)[0], stored_weight(second)[0]
+    if _unreadable(A) or _unreadable(B):
         return False
-    A, B = first.weight, second.weight
-    assert isinstance(A, Tensor)
-    assert isinstance(B, Tensor)
-    return A.shape[0] == B.shape[1] and A.shape[0] < min(B.shape[0], A[0].numel())
+    return bool(A.shape[0] == B.shape[1] and A.shape[0] < min(B.shape[0], A[0].numel()))
 
 
 def _pair_view(name: str, first: nn.Module, second: nn.Module) -> LayerView:
-    A, B = first.weight, second.weight
-    assert isinstance(A, Tensor)
-    assert isinstance(B, Tensor)
-    A, B = A.detach(), B.detach()
+    A, B = (stored_weight(module)[0].detach() for module in (first, second))
     product = (B.flatten(1).double() @ A.flatten(1).double()).view(B.shape[0], *A.shape[1:])
     kind = f"{'Linear' if A.ndim == 2 else 'Conv2d'} (low-rank pair, rank {A.shape[0]})"
     geometry = None if A.ndim == 2 else conv_geometry(first)

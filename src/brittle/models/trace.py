@@ -13,6 +13,7 @@ from brittle.errors import InputError, first_line
 from brittle.linear.conv_geometry import conv_geometry, has_hooks
 from brittle.models.borrow import zero_like
 from brittle.models.normalize import Normalize
+from brittle.models.quantised import check_finite, has_own_arithmetic
 
 
 class NoRule(Exception):
@@ -65,6 +66,9 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None) -> Trace:
     """
     if has_hooks(model):
         raise NoRule(f"{type(model).__name__}: forward hooks may change what the network computes")
+    for name, parameter in model.named_parameters():
+        if has_own_arithmetic(parameter):
+            raise NoRule(f"{name}: a quantised {type(parameter).__name__}, whose products round in their own way")
     alone = not any(True for _ in model.children()) and type(model).__module__.startswith("torch.nn")
     root, tracer = nn.Sequential(model) if alone else model, _Tracer()
     try:
@@ -108,9 +112,7 @@ def check_finite_weights(model: nn.Module) -> None:
     Raises:
         InputError: With the name of the first.
     """
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
+    check_finite((*model.named_parameters(), *model.named_buffers()))
 
 
 def where(node: fx.Node) -> str:
