@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brittle.bounds import layer_bound
-from brittle.bounds.chain import best_disjoint_pairs, chain_bounds, coordinate_bounds, cross, path_rows
+from brittle.bounds.chain import best_disjoint_pairs, chain_bounds, coordinate_bounds
 from brittle.bounds.pairs.inf import row_bounds
 from brittle.errors import InputError
 from helpers.matrices import KINDS, matrix, quick
@@ -146,14 +146,10 @@ def test_no_jacobian_exceeds_any_bound(p, widths):
 
     jacobians = torch.func.vmap(torch.func.jacrev(network))(draw(300, widths[0]))
     steepest = float(torch.linalg.matrix_norm(jacobians, p).max())
-    joined = dict(
-        zip((2, math.inf), cross(chain_bounds(weights, 2, steps=3), chain_bounds(weights, math.inf)), strict=True)
-    )
-    for name, value in joined[p].values:
+    for name, value in chain_bounds(weights, p, steps=3).values:
         assert steepest <= value, name
     rows = jacobians.abs().sum(-1).amax(0)
     assert (rows <= coordinate_bounds(weights)).all()
-    assert (rows <= path_rows(weights[:-1], weights[-1])).all()
 
 
 def test_all_pairs_would_be_unsound_in_l_inf():
@@ -317,45 +313,6 @@ def test_one_layer_is_its_norm(p, weights):
     assert (found.alignments, found.pairs) == ((), ())
 
 
-# --- both norms ---------------------------------------------------------------------------------------------
-
-
-@some
-@given(weights=chains(), seed=st.integers(0, 999))
-def test_cross_norms(weights, seed):
-    two, sup = cross(chain_bounds(weights, 2), chain_bounds(weights, math.inf))
-    inputs, outputs = weights[0].shape[1], len(weights[-1])
-    assert sup.best <= math.sqrt(inputs) * two.best * SLACK
-    assert two.best <= math.sqrt(outputs) * sup.best * SLACK
-    rng = np.random.default_rng(seed)
-    assert worst_pattern(weights, 2, rng) <= two.best * (1 + 1e-12)
-    assert worst_pattern(weights, math.inf, rng) <= sup.best * (1 + 1e-12)
-
-
-def test_cross_norms_win_where_they_should():
-    weights = [matrix("gaussian", 40, 40, l) for l in range(5)]
-    two, sup = cross(chain_bounds(weights, 2), chain_bounds(weights, math.inf))
-    assert sup.attained_by == "cross norm"
-    assert two.attained_by != "cross norm"
-    assert sup.best == pytest.approx(math.sqrt(40) * two.best)
-
-
-def test_cross_needs_both_norms_of_one_chain():
-    two, sup = chain_bounds([torch.eye(3)], 2), chain_bounds([torch.eye(2)], math.inf)
-    with pytest.raises(InputError, match="two, sup: expected bounds of one chain"):
-        cross(two, sup)
-    with pytest.raises(InputError, match="two, sup: expected bounds of one chain"):
-        cross(two, two)
-
-
-def test_further_bounds_join_in():
-    found = chain_bounds([torch.eye(2), torch.eye(2)], 2)
-    more = found.also("recursion", 0.5).also("recursion", 0.75)
-    assert (more.best, more.attained_by) == (0.75, "recursion")
-    assert found.attained_by == "product of norms"
-    assert [name for name, _ in more.values].count("recursion") == 1
-
-
 # --- invariances and edges ----------------------------------------------------------------------------------
 
 
@@ -402,7 +359,6 @@ def test_a_zero_layer_stops_everything(p, place):
     assert all(value == 0 for _, value in found.values)
     assert found.alignments == (1, 1)
     assert not coordinate_bounds(weights).any()
-    assert not path_rows(weights[:-1], weights[-1]).any()
 
 
 @both
@@ -419,30 +375,22 @@ def test_layers_that_never_meet(p):
 
 
 def test_margins_of_a_head():
-    """Bounds of s_i - s_j: never above the sum of both, and what the whole chain gives for that one row."""
+    """Bounds of s_i - s_j: never above the sum of both, nor above the path bound of that one row."""
     weights = [matrix("gaussian", 12, 5, 0), matrix("gaussian", 8, 12, 1)]
     head = matrix("gaussian", 4, 8, 2)
     margins = torch.stack([head[i] - head[j] for i, j in itertools.permutations(range(4), 2)])
-    found = path_rows(weights, margins)
-    alone = path_rows(weights, head)
+    together, alone = coordinate_bounds([*weights, margins]), coordinate_bounds([*weights, head])
     sums = torch.stack([alone[i] + alone[j] for i, j in itertools.permutations(range(4), 2)])
-    assert found.shape == (12,)
-    assert (found <= sums * SLACK).all()
-    for row, value in zip(margins, found, strict=True):
-        assert float(value) == pytest.approx(bounds([*weights, row[None]], math.inf)["path"], rel=1e-9)
-    assert (coordinate_bounds([*weights, margins]) <= found * SLACK).all()
-    assert not path_rows(weights, torch.zeros(3, 8)).any()
-
-
-def test_rows_of_the_input_itself():
-    rows = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
-    assert path_rows([], rows).tolist() == pytest.approx([3, 0])
+    assert together.shape == (12,)
+    assert (together <= sums * SLACK).all()
+    for row, value in zip(margins, together, strict=True):
+        assert float(value) <= bounds([*weights, row[None]], math.inf)["path"] * SLACK
+    assert not coordinate_bounds([*weights, torch.zeros(3, 8)]).any()
 
 
 def test_zero_rows_among_others():
     weights = [matrix("gaussian", 6, 5, 0), torch.cat([matrix("gaussian", 2, 6, 1), torch.zeros(1, 6)])]
     assert coordinate_bounds(weights)[2] == 0
-    assert path_rows(weights[:1], weights[1])[2] == 0
 
 
 @both
@@ -492,9 +440,3 @@ def test_k_fraction_is_checked(p, k_fraction):
 def test_steps_are_checked(p):
     with pytest.raises(InputError, match="steps: expected a number of at least 0; got -1"):
         chain_bounds([torch.eye(2)], p, steps=-1)
-
-
-@pytest.mark.parametrize("rows", [torch.ones(2, 4), [1.0, 2.0]])
-def test_rows_are_checked(rows):
-    with pytest.raises(InputError):
-        path_rows([torch.eye(3)], rows)

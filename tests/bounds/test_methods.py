@@ -11,8 +11,10 @@ from brittle.results.methods import METHODS
 
 def test_every_method_that_is_made_is_explained_and_no_other():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    made = {name for bound in network_bounds(model, (2, math.inf)).values() for name, _ in bound.arguments}
+    dense = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    convs = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, stride=2), nn.Flatten()).eval()
+    bounds = [network_bounds(dense, (2, math.inf)), network_bounds(convs, (2, math.inf), input_shape=(1, 8, 8))]
+    made = {name for both in bounds for bound in both.values() for name, _ in bound.arguments}
     assert made == METHODS.keys()
 
 

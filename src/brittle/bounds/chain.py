@@ -8,7 +8,6 @@ all proofs are on the theory page, section "Theorem 3.2".
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -82,11 +81,6 @@ class ChainBounds:
     def attained_by(self) -> str:
         """Name of the smallest bound; of equal ones the first."""
         return min(self.values, key=lambda named: named[1])[0]
-
-    def also(self, name: str, value: float) -> ChainBounds:
-        """The same with one more certified upper bound, in place of one of the same name."""
-        kept = tuple(named for named in self.values if named[0] != name)
-        return dataclasses.replace(self, values=(*kept, (name, value)))
 
 
 def chain_bounds(
@@ -174,31 +168,6 @@ def best_disjoint_pairs(log_alignment: Sequence[float]) -> tuple[int, ...]:
     return tuple(reversed(chosen))
 
 
-def cross(two: ChainBounds, sup: ChainBounds) -> tuple[ChainBounds, ChainBounds]:
-    r"""Both norms' bounds of one chain, each also with what the other's best implies, as ``cross norm``.
-
-    ``Lip_2 <= sqrt(h_L) Lip_inf`` and ``Lip_inf <= sqrt(h_0) Lip_2``, for h_0 inputs and h_L outputs. Certified.
-
-    Args:
-        two: Bounds in l2.
-        sup: Bounds in l_inf of the same chain.
-
-    Returns:
-        The same two with one more value each.
-
-    Raises:
-        InputError: The two are not bounds of one chain in these norms.
-    """
-    if (two.p, sup.p) != (2, math.inf) or (two.inputs, two.outputs) != (sup.inputs, sup.outputs):
-        sides = [(b.p, b.inputs, b.outputs) for b in (two, sup)]
-        raise InputError(f"two, sup: expected bounds of one chain for p = 2 and inf; got p, inputs, outputs {sides}")
-    rounding = 1 + ROUNDING
-    return (
-        two.also("cross norm", math.sqrt(sup.outputs) * sup.best * rounding),
-        sup.also("cross norm", math.sqrt(two.inputs) * two.best * rounding),
-    )
-
-
 def coordinate_bounds(weights: Sequence[Tensor]) -> Tensor:
     r"""Lipschitz bound of every output by itself, from l_inf to the real line; certified.
 
@@ -216,36 +185,6 @@ def coordinate_bounds(weights: Sequence[Tensor]) -> Tensor:
     """
     layers = _Layers.of(weights)
     return layers.values(torch.zeros(layers.outputs) if layers.zero else _segments(layers).radii)
-
-
-def path_rows(weights: Sequence[Tensor], rows: Tensor) -> Tensor:
-    r"""Path bound of several functions of one network's last hidden layer, from l_inf to the real line; certified.
-
-    ``(|r W_L ... W_1| 1 + |r| |W_L| ... |W_1| 1) / 2`` for every row r, with the products over the layers shared. For
-    rows ``c_i - c_j`` of a head these are the Lipschitz constants of the margins ``s_i - s_j``.
-
-    Args:
-        weights: Layers below the rows, each followed by an activation, first layer first.
-        rows: ``(R, h_L)``.
-
-    Returns:
-        ``(R,)``, in float64.
-
-    Raises:
-        InputError: The shapes do not chain, or something is not finite.
-    """
-    if not isinstance(rows, Tensor):
-        raise InputError(f"rows: expected a matrix; got {type(rows).__name__}")
-    layers = _Layers.of([*weights, rows])
-    *below, last = layers.weights
-    if layers.zero:
-        return torch.zeros(len(last), dtype=torch.float64)
-    plain = _forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64))
-    if not below:
-        return layers.values(plain)
-    product = reduce(lambda P, W: W @ P, below)
-    signed = torch.cat([(part @ product).abs().sum(1) for part in last.split(4096)])
-    return layers.values(layers.rows(signed, plain))
 
 
 @dataclass(frozen=True)

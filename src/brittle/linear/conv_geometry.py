@@ -50,6 +50,11 @@ class ConvGeometry:
         """Distance between a kernel's first and last tap, per axis."""
         return [d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True)]
 
+    def size_after(self, kernel: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial size of the result on an input of this size; below 1 where the kernel does not fit."""
+        axes = zip(size, self.padding, self.spans(kernel), self.stride, strict=True)
+        return tuple((n + sum(pad) - span - 1) // step + 1 for n, pad, span, step in axes)
+
 
 def _paddings(
     padding: str | tuple[int, ...], kernel: Sequence[int], dilation: Sequence[int]

@@ -5,6 +5,7 @@ What makes a bound and what looks one up both import the name from here; pages t
 
 PRODUCT = "product of norms"
 MULTIPLIERS = "multipliers"
+CONV_PAIRS = "pairs of convolutions"
 CHAIN = "chain"
 PATH = "path"
 CROSS_NORM = "cross norm"
@@ -22,6 +23,10 @@ METHODS = {
     MULTIPLIERS: (
         "Gram matrices passed through the network from one end to the other, with weights that use that an"
         " activation's slopes lie in an interval."
+    ),
+    CONV_PAIRS: (
+        "The product of norms, with every strided convolution bounded together with the convolution before it, through"
+        " the activation between them."
     ),
     CHAIN: "Largest entry of |W_L| ⋯ |W₁| 1: the magnitudes of the weights, multiplied from layer to layer.",
     PATH: "Norm of (|W_L ⋯ W₁| + |W_L| ⋯ |W₁|) / 2: halfway between the chain and the network made linear.",

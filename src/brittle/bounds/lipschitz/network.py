@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from brittle.bounds.chain import chain_bounds, coordinate_bounds
 from brittle.bounds.graph.read import read_graph
 from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
+from brittle.bounds.lipschitz.conv_pairs import paired_factors
 from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
 from brittle.bounds.lipschitz.paths import gradients, movable, radii
 from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching
@@ -28,7 +29,7 @@ from brittle.linear.norms import check_attack_norm
 from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.borrow import frozen
 from brittle.models.trace import NoRule, Trace, check_finite_weights
-from brittle.results.methods import CHAIN, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
+from brittle.results.methods import CHAIN, CONV_PAIRS, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
 
 _MOST_MARGINS = 2000  # classes up to which every pair gets a bound of its own
 _WIDE = 1024  # widest layer for which the exponents of Theorem 3.2 and the pairs' rows of margins are tried
@@ -75,6 +76,7 @@ def lipschitz_upper_bound(
                                  maximum (p = inf) or the root of the sum of squares (p = 2)
     ``multipliers`` (2)          one recursion of Gram matrices over the graph, activations by diagonal multipliers
                                  (for p = inf: with the input's coordinates weighted)
+    ``pairs of convolutions``    (2) the product of norms, strided convolutions bounded together with those before them
     ``chain``, ``path`` (inf)    absolute weights passed through the network; paths counted
     ``cross norm``               from the other norm: ``Lip_inf <= sqrt(inputs) Lip_2``, ``Lip_2 <= sqrt(K) Lip_inf``
     those of ``chain_bounds``    for plain chains of dense layers: Theorem 3.2 in all its forms, and stronger ones
@@ -186,6 +188,8 @@ class _Arguments:
         values: dict[str, float] = {}
         if self.gram is not None:
             values[MULTIPLIERS] = self.gram.upper
+        if self.conv_pairs is not None:
+            values[CONV_PAIRS] = self.conv_pairs
         if self.weights is not None:
             wide = max(max(W.shape) for W in self.weights) > _WIDE
             values |= dict(chain_bounds(self.weights, 2, exponents=not wide).values)
@@ -202,7 +206,8 @@ class _Arguments:
             if self.paths is not None:
                 values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
         if self.gram is not None:
-            values[CROSS_NORM] = raised(math.sqrt(self.inputs) * self.gram.upper)
+            two = self.gram.upper if self.conv_pairs is None else min(self.gram.upper, self.conv_pairs)
+            values[CROSS_NORM] = raised(math.sqrt(self.inputs) * two)
         if self.weighted is not None:
             values[MULTIPLIERS] = _row_norm(self.weighted)
         if self.weights is not None:
@@ -241,6 +246,14 @@ class _Arguments:
     def gram(self) -> GramBound | None:
         """The recursion in l_2."""
         return self.recursion(None)
+
+    @cached_property
+    def conv_pairs(self) -> float | None:
+        """The product of norms in l_2 with pairs of convolutions bounded together; None where there is no pair."""
+        if self.gram is None:
+            return None
+        paired = paired_factors(self.ops, own_factors(self.ops, 2), self.steps)
+        return None if paired is None else raised(product_bound(self.ops, paired, 2))
 
     @cached_property
     def weighted(self) -> Tensor | None:
