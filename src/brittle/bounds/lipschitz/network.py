@@ -22,8 +22,8 @@ from brittle.bounds.graph.read import read_graph
 from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
 from brittle.bounds.lipschitz.conv_pairs import paired_factors
 from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
-from brittle.bounds.lipschitz.paths import gradients, movable, radii
-from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching
+from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
+from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching_factors
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.linear.spectrum import WALK_ROUNDING, raised
@@ -178,7 +178,7 @@ class _Arguments:
         values = {PRODUCT: product} | (self.two if p == 2 else self.sup)
         upper = min(values.values())
         margins = self.margins(p, upper)
-        return NetworkBound(p, upper, None, stretching(self.ops, factors), tuple(values.items()), margins)
+        return NetworkBound(p, upper, None, stretching_factors(self.ops, factors), tuple(values.items()), margins)
 
     # --- the arguments ------------------------------------------------------------------------------------------
 
@@ -235,12 +235,16 @@ class _Arguments:
     @cached_property
     def distances(self) -> list[Tensor] | None:
         """How far every entry of every result can move (:func:`brittle.bounds.lipschitz.paths.radii`)."""
-        return radii(self.ops) if movable(self.ops) else None
+        with suppress(NoRule):
+            return radii(self.ops)
+        return None
 
     @cached_property
     def paths(self) -> Tensor | None:
         """The Jacobian with every activation at its largest slope, ``(K, inputs)``."""
-        return gradients(self.ops)
+        with suppress(NoRule):
+            return steepest_jacobian(self.ops)
+        return None
 
     @cached_property
     def gram(self) -> GramBound | None:

@@ -10,6 +10,7 @@ weights, each path switched by a factor between 0 and 1, so that row i has an l_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -28,18 +29,14 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    no_rule,
 )
 from brittle.linear.convolution import apply
 from brittle.linear.spectrum import WALK_ROUNDING
+from brittle.models.trace import NoRule
 
 MOST_PATHS = 128
 """Outputs up to which paths are counted: one backward pass each."""
-
-
-def movable(ops: Sequence[Op]) -> bool:
-    """Whether absolute weights can be passed through every operation: shapes known, rearrangements understood."""
-    known = all(op.shape is not None for op in ops)
-    return known and all(op.rule.run is not None for op in ops if isinstance(op.rule, Rearrange))
 
 
 def radii(ops: Sequence[Op]) -> list[Tensor]:
@@ -47,70 +44,122 @@ def radii(ops: Sequence[Op]) -> list[Tensor]:
 
     Returns:
         One tensor of the result's shape (batch of one) an operation.
+
+    Raises:
+        NoRule: A shape is not known, or an operation is not understood entry by entry.
     """
-    done: list[Tensor] = []
+    moved: list[Tensor] = []
     for op in ops:
-        done.append(_apply(op, [done[source] for source in op.inputs], absolute=True))
-    return [d * (1 + WALK_ROUNDING) for d in done]
+        moved.append(carry(op.rule, op, [moved[source] for source in op.inputs], True))
+    return [radius * (1 + WALK_ROUNDING) for radius in moved]
 
 
-def gradients(ops: Sequence[Op]) -> Tensor | None:
-    r"""Rows of the network's Jacobian with every activation replaced by its largest slope, ``(K, inputs)``.
+def steepest_jacobian(ops: Sequence[Op]) -> Tensor:
+    r"""The network's Jacobian with every activation replaced by its largest slope, ``(K, inputs)``.
 
-    None when paths cannot be counted: an activation with negative slopes, a max pooling or a softmax on the way, an
-    output that is no vector, or more than :data:`MOST_PATHS` outputs.
+    Raises:
+        NoRule: Paths cannot be counted: an activation with negative slopes, a max pooling or a softmax on the way, an
+            output that is no vector, or more than :data:`MOST_PATHS` outputs.
     """
-    shape = ops[-1].shape
-    if shape is None or len(shape) != 2 or shape[1] > MOST_PATHS:
-        return None
-    if any(isinstance(op.rule, MaxPool | Softmax) or (isinstance(op.rule, Slope) and op.rule.low < 0) for op in ops):
-        return None
+    shape, last = ops[0].shape, ops[-1].shape
+    if shape is None or last is None or len(last) != 2 or last[1] > MOST_PATHS:
+        raise NoRule(f"{ops[-1].name}: paths are counted only to vectors of at most {MOST_PATHS} outputs")
     with torch.enable_grad():
-        first = ops[0].shape
-        assert first is not None
-        x = torch.zeros(first, dtype=torch.float64, requires_grad=True)
-        done: list[Tensor] = [x]
+        x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        values = [x]
         for op in ops[1:]:
-            done.append(_apply(op, [done[source] for source in op.inputs], absolute=False))
-        rows = [torch.autograd.grad(s, x, retain_graph=True)[0].flatten() for s in done[-1][0]]
+            values.append(carry(op.rule, op, [values[source] for source in op.inputs], False))
+        rows = [torch.autograd.grad(output, x, retain_graph=True)[0].flatten() for output in values[-1][0]]
     return torch.stack(rows)
 
 
-def _apply(op: Op, read: Sequence[Tensor], *, absolute: bool) -> Tensor:
-    """One operation on radii (with absolute weights) or on values (without constants)."""
-    rule = op.rule
-    if isinstance(rule, Input):
-        assert op.shape is not None
-        return torch.ones(op.shape, dtype=torch.float64)
-    if isinstance(rule, Sum):
-        signs = [1 if absolute else sign for sign in rule.signs]
-        total = sum(sign * x for sign, x in zip(signs, read, strict=True))
-        assert isinstance(total, Tensor)
-        assert op.shape is not None
-        return total.expand(op.shape)
-    if isinstance(rule, Concat):
-        return torch.cat(list(read), rule.axis)
-    x = read[0]
-    if isinstance(rule, Dense | Conv | Scale):
-        return _linear(rule, x, absolute)
-    if isinstance(rule, Slope):
-        return x * (rule.steepest if absolute else rule.high)
-    if isinstance(rule, Multiple):
-        return x * (abs(rule.factor) if absolute else rule.factor)
-    if isinstance(rule, MaxPool | Average):
-        return rule.run(x)
-    if isinstance(rule, Rearrange):
-        assert rule.run is not None
-        return rule.run(x)
-    return torch.full_like(x, 0.5 * float(x.max()))  # softmax
+@singledispatch
+def carry(rule: object, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    """One operation on radii, with absolute weights and steepest slopes, or on values, without constants.
+
+    Args:
+        rule: The operation's rule.
+        op: The operation.
+        read: Radii or values of what it reads, each of its shape (batch of one).
+        absolute: Whether these are radii. On values, activations count with their largest slope.
+
+    Raises:
+        NoRule: The operation is not understood entry by entry, or is no sum of paths.
+    """
+    raise no_rule(op, "radius")
 
 
-def _linear(rule: Dense | Conv | Scale, x: Tensor, absolute: bool) -> Tensor:
-    if isinstance(rule, Dense):
-        W = rule.W.double()
-        return x @ (W.abs() if absolute else W).mT
-    if isinstance(rule, Conv):
-        K = rule.K.double()
-        return apply(K.abs() if absolute else K, rule.geometry, x)
+@carry.register
+def _(rule: Input, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if op.shape is None:
+        raise NoRule(f"{op.name}: radii are bounded only for a known input_shape")
+    return torch.ones(op.shape, dtype=torch.float64)
+
+
+@carry.register
+def _(rule: Dense, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    W = rule.W.double()
+    return read[0] @ (W.abs() if absolute else W).mT
+
+
+@carry.register
+def _(rule: Conv, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    K = rule.K.double()
+    return apply(K.abs() if absolute else K, rule.geometry, read[0])
+
+
+@carry.register
+def _(rule: Scale, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
     factors = rule.factors.abs() if absolute else rule.factors
-    return x * factors.view(1, -1, *[1] * (x.ndim - 2))
+    return read[0] * factors.view(1, -1, *[1] * (read[0].ndim - 2))
+
+
+@carry.register
+def _(rule: Multiple, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    return read[0] * (abs(rule.factor) if absolute else rule.factor)
+
+
+@carry.register
+def _(rule: Average, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    return rule.run(read[0])
+
+
+@carry.register
+def _(rule: Rearrange, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if rule.run is None:
+        raise NoRule(f"{op.name}: a rearrangement that is not understood")
+    return rule.run(read[0])
+
+
+@carry.register
+def _(rule: Sum, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if op.shape is None:
+        raise NoRule(f"{op.name}: a sum is bounded only for a known input_shape")
+    signs = [1 if absolute else sign for sign in rule.signs]
+    return torch.stack([(sign * x).expand(op.shape) for sign, x in zip(signs, read, strict=True)]).sum(0)
+
+
+@carry.register
+def _(rule: Concat, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    return torch.cat(list(read), rule.axis)
+
+
+@carry.register
+def _(rule: Slope, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if not absolute and rule.low < 0:
+        raise NoRule(f"{op.name}: paths through negative slopes are not counted")
+    return read[0] * (rule.steepest if absolute else rule.high)
+
+
+@carry.register
+def _(rule: MaxPool, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if not absolute:
+        raise NoRule(f"{op.name}: paths through max pooling are not counted")
+    return rule.run(read[0])
+
+
+@carry.register
+def _(rule: Softmax, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if not absolute:
+        raise NoRule(f"{op.name}: paths through a softmax are not counted")
+    return torch.full_like(read[0], 0.5 * float(read[0].max()))

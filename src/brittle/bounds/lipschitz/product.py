@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import torch
+from functools import singledispatch
 
 from brittle.bounds.graph.rules import (
     Average,
@@ -21,9 +20,10 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    no_rule,
 )
 from brittle.linear.convolution import bounds_of
-from brittle.linear.norms import operator_norm as dense_norm
+from brittle.linear.norms import operator_norm
 from brittle.linear.spectrum import largest_singular_value, raised
 from brittle.models.trace import NoRule
 
@@ -34,41 +34,76 @@ def own_factors(ops: Sequence[Op], p: float) -> list[float]:
     Raises:
         NoRule: With the name of an operation that has none for this norm and these shapes.
     """
-    return [own_factor(op, ops[op.inputs[0]] if op.inputs else op, p) for op in ops]
+    return [own_factor(op.rule, op, ops[op.inputs[0]].shape if op.inputs else None, p) for op in ops]
 
 
-def own_factor(op: Op, source: Op, p: float) -> float:
-    """Upper bound of one operation's own constant; ``source`` is what it reads."""
-    rule = op.rule
-    if isinstance(rule, Dense):
-        return dense_upper(rule.W, p)
-    if isinstance(rule, Conv):
-        size = None if source.shape is None else source.shape[2:]
-        upper = bounds_of(rule.K, rule.geometry, p, size, search=False).upper
-        if math.isinf(upper):
-            raise NoRule(f"{op.name}: {rule.geometry.mode} padding is bounded only for a known input_shape")
-        return upper
-    if isinstance(rule, Scale):
-        return float(rule.factors.abs().max())
-    if isinstance(rule, Slope):
-        return rule.steepest
-    if isinstance(rule, MaxPool):
-        return 1.0 if math.isinf(p) else math.sqrt(rule.overlap)
-    if isinstance(rule, Average):
-        if math.isinf(p):
-            return 1.0
-        if rule.norm is None:
-            raise NoRule(f"{op.name}: {rule.why}")
-        return rule.norm
-    if isinstance(rule, Multiple):
-        return abs(rule.factor)
-    return 0.5 if isinstance(rule, Softmax) else 1.0
+@singledispatch
+def own_factor(rule: object, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    """Upper bound of one operation's own Lipschitz constant.
+
+    Args:
+        rule: The operation's rule.
+        op: The operation.
+        before: Shape of what it reads, with a batch of one; None when it is not known.
+        p: 2 or inf.
+
+    Raises:
+        NoRule: The operation has none for this norm and this shape.
+    """
+    raise no_rule(op, "Lipschitz constant")
 
 
-def dense_upper(W: torch.Tensor, p: float) -> float:
-    """Certified upper bound, exact up to rounding, of a matrix's operator norm."""
-    W = W.double()
-    return float(largest_singular_value(W)[1]) if p == 2 else raised(float(dense_norm(W, p)), max(W.shape))
+@own_factor.register
+def _(rule: Input | Sum | Concat | Rearrange, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return 1.0
+
+
+@own_factor.register
+def _(rule: Dense, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    W = rule.W.double()
+    return float(largest_singular_value(W)[1]) if p == 2 else raised(float(operator_norm(W, p)), max(W.shape))
+
+
+@own_factor.register
+def _(rule: Conv, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    upper = bounds_of(rule.K, rule.geometry, p, None if before is None else before[2:], search=False).upper
+    if math.isinf(upper):
+        raise NoRule(f"{op.name}: {rule.geometry.mode} padding is bounded only for a known input_shape")
+    return upper
+
+
+@own_factor.register
+def _(rule: Scale, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return float(rule.factors.abs().max())
+
+
+@own_factor.register
+def _(rule: Slope, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return rule.steepest
+
+
+@own_factor.register
+def _(rule: MaxPool, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return 1.0 if math.isinf(p) else math.sqrt(rule.overlap)
+
+
+@own_factor.register
+def _(rule: Average, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    if math.isinf(p):
+        return 1.0
+    if rule.norm is None:
+        raise NoRule(f"{op.name}: {rule.why}")
+    return rule.norm
+
+
+@own_factor.register
+def _(rule: Multiple, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return abs(rule.factor)
+
+
+@own_factor.register
+def _(rule: Softmax, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    return 0.5
 
 
 def product_bound(ops: Sequence[Op], factors: Sequence[float], p: float, *, start: int = 0, end: int = -1) -> float:
@@ -81,32 +116,69 @@ def product_bound(ops: Sequence[Op], factors: Sequence[float], p: float, *, star
         NoRule: A sum in l_2 of tensors of unknown or different shapes.
     """
     end = len(ops) - 1 if end < 0 else end
-    values: dict[int, float] = {start: 1.0}
+    constants: dict[int, float] = {start: 1.0}
     for number in range(start + 1, end + 1):
-        op, read = ops[number], [values.get(n, 0.0) for n in ops[number].inputs]
-        if isinstance(op.rule, Sum):
-            if p == 2:
-                _refuse_broadcasting(ops, number)
-            values[number] = sum(read)
-        elif isinstance(op.rule, Concat):
-            values[number] = max(read) if math.isinf(p) else math.hypot(*read)
-        elif not isinstance(op.rule, Input):
-            values[number] = factors[number] * read[0]
-    return values.get(end, 0.0)
+        op = ops[number]
+        shapes = [ops[source].shape for source in op.inputs]
+        read = [constants.get(source, 0.0) for source in op.inputs]
+        constants[number] = constant_after(op.rule, op, factors[number], read, shapes, p)
+    return constants.get(end, 0.0)
 
 
-def _refuse_broadcasting(ops: Sequence[Op], number: int) -> None:
-    """A term that is spread over a larger result counts more than once; terms of the result's shape add up."""
-    shapes = [ops[n].shape for n in (number, *ops[number].inputs)]
-    if None in shapes:
-        raise NoRule(f"{ops[number].name}: a sum is bounded only for a known input_shape")
-    if len(set(shapes)) > 1:
-        raise NoRule(f"{ops[number].name}: a sum of tensors of different shapes")
+@singledispatch
+def constant_after(
+    rule: object, op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float
+) -> float:
+    """The constant of an operation's result, from the constants of what it reads.
+
+    Args:
+        rule: The operation's rule.
+        op: The operation.
+        factor: Its own constant.
+        read: The constants of what it reads.
+        shapes: The shapes of what it reads, each with a batch of one.
+        p: 2 or inf.
+
+    Raises:
+        NoRule: A sum in l_2 of tensors of unknown or different shapes, or a rule that is unknown.
+    """
+    raise no_rule(op, "Lipschitz constant")
 
 
-def stretching(ops: Sequence[Op], factors: Sequence[float]) -> tuple[tuple[str, float], ...]:
+@constant_after.register
+def _(
+    rule: Dense | Conv | Scale | Slope | MaxPool | Average | Rearrange | Multiple | Softmax,
+    op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float,
+) -> float:  # fmt: skip
+    return factor * read[0]
+
+
+@constant_after.register
+def _(
+    rule: Input, op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float
+) -> float:
+    return 0.0
+
+
+@constant_after.register
+def _(
+    rule: Concat, op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float
+) -> float:
+    return max(read) if math.isinf(p) else math.hypot(*read)
+
+
+@constant_after.register
+def _(
+    rule: Sum, op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float
+) -> float:
+    # A term that is spread over a larger result counts more than once in l_2; terms of the result's shape add up.
+    if p == 2 and None in (op.shape, *shapes):
+        raise NoRule(f"{op.name}: a sum is bounded only for a known input_shape")
+    if p == 2 and len({op.shape, *shapes}) > 1:
+        raise NoRule(f"{op.name}: a sum of tensors of different shapes")
+    return sum(read)
+
+
+def stretching_factors(ops: Sequence[Op], factors: Sequence[float]) -> tuple[tuple[str, float], ...]:
     """Name and factor of every operation that stretches or shrinks, in the order of execution."""
-    still = (Input, Sum, Concat, Rearrange)
-    return tuple(
-        (op.name, f) for op, f in zip(ops, factors, strict=True) if f != 1.0 and not isinstance(op.rule, still)
-    )
+    return tuple((op.name, factor) for op, factor in zip(ops, factors, strict=True) if factor != 1.0)
