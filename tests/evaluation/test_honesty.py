@@ -7,6 +7,7 @@ import functools
 import html
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,6 +162,14 @@ def test_the_number_that_raised_a_flag_is_in_its_finding():
         assert deserved(name, 2.0)[0]["budget of the whole range"].finding.startswith("64 of 64")
 
 
+def test_every_check_has_its_line_in_the_documentation():
+    lines = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8").splitlines()
+    table = lines[lines.index("| flag | made on | raised when |") + 2 :][: len(honesty.CHECKS) + 1]
+    assert [check.name for check in honesty.CHECKS] == [*OF_MODEL, *OF_BUDGET]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table] == [*OF_MODEL, *OF_BUDGET, ""]
+    assert [check.name for check in honesty.CHECKS if check.of_model] == OF_MODEL
+
+
 # --- honest networks ----------------------------------------------------------------------------------------
 
 
@@ -207,7 +216,7 @@ def mask(hits: int, n: int, offset: int = 0) -> Tensor:
     return (torch.arange(n) >= offset) & (torch.arange(n) < offset + hits)
 
 
-counts = st.integers(honesty.LEAST, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+counts = st.integers(honesty.FEWEST_SAMPLES, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
 @quick
@@ -217,16 +226,18 @@ def test_shares_are_judged_by_their_interval(pair):
     gradient = torch.ones(n, 2, 3)
     gradient[mask(hits, n)] = 0
     for other in (gradient, torch.ones(n, 2, 3)):
-        assert honesty.zero_gradients(gradient, other).raised == above(hits, n, honesty.ZERO_SHARE)
-        assert honesty.zero_gradients(other, gradient).raised == above(hits, n, honesty.ZERO_SHARE)
+        assert honesty.zero_gradients(gradient, other).raised == above(hits, n, honesty.MOST_ZERO_GRADIENTS)
+        assert honesty.zero_gradients(other, gradient).raised == above(hits, n, honesty.MOST_ZERO_GRADIENTS)
     none, some = mask(0, n), mask(hits, n)
-    assert honesty.loss_gap(none, some, INF).raised == above(hits, n, honesty.GAP)
-    assert honesty.loss_gap(some, none, INF).raised == above(hits, n, honesty.BEHIND)
-    assert honesty.loss_gap(none, none, INF, Rate(hits, n)).raised == above(hits, n, honesty.GAP)
-    assert honesty.start_gap(none, some, 2.0).raised == above(hits, n, honesty.GAP)
-    assert honesty.start_gap(some, none, 2.0).raised == above(hits, n, honesty.GAP)
-    assert honesty.whole_range(some, 1.0, INF).raised == above(hits, n, honesty.WHOLE)
-    assert honesty.query_gap(Rate(hits, n), Rate(3, 4), 2.0).raised == above(hits, n, honesty.UNFOUND * 4 / 3)
+    assert honesty.loss_gap(none, some, INF).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
+    assert honesty.loss_gap(some, none, INF).raised == above(hits, n, honesty.MOST_BROKEN_BY_CE)
+    assert honesty.loss_gap(none, none, INF, Rate(hits, n)).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
+    assert honesty.start_gap(none, some, 2.0).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
+    assert honesty.start_gap(some, none, 2.0).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
+    assert honesty.whole_range(some, 1.0, INF).raised == above(hits, n, honesty.MOST_RIGHT_IN_WHOLE_RANGE)
+    assert honesty.query_gap(Rate(hits, n), Rate(3, 4), 2.0).raised == above(
+        hits, n, honesty.MOST_TAKEN_BY_QUERIES * 4 / 3
+    )
 
 
 @quick
@@ -302,7 +313,10 @@ def test_rounding_is_no_difference_and_noise_is():
     logits = torch.randn(64, 10, generator=generator(0))
     span = float(logits.max() - logits.min())
     noise = torch.rand(64, 10, generator=generator(1)) - 0.5
-    for check, share in ((honesty.different_answers, honesty.REPEATED), (honesty.answers_in_company, honesty.COMPANY)):
+    for check, share in (
+        (honesty.different_answers, honesty.MOST_CHANGE_REPEATED),
+        (honesty.answers_in_company, honesty.MOST_CHANGE_IN_COMPANY),
+    ):
         assert not check(logits, logits).raised
         assert not check(logits, logits * (1 + 1e-6)).raised
         assert not check(logits, logits + share * span * noise).raised  # at most half the share
@@ -343,7 +357,7 @@ def test_a_blind_attack_gives_itself_away_and_the_number_is_exact(p):
     rows = torch.linspace(0, 79, honesty.SAMPLES).round().long()
     promised = int((distance[rows] < 2 * eps).sum())
     assert f"{promised} of 64 survivors" in flags["flat security curve"].finding
-    rows = torch.linspace(0, 79, honesty.SURVIVORS).round().long()
+    rows = torch.linspace(0, 79, honesty.QUERIED_SURVIVORS).round().long()
     assert f"break {int((distance[rows] < eps).sum())} of 32" in flags["queries against gradients"].finding
     assert "at least 3 classes; got 2" in missing[f"cross-entropy against DLR, {'ℓ∞' if p == INF else 'ℓ₂'}"]
     tiny = float(distance.min()) / 4  # a budget that nothing can break within
@@ -362,7 +376,7 @@ def test_the_whole_range_is_the_diameter_of_the_box():
 
 
 def test_few_samples_are_not_measured_and_nothing_is_passed_over():
-    for n in (1, honesty.LEAST - 1):
+    for n in (1, honesty.FEWEST_SAMPLES - 1):
         flags, missing = checked(mlp(), *few(n))
         assert {"zero gradients", *(f"{name}, ℓ∞" for name in OF_BUDGET)} - {"flat security curve, ℓ∞"} <= set(missing)
         assert all("needs" in reason for reason in missing.values())

@@ -1,17 +1,20 @@
 """Signs that a robust accuracy must not be trusted: masked gradients, randomness, outputs that are no logits.
 
 Robust accuracy is an upper estimate, and a network whose gradients are hidden looks robust to whoever follows them
-(Athalye et al. 2018; Carlini et al. 2019). Every check here looks for one sign of it on a few samples, and returns a
-:class:`~brittle.results.Flag` with the number that raised it or did not. No flag raised proves nothing.
+(Athalye et al. 2018; Carlini et al. 2019). Every :class:`Check` looks for one sign of it on a few samples: ``collect``
+makes the passes and attacks that it needs, ``judge`` turns what came out into a :class:`~brittle.results.Flag` with the
+number that raised it or did not. No flag raised proves nothing.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +22,7 @@ from torch import Tensor
 from brittle.attacks import apgd, square
 from brittle.attacks.losses import Loss, cross_entropy, loss_and_gradient, margins
 from brittle.errors import InputError
-from brittle.evaluation.worst_case import Attack, Threat, WorstCase, worst_case
+from brittle.evaluation.worst_case import Attack, Threat, WorstCase, unbind, worst_case
 from brittle.linear.norms import dual_exponent, lp_norm
 from brittle.models.borrow import Model, frozen
 from brittle.models.fast_copy import copy_for_attacks
@@ -30,84 +33,82 @@ from brittle.results.wording import budget, norm_name, number
 SAMPLES = 64
 """Most samples of a check: they tell a share of 5 % from one of 20 %, and all checks of one norm take about 5 % of
 the passes of 100 steps on 1,000 samples, and 7 % where the whole range breaks nothing."""
-LEAST = 8
+FEWEST_SAMPLES = 8
 """Fewest samples of a check that counts shares. Among three, a single odd one would raise a flag."""
-STEPS = 15
+SHORT_STEPS = 15
 """Steps of the short attacks. Attacks that are compared have equal steps, so that their difference is what counts;
 within the whole range of the inputs a sound attack needs a few."""
 QUERIES = 150
 """Queries of the attack without gradients: they break next to nothing that sound gradients left, and much where the
 gradients lead nowhere."""
-SURVIVORS = 32
-"""Most survivors of the gradient attacks that are attacked by queries alone: it is the dearest check."""
-ALONE = 8
-"""Samples that are put through the network one by one."""
-ZERO_SHARE = 0.05
-"""Share of the samples whose gradient is exactly zero. Trained networks have none, not even confident ones: in float32
-the cross-entropy's gradient vanishes at margins beyond 100."""
-GAP = 0.10
-"""Share of the samples that the attack on DLR breaks and the one on cross-entropy does not, or one start and the other
-not. Honest networks, also overconfident ones, stay below; a loss or a start that is blind misses far more."""
-BEHIND = 0.25
-"""The same for samples that cross-entropy breaks and DLR does not: within few steps DLR is behind by up to a sixth on
-honest networks."""
-FALL = 0.05
-"""Share of the samples by which a robust accuracy falls, from the least to the largest budget of its curve, if it is
-not flat."""
-PROMISED = 0.5
-"""Share of the survivors that should have broken within the largest budget by their own gradients, or have none. Only
-then is a flat curve odd: over small budgets a robust network's is flat as well."""
-WHOLE = 0.05
-"""Share of the samples that withstand a budget as large as the whole range. Pictures of the other classes lie within
-it, so every one is a failure of the attacks; honest networks, also overconfident ones, leave none."""
-UNFOUND = 0.02
-"""Robust accuracy that queries alone take away from what the gradient attacks left: two points."""
-REPEATED = 1e-3
-"""Difference of two passes over one batch, as a share of the logits' range. Sums in another order differ by 10⁻⁶."""
-COMPANY = 1e-2
-"""Difference of a sample's logits alone and in a batch, likewise. Kernels of reduced precision (TF32), which may be
-chosen by the batch's size, differ by 10⁻³."""
-PROBABILITY = 1e-3
-"""How far from 1 the sum of a sample's outputs may be if they count as probabilities: half precision's rounding."""
 
-MEANINGS = {
-    "zero gradients": (
-        "An attack that follows gradients stands still where they are zero: it finds nothing, whether or not there is"
-        " something to find."
-    ),
-    "different answers to one input": (
-        "A randomised network is attacked through one draw and judged by another; only an attack on the average over"
-        " many draws counts."
-    ),
-    "answers that depend on the batch": (
-        "A sample's verdict changes with the samples beside it, so neither the attack nor its check is about the sample"
-        " alone."
-    ),
-    "probabilities in place of logits": (
-        "The losses expect logits; on probabilities they are flat wherever the network is sure. Leave the softmax out."
-    ),
-    "cross-entropy against DLR": (
-        "Two attacks that differ in nothing but the loss break about the same samples; one that misses many is blind,"
-        " and both may be."
-    ),
-    "random start against none": (
-        "Where it matters much from which point of the budget an attack starts, the gradients around the samples"
-        " mislead it."
-    ),
-    "flat security curve": (
-        "Robust accuracy falls once the budget exceeds what the gradients promise; where it does not, following them"
-        " leads nowhere."
-    ),
-    "budget of the whole range": (
-        "Every picture is allowed, those of other classes too, so whatever is still right was missed by the attack"
-        " (or the network does not look at its input)."
-    ),
-    "queries against gradients": (
-        "An attack by queries alone knows less; if it breaks what the gradient attacks left, these were misled or too"
-        " short."
-    ),
-}
-"""What is looked for, and why it matters."""
+
+@dataclass(frozen=True)
+class Check:
+    """One sign that is looked for.
+
+    Attributes:
+        name: What its flag is called.
+        meaning: Why it matters.
+        collect: From the evidence to the arguments of ``judge``; InputError says why the check cannot be made.
+        judge: From what was collected to the flag.
+        of_model: Whether it belongs to the model alone, and to no norm and budget.
+    """
+
+    name: str
+    meaning: str
+    collect: Callable[[Evidence], tuple[Any, ...]]
+    judge: Callable[..., Flag]
+    of_model: bool = False
+
+    def flag(self, raised: bool, finding: str, p: float | None = None) -> Flag:
+        """The check's flag; p is the norm that it belongs to."""
+        return Flag(self.name, raised, finding, self.meaning, None if p is None else float(p))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the checks look at, and what several of them need.
+
+    Attributes:
+        model: The network.
+        quick: Its private copy, which the attacks of :mod:`brittle.attacks` follow.
+        worst: The worst case at the budget.
+        threat: What it was sought under.
+        eps: The budget, in input units.
+        curve: Robust accuracy over several budgets.
+        query_attack: An attack that asks for logits alone.
+        batch_size: Most samples at once.
+    """
+
+    model: Model
+    quick: Model
+    worst: WorstCase
+    threat: Threat
+    eps: float
+    curve: SecurityCurve | None
+    query_attack: Attack
+    batch_size: int
+
+    @functools.cached_property
+    def right(self) -> Tensor:
+        """Rows of samples that are right without attack."""
+        return pick_rows(self.worst.clean_correct, SAMPLES, "are right without attack")
+
+    @functools.cached_property
+    def broken_by_ce(self) -> Tensor:
+        """Which of these the short attack breaks that the others are compared with: random start, cross-entropy."""
+        return break_samples(self, self.right, (short_attack("ce", random_start=True),), self.eps)
+
+    @functools.cached_property
+    def two_passes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of one batch, right or wrong, and the logits of two passes over it."""
+        rows = _thin(torch.arange(len(self.worst.y)), min(SAMPLES, self.batch_size))
+        return rows, self.logits(rows), self.logits(rows)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """The network's answers to the samples ``rows``, ``(n, classes)``."""
+        return logits_of(self.model, self.worst.x[rows], self.worst.y[rows])
 
 
 def honesty_flags(
@@ -123,7 +124,7 @@ def honesty_flags(
     of_model: bool = True,
     batch_size: int = 256,
 ) -> tuple[tuple[Flag, ...], tuple[NotMeasured, ...]]:
-    """Look for the signs that the robust accuracy at one budget must not be trusted.
+    """Look for the signs that the robust accuracy at one budget must not be trusted: make all :data:`CHECKS`.
 
     A share raises a flag when the lower end of its 95 % interval exceeds the constant that its check names, so one odd
     sample of 64 raises none.
@@ -149,70 +150,196 @@ def honesty_flags(
     """
     if worst is None:
         worst = worst_case(model, x, y, threat, eps, batch_size=batch_size)
+    query_attack = query_attack or functools.partial(square, queries=QUERIES)
     flags, missing = [], []
     with frozen(model):
-        probe = _Probe(model, copy_for_attacks(model, worst.x), worst, threat, eps, batch_size)
-        query_attack = query_attack or functools.partial(square, queries=QUERIES)
-        groups = [(probe.of_model() if of_model else {}, "")]
-        groups += [(probe.of_budget(curve, query_attack), f", {norm_name(threat.p)}")]
-        for checks, where in groups:
-            for name, check in checks.items():
-                try:
-                    flags.append(check())
-                except InputError as error:
-                    missing.append(NotMeasured(name + where, str(error)))
+        quick = copy_for_attacks(model, worst.x)
+        evidence = Evidence(model, quick, worst, threat, eps, curve, query_attack, batch_size)
+        for check in CHECKS:
+            if check.of_model and not of_model:
+                continue
+            try:
+                flags.append(check.judge(*check.collect(evidence)))
+            except InputError as error:
+                where = "" if check.of_model else f", {norm_name(threat.p)}"
+                missing.append(NotMeasured(check.name + where, str(error)))
     return tuple(flags), tuple(missing)
 
 
+def break_samples(evidence: Evidence, rows: Tensor, attacks: tuple[Attack, ...], eps: float) -> Tensor:
+    """Which of the samples ``rows`` the attacks break within ``eps``, ``(n,)``; every example is checked again."""
+    x, y = evidence.worst.x[rows], evidence.worst.y[rows]
+    threat = replace(evidence.threat, attacks=attacks, restarts=1)
+    ids, batch_size = rows.cpu(), evidence.batch_size
+    worst = worst_case(evidence.model, x, y, threat, eps, ids=ids, batch_size=batch_size, quick=evidence.quick)
+    return ~worst.robust_correct
+
+
+def differentiate(evidence: Evidence, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    """A loss at the samples ``rows``, ``(n,)``, and its gradient in the input, ``(n, ...)``."""
+    parts = [
+        loss_and_gradient(evidence.model, loss, evidence.worst.x[part], evidence.worst.y[part])
+        for part in rows.split(evidence.batch_size)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
+
+
+def short_attack(loss: str, *, random_start: bool) -> Attack:
+    """Auto-PGD with :data:`SHORT_STEPS`."""
+    return functools.partial(apgd, steps=SHORT_STEPS, loss=loss, random_start=random_start)
+
+
+def pick_rows(mask: Tensor, most: int, what: str) -> Tensor:
+    """Rows of at most so many samples of the mask, spread evenly.
+
+    Raises:
+        InputError: There are fewer than :data:`FEWEST_SAMPLES`.
+    """
+    rows = mask.nonzero()[:, 0]
+    if len(rows) < FEWEST_SAMPLES:
+        raise InputError(f"needs {FEWEST_SAMPLES} samples that {what}; there are {len(rows)}")
+    return _thin(rows, most)
+
+
+# --- zero gradients -----------------------------------------------------------------------------------------
+
+MOST_ZERO_GRADIENTS = 0.05
+"""Share of the samples whose gradient is exactly zero. Trained networks have none, not even confident ones: in float32
+the cross-entropy's gradient vanishes at margins beyond 100."""
+
+
 def zero_gradients(cross_entropy: Tensor, margin: Tensor) -> Flag:
-    """Samples at which a loss has a gradient of exactly zero; raised above :data:`ZERO_SHARE`.
+    """Samples at which a loss has a gradient of exactly zero; raised above :data:`MOST_ZERO_GRADIENTS`.
 
     Args:
         cross_entropy: Gradient of the cross-entropy at samples that are right, ``(N, ...)``.
         margin: Gradient of the margin ``s_y - max_{j != y} s_j`` at the same samples.
     """
     rates = [_count(gradient.flatten(1).eq(0).all(1)) for gradient in (cross_entropy, margin)]
-    return _flag(
-        "zero gradients",
-        any(_above(rate, ZERO_SHARE) for rate in rates),
+    return ZERO_GRADIENTS.flag(
+        any(_above(rate, MOST_ZERO_GRADIENTS) for rate in rates),
         f"The gradient is exactly zero at {_of(rates[0])} samples for the cross-entropy and at {_of(rates[1])} for the"
         " margin.",
     )
 
 
+ZERO_GRADIENTS = Check(
+    "zero gradients",
+    "An attack that follows gradients stands still where they are zero: it finds nothing, whether or not there is"
+    " something to find.",
+    lambda evidence: tuple(differentiate(evidence, evidence.right, loss)[1] for loss in (cross_entropy, margins)),
+    zero_gradients,
+    of_model=True,
+)
+
+# --- different answers to one input -------------------------------------------------------------------------
+
+MOST_CHANGE_REPEATED = 1e-3
+"""Difference of two passes over one batch, as a share of the logits' range. Sums in another order differ by 10⁻⁶."""
+
+
 def different_answers(first: Tensor, second: Tensor) -> Flag:
-    """Two passes over one batch, ``(N, classes)`` each; raised when they differ by more than :data:`REPEATED`."""
+    """Two passes over one batch, ``(N, classes)`` each; raised when they differ beyond :data:`MOST_CHANGE_REPEATED`."""
     change = _change(first, second)
-    return _flag(
-        "different answers to one input",
-        change > _tolerance(REPEATED, first),
+    return DIFFERENT_ANSWERS.flag(
+        change > _tolerance(MOST_CHANGE_REPEATED, first),
         f"Two passes over the same {len(first)} samples differ by at most {_percent(change)} of the logits' range.",
     )
 
 
-def answers_in_company(together: Tensor, alone: Tensor) -> Flag:
-    """Logits ``(N, classes)`` of samples in a batch and one by one; raised when they differ beyond :data:`COMPANY`."""
+DIFFERENT_ANSWERS = Check(
+    "different answers to one input",
+    "A randomised network is attacked through one draw and judged by another; only an attack on the average over"
+    " many draws counts.",
+    lambda evidence: evidence.two_passes[1:],
+    different_answers,
+    of_model=True,
+)
+
+# --- answers that depend on the batch -----------------------------------------------------------------------
+
+MOST_CHANGE_IN_COMPANY = 1e-2
+"""Difference of a sample's logits alone and in a batch, as a share of their range. Kernels of reduced precision (TF32),
+which may be chosen by the batch's size, differ by 10⁻³."""
+SINGLE_SAMPLES = 8
+"""Samples that are put through the network one by one."""
+
+
+def answers_in_company(together: Tensor, alone: Tensor | InputError) -> Flag:
+    """Samples in a batch and one by one; raised when logits differ beyond :data:`MOST_CHANGE_IN_COMPANY`.
+
+    Args:
+        together: Logits ``(N, classes)`` in a batch.
+        alone: Logits of the same samples one by one, or the error that one of them met.
+    """
+    if isinstance(alone, InputError):
+        return ANSWERS_IN_COMPANY.flag(True, f"A sample alone gets no answer: {alone}.")
     change = _change(together, alone)
-    return _flag(
-        "answers that depend on the batch",
-        change > _tolerance(COMPANY, together),
+    return ANSWERS_IN_COMPANY.flag(
+        change > _tolerance(MOST_CHANGE_IN_COMPANY, together),
         f"Alone and in a batch, {len(alone)} samples get logits that differ by at most {_percent(change)} of their"
         " range.",
     )
 
 
+def _collect_company(evidence: Evidence) -> tuple[Tensor, Tensor | InputError]:
+    rows, together, again = evidence.two_passes
+    if len(rows) < 2:
+        raise InputError("needs at least two samples in a batch")
+    if different_answers(together, again).raised:
+        raise InputError("two passes over the same batch differ already")
+    together = together[:SINGLE_SAMPLES]
+    try:
+        return together, torch.cat([evidence.logits(row) for row in rows[:SINGLE_SAMPLES].split(1)])
+    except InputError as error:  # a finding, and no reason to leave the check out
+        return together, error
+
+
+ANSWERS_IN_COMPANY = Check(
+    "answers that depend on the batch",
+    "A sample's verdict changes with the samples beside it, so neither the attack nor its check is about the sample"
+    " alone.",
+    _collect_company,
+    answers_in_company,
+    of_model=True,
+)
+
+# --- probabilities in place of logits -----------------------------------------------------------------------
+
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of a sample's outputs may be if they count as probabilities: half precision's rounding."""
+
+
 def probabilities(outputs: Tensor) -> Flag:
     """Outputs ``(N, classes)``; raised when all are non-negative and every sample's add up to 1."""
-    rate = _count((outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= PROBABILITY))
-    return _flag(
-        "probabilities in place of logits",
+    rate = _count((outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= SUM_TOLERANCE))
+    return PROBABILITIES.flag(
         rate.hits == rate.n > 0,
         f"The outputs of {_of(rate)} samples are non-negative and add up to 1.",
     )
 
 
+PROBABILITIES = Check(
+    "probabilities in place of logits",
+    "The losses expect logits; on probabilities they are flat wherever the network is sure. Leave the softmax out.",
+    lambda evidence: (evidence.worst.clean_logits,),
+    probabilities,
+    of_model=True,
+)
+
+# --- cross-entropy against DLR ------------------------------------------------------------------------------
+
+MOST_BROKEN_BY_ONE = 0.10
+"""Share of the samples that the attack on DLR breaks and the one on cross-entropy does not, or one start and the other
+not. Honest networks, also overconfident ones, stay below; a loss or a start that is blind misses far more."""
+MOST_BROKEN_BY_CE = 0.25
+"""The same for samples that cross-entropy breaks and DLR does not: within few steps DLR is behind by up to a sixth on
+honest networks."""
+
+
 def loss_gap(ce: Tensor, dlr: Tensor, p: float, later: Rate | None = None) -> Flag:
-    """Samples that one of two losses breaks alone; raised beyond :data:`GAP` (DLR) or :data:`BEHIND` (cross-entropy).
+    """Samples that one of two losses breaks alone; raised beyond :data:`MOST_BROKEN_BY_ONE` for the DLR loss, and
+    beyond :data:`MOST_BROKEN_BY_CE` for the cross-entropy.
 
     Args:
         ce: Which samples the attack on the cross-entropy breaks, ``(N,)``.
@@ -221,33 +348,89 @@ def loss_gap(ce: Tensor, dlr: Tensor, p: float, later: Rate | None = None) -> Fl
         later: Among the samples that are right, those that withstood the full attack on the cross-entropy and fell to
             the one on the DLR loss after it.
     """
-    rates = [_count(dlr & ~ce), _count(ce & ~dlr)]
+    by_dlr, by_ce = _count(dlr & ~ce), _count(ce & ~dlr)
     full = "" if later is None else f"Of {later.n} samples, {later.hits} withstood cross-entropy and fell to DLR. "
-    return _flag(
-        "cross-entropy against DLR",
-        _above(rates[0], GAP) or _above(rates[1], BEHIND) or (later is not None and _above(later, GAP)),
-        f"{full}With {STEPS} steps each, DLR alone breaks {_of(rates[0])} samples and cross-entropy alone"
-        f" {rates[1].hits}.",
+    return LOSS_GAP.flag(
+        _above(by_dlr, MOST_BROKEN_BY_ONE)
+        or _above(by_ce, MOST_BROKEN_BY_CE)
+        or (later is not None and _above(later, MOST_BROKEN_BY_ONE)),
+        f"{full}With {SHORT_STEPS} steps each, DLR alone breaks {_of(by_dlr)} samples and cross-entropy alone"
+        f" {by_ce.hits}.",
         p,
     )
+
+
+def _collect_losses(evidence: Evidence) -> tuple[Tensor, Tensor, float, Rate | None]:
+    by_dlr = break_samples(evidence, evidence.right, (short_attack("dlr", random_start=True),), evidence.eps)
+    return evidence.broken_by_ce, by_dlr, evidence.threat.p, _fell_later(evidence.worst, evidence.threat)
+
+
+def _fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
+    """Samples that fell to DLR after they withstood cross-entropy, by attacks that are equal otherwise; else None."""
+
+    def describe(attack: Attack) -> tuple[object, object]:
+        loss = inspect.signature(attack).parameters.get("loss")
+        others = {name: value for name, value in getattr(attack, "keywords", {}).items() if name != "loss"}
+        return loss and loss.default, (unbind(attack), others)
+
+    kinds = enumerate(describe(attack) for attack in threat.attacks)
+    for (_, (loss, others)), (later, kind) in itertools.combinations(kinds, 2):
+        if loss == "ce" and kind == ("dlr", others):
+            return Rate(int((worst.attack == later).sum()), int(worst.clean_correct.sum()))
+    return None
+
+
+LOSS_GAP = Check(
+    "cross-entropy against DLR",
+    "Two attacks that differ in nothing but the loss break about the same samples; one that misses many is blind,"
+    " and both may be.",
+    _collect_losses,
+    loss_gap,
+)
+
+# --- random start against none ------------------------------------------------------------------------------
 
 
 def start_gap(random: Tensor, none: Tensor, p: float) -> Flag:
     """Which samples ``(N,)`` an attack breaks from a random start and from the samples themselves; raised by a share
-    that only one of them breaks above :data:`GAP`.
+    that only one of them breaks above :data:`MOST_BROKEN_BY_ONE`.
     """
     rates = [_count(random & ~none), _count(none & ~random)]
-    return _flag(
-        "random start against none",
-        any(_above(rate, GAP) for rate in rates),
-        f"With {STEPS} steps each, {_of(rates[0])} samples break from a random start alone and {rates[1].hits} from the"
-        " sample alone.",
+    return START_GAP.flag(
+        any(_above(rate, MOST_BROKEN_BY_ONE) for rate in rates),
+        f"With {SHORT_STEPS} steps each, {_of(rates[0])} samples break from a random start alone and {rates[1].hits}"
+        " from the sample alone.",
         p,
     )
 
 
+def _collect_starts(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
+    random = evidence.broken_by_ce
+    none = break_samples(evidence, evidence.right, (short_attack("ce", random_start=False),), evidence.eps)
+    return random, none, evidence.threat.p
+
+
+START_GAP = Check(
+    "random start against none",
+    "Where it matters much from which point of the budget an attack starts, the gradients around the samples"
+    " mislead it.",
+    _collect_starts,
+    start_gap,
+)
+
+# --- flat security curve ------------------------------------------------------------------------------------
+
+LEAST_FALL = 0.05
+"""Share of itself by which a robust accuracy falls, from the least to the largest budget of its curve, if the curve is
+not flat."""
+MOST_OVERDUE_SURVIVORS = 0.5
+"""Share of the survivors that should have broken within the largest budget by their own gradients, or have none. Only
+above is a flat curve odd: over small budgets a robust network's is flat as well."""
+
+
 def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int) -> Flag:
-    """A curve that does not fall (see :func:`is_flat`) although gradients promise a fall; see :data:`PROMISED`.
+    """A curve that does not fall (see :func:`is_flat`) although the gradients of more than
+    :data:`MOST_OVERDUE_SURVIVORS` promise a fall.
 
     Args:
         curve: Robust accuracy over several budgets.
@@ -257,13 +440,10 @@ def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int) -> Flag:
         classes: Number of classes.
     """
     first, last = curve.robust[0], curve.robust[-1]
-    promised = _count(distances < curve.eps[-1])
-    more = (
-        f", though {_of(promised)} survivors should have broken by their gradients, or have none" if promised.n else ""
-    )
-    return _flag(
-        "flat security curve",
-        is_flat(curve, classes) and _above(promised, PROMISED),
+    overdue = _count(distances < curve.eps[-1])
+    more = f", though {_of(overdue)} survivors should have broken by their gradients, or have none" if overdue.n else ""
+    return FLAT_CURVE.flag(
+        is_flat(curve, classes) and _above(overdue, MOST_OVERDUE_SURVIVORS),
         f"Robust accuracy goes from {first.percent} at {budget(curve.eps[0])} to {last.percent} at"
         f" {budget(curve.eps[-1])}{more}.",
         curve.p,
@@ -271,24 +451,77 @@ def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int) -> Flag:
 
 
 def is_flat(curve: SecurityCurve, classes: int) -> bool:
-    """Whether a curve ends above chance, one in as many as there are classes, and falls by less than :data:`FALL`."""
+    """Whether a curve ends above chance (one of the classes) and falls by less than :data:`LEAST_FALL`."""
     first, last = curve.robust[0], curve.robust[-1]
-    return first.hits - last.hits < FALL * first.hits and _above(last, 1 / classes)
+    return first.hits - last.hits < LEAST_FALL * first.hits and _above(last, 1 / classes)
+
+
+def _collect_curve(evidence: Evidence) -> tuple[SecurityCurve, Tensor, int]:
+    curve, classes = evidence.curve, evidence.worst.clean_logits.shape[1]
+    if curve is None:
+        raise InputError("no security curve")
+    if not is_flat(curve, classes):
+        return curve, torch.empty(0), classes
+    rows = pick_rows(evidence.worst.robust_correct, SAMPLES, "withstood the attacks")
+    margin, gradient = differentiate(evidence, rows, margins)
+    length = lp_norm(gradient, dual_exponent(evidence.threat.p))
+    return curve, torch.where(length > 0, margin / length, 0.0), classes
+
+
+FLAT_CURVE = Check(
+    "flat security curve",
+    "Robust accuracy falls once the budget exceeds what the gradients promise; where it does not, following them"
+    " leads nowhere.",
+    _collect_curve,
+    flat_curve,
+)
+
+# --- budget of the whole range ------------------------------------------------------------------------------
+
+MOST_RIGHT_IN_WHOLE_RANGE = 0.05
+"""Share of the samples that withstand a budget as large as the whole range. Pictures of the other classes lie within
+it, so every one is a failure of the attacks; honest networks, also overconfident ones, leave none."""
 
 
 def whole_range(right: Tensor, eps: float, p: float) -> Flag:
-    """Which samples ``(N,)`` are right at the budget ``eps`` that reaches every input; raised above :data:`WHOLE`."""
+    """Which samples ``(N,)`` are right at the budget ``eps`` that reaches every input; raised above
+    :data:`MOST_RIGHT_IN_WHOLE_RANGE`.
+    """
     rate = _count(right)
-    return _flag(
-        "budget of the whole range",
-        _above(rate, WHOLE),
-        f"{_of(rate)} samples withstand {STEPS} steps within {norm_name(p)} {budget(eps)}, which reaches every input.",
+    return WHOLE_RANGE.flag(
+        _above(rate, MOST_RIGHT_IN_WHOLE_RANGE),
+        f"{_of(rate)} samples withstand {SHORT_STEPS} steps within {norm_name(p)} {budget(eps)}, which reaches every"
+        " input.",
         p,
     )
 
 
+def _collect_whole_range(evidence: Evidence) -> tuple[Tensor, float, float]:
+    p, (low, high) = evidence.threat.p, evidence.threat.bounds
+    eps = (high - low) * (1.0 if math.isinf(p) else math.sqrt(evidence.worst.x[0].numel()))
+    losses = ("ce", "dlr") if evidence.worst.clean_logits.shape[1] > 2 else ("ce",)
+    attacks = tuple(short_attack(loss, random_start=False) for loss in losses)
+    return ~break_samples(evidence, evidence.right, attacks, eps), eps, p
+
+
+WHOLE_RANGE = Check(
+    "budget of the whole range",
+    "Every picture is allowed, those of other classes too, so whatever is still right was missed by the attack"
+    " (or the network does not look at its input).",
+    _collect_whole_range,
+    whole_range,
+)
+
+# --- queries against gradients ------------------------------------------------------------------------------
+
+MOST_TAKEN_BY_QUERIES = 0.02
+"""Robust accuracy that queries alone take away from what the gradient attacks left: two points."""
+QUERIED_SURVIVORS = 32
+"""Most survivors of the gradient attacks that are attacked by queries alone: it is the check that costs most."""
+
+
 def query_gap(broken: Rate, left: Rate, p: float) -> Flag:
-    """What an attack without gradients adds; raised when it takes more than :data:`UNFOUND` off the robust accuracy.
+    """What an attack without gradients adds; raised when it takes off more than :data:`MOST_TAKEN_BY_QUERIES`.
 
     Args:
         broken: How many of those samples, or of some of them, it breaks.
@@ -296,170 +529,52 @@ def query_gap(broken: Rate, left: Rate, p: float) -> Flag:
         p: Norm of the budget.
     """
     points = 100 * broken.hits / max(1, broken.n) * left.hits / max(1, left.n)
-    return _flag(
-        "queries against gradients",
-        _above(broken, UNFOUND * left.n / max(1, left.hits)),
+    return QUERY_GAP.flag(
+        _above(broken, MOST_TAKEN_BY_QUERIES * left.n / max(1, left.hits)),
         f"Queries alone break {_of(broken)} samples that the gradient attacks left, which takes about {points:.1f}"
         " points off the robust accuracy.",
         p,
     )
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """What the checks of one budget look at."""
-
-    model: Model
-    quick: Model
-    worst: WorstCase
-    threat: Threat
-    eps: float
-    batch_size: int
-
-    def of_model(self) -> dict[str, Callable[[], Flag]]:
-        """The checks that belong to no budget."""
-        return {
-            "zero gradients": self.zero_gradients,
-            "different answers to one input": self.different_answers,
-            "answers that depend on the batch": self.answers_in_company,
-            "probabilities in place of logits": lambda: probabilities(self.worst.clean_logits),
-        }
-
-    def of_budget(self, curve: SecurityCurve | None, query_attack: Attack) -> dict[str, Callable[[], Flag]]:
-        """The checks of one norm and budget."""
-        p = self.threat.p
-        broken = functools.cache(lambda loss, start: self.broken(self.right(), (_short(loss, start),), self.eps))
-        return {
-            "cross-entropy against DLR": lambda: loss_gap(
-                broken("ce", True), broken("dlr", True), p, _later(self.worst, self.threat)
-            ),
-            "random start against none": lambda: start_gap(broken("ce", True), broken("ce", False), p),
-            "flat security curve": lambda: self.flat_curve(curve),
-            "budget of the whole range": self.whole_range,
-            "queries against gradients": lambda: self.query_gap(query_attack),
-        }
-
-    def right(self) -> Tensor:
-        """Rows of samples that are right without attack."""
-        return _enough(self.worst.clean_correct, SAMPLES, "are right without attack")
-
-    def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float) -> Tensor:
-        """Which of the samples ``rows`` other attacks break, ``(n,)``; every example is checked again."""
-        x, y = self.worst.x[rows], self.worst.y[rows]
-        threat = replace(self.threat, attacks=attacks, restarts=1)
-        found = worst_case(self.model, x, y, threat, eps, ids=rows.cpu(), batch_size=self.batch_size, quick=self.quick)
-        return ~found.robust_correct
-
-    def gradients(self, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """A loss at the samples ``rows``, ``(n,)``, and its gradient, ``(n, ...)``."""
-        parts = [
-            loss_and_gradient(self.model, loss, self.worst.x[part], self.worst.y[part])
-            for part in rows.split(self.batch_size)
-        ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
-
-    def zero_gradients(self) -> Flag:
-        rows = self.right()
-        return zero_gradients(self.gradients(rows, cross_entropy)[1], self.gradients(rows, margins)[1])
-
-    def batch(self) -> Tensor:
-        """Rows of one batch, right or wrong."""
-        return _thinned(torch.arange(len(self.worst.y)), min(SAMPLES, self.batch_size))
-
-    def logits(self, rows: Tensor) -> Tensor:
-        return logits_of(self.model, self.worst.x[rows], self.worst.y[rows])
-
-    def different_answers(self) -> Flag:
-        return different_answers(self.logits(self.batch()), self.logits(self.batch()))
-
-    def answers_in_company(self) -> Flag:
-        rows = self.batch()
-        if len(rows) < 2:
-            raise InputError("needs at least two samples in a batch")
-        together = self.logits(rows)
-        if different_answers(together, self.logits(rows)).raised:
-            raise InputError("two passes over the same batch differ already")
-        try:
-            alone = torch.cat([self.logits(row) for row in rows[:ALONE].split(1)])
-        except InputError as error:
-            return _flag("answers that depend on the batch", True, f"A sample alone gets no answer: {error}.")
-        return answers_in_company(together[:ALONE], alone)
-
-    def flat_curve(self, curve: SecurityCurve | None) -> Flag:
-        if curve is None:
-            raise InputError("no security curve")
-        classes, distances = self.worst.clean_logits.shape[1], torch.empty(0)
-        if is_flat(curve, classes):
-            rows = _enough(self.worst.robust_correct, SAMPLES, "withstood the attacks")
-            margin, gradient = self.gradients(rows, margins)
-            length = lp_norm(gradient, dual_exponent(self.threat.p))
-            distances = torch.where(length > 0, margin / length, 0.0)
-        return flat_curve(curve, distances, classes)
-
-    def whole_range(self) -> Flag:
-        p, (low, high) = self.threat.p, self.threat.bounds
-        eps = (high - low) * (1.0 if math.isinf(p) else math.sqrt(self.worst.x[0].numel()))
-        losses = ("ce", "dlr") if self.worst.clean_logits.shape[1] > 2 else ("ce",)
-        broken = self.broken(self.right(), tuple(_short(loss, False) for loss in losses), eps)
-        return whole_range(~broken, eps, p)
-
-    def query_gap(self, query_attack: Attack) -> Flag:
-        queries = [_unbound(attack) is square for attack in self.threat.attacks]
-        if queries[0]:
-            raise InputError("the first attack is by queries alone")
-        found = self.worst.attack == (queries.index(True) if any(queries) else len(queries))
-        left = (self.worst.robust_correct | found) & ~self.worst.proven
-        what = "withstood the gradient attacks and are not proven robust"
-        if any(queries):
-            broken = found[_enough(left, len(left), what)]
-        else:
-            broken = self.broken(_enough(left, SURVIVORS, what), (query_attack,), self.eps)
-        return query_gap(_count(broken), _count(left), self.threat.p)
+def _collect_queries(evidence: Evidence) -> tuple[Rate, Rate, float]:
+    worst, attacks = evidence.worst, evidence.threat.attacks
+    number = next((i for i, attack in enumerate(attacks) if unbind(attack) is square), len(attacks))
+    if number == 0:
+        raise InputError("the first attack is by queries alone")
+    broken = worst.attack == number  # no sample, where Square was not run
+    left = (worst.robust_correct | broken) & ~worst.proven
+    rows = pick_rows(left, QUERIED_SURVIVORS, "withstood the gradient attacks and are not proven robust")
+    if number < len(attacks):
+        broken = broken[left]
+    else:
+        broken = break_samples(evidence, rows, (evidence.query_attack,), evidence.eps)
+    return _count(broken), _count(left), evidence.threat.p
 
 
-def _flag(name: str, raised: bool, finding: str, p: float | None = None) -> Flag:
-    return Flag(name, raised, finding, MEANINGS[name], None if p is None else float(p))
+QUERY_GAP = Check(
+    "queries against gradients",
+    "An attack by queries alone knows less; if it breaks what the gradient attacks left, these were misled or too"
+    " short.",
+    _collect_queries,
+    query_gap,
+)
+
+CHECKS = (
+    ZERO_GRADIENTS,
+    DIFFERENT_ANSWERS,
+    ANSWERS_IN_COMPANY,
+    PROBABILITIES,
+    LOSS_GAP,
+    START_GAP,
+    FLAT_CURVE,
+    WHOLE_RANGE,
+    QUERY_GAP,
+)
+"""All checks, in the order in which flags are reported."""
 
 
-def _unbound(attack: Attack) -> Attack:
-    return _unbound(attack.func) if isinstance(attack, functools.partial) else attack
-
-
-def _short(loss: str, random_start: bool) -> Attack:
-    return functools.partial(apgd, steps=STEPS, loss=loss, random_start=random_start)
-
-
-def _later(worst: WorstCase, threat: Threat) -> Rate | None:
-    """Samples that fell to DLR after they withstood cross-entropy, by attacks that are equal otherwise; else None."""
-    kinds = [_loss_and_rest(attack) for attack in threat.attacks]
-    pairs = [
-        later
-        for first, (loss, rest) in enumerate(kinds)
-        for later, other in enumerate(kinds)
-        if loss == "ce" and other == ("dlr", rest) and first < later
-    ]
-    return Rate(int((worst.attack == pairs[0]).sum()), int(worst.clean_correct.sum())) if pairs else None
-
-
-def _loss_and_rest(attack: Attack) -> tuple[object, tuple[object, dict[str, object]]]:
-    option = inspect.signature(attack).parameters.get("loss")
-    rest = {name: value for name, value in getattr(attack, "keywords", {}).items() if name != "loss"}
-    return None if option is None else option.default, (_unbound(attack), rest)
-
-
-def _enough(mask: Tensor, most: int, what: str) -> Tensor:
-    """Rows of at most so many samples of the mask.
-
-    Raises:
-        InputError: There are fewer than :data:`LEAST`.
-    """
-    rows = mask.nonzero()[:, 0]
-    if len(rows) < LEAST:
-        raise InputError(f"needs {LEAST} samples that {what}; there are {len(rows)}")
-    return _thinned(rows, most)
-
-
-def _thinned(rows: Tensor, most: int) -> Tensor:
+def _thin(rows: Tensor, most: int) -> Tensor:
     """At most so many of the rows, spread evenly."""
     if len(rows) <= most:
         return rows

@@ -217,11 +217,12 @@ def _tell_within(tell: Tell, within: Callable[[float], float], done: float) -> N
 
 
 def _is_own(attack: Attack) -> bool:
-    return any(_unbound(attack) is own for own in ATTACKS.values())
+    return any(unbind(attack) is own for own in ATTACKS.values())
 
 
-def _unbound(attack: Attack) -> Attack:
-    return _unbound(attack.func) if isinstance(attack, functools.partial) else attack
+def unbind(attack: Attack) -> Attack:
+    """The function behind the options that ``functools.partial`` bound."""
+    return unbind(attack.func) if isinstance(attack, functools.partial) else attack
 
 
 def _attacked(
