@@ -38,7 +38,7 @@ from brittle.models.normalize import normalised
 from brittle.models.selection import chosen_layers, matrix
 from brittle.reporting.drawing import INK, SERIES, legend, log_scale, styled
 from brittle.results.wording import number
-from brittle.training import Adversary, Recipe, RefreshedNuclearNorm, factorised, spread_control, train
+from brittle.training import Adversary, Interventions, Recipe, RefreshedNuclearNorm, factorised, spread_control, train
 
 TOLERANCE = 1e-4
 """Relative distance from a constraint's target that rounding may leave."""
@@ -306,7 +306,8 @@ def trained(case: Case, data: Data, test: Data, epochs: int, seed: int) -> Train
     alone = {"validation": 0.0, "select": "last", "measure_every": 0}
     penalties = [] if case.penalty is None else [(case.penalty[0](), case.penalty[1])]
     start = time.perf_counter()
-    found = train(model, data, Recipe(**{**common, **alone, **case.recipe}), penalties=penalties).model
+    recipe = Recipe(**{**common, **alone, **case.recipe})
+    found = train(model, data, recipe, interventions=Interventions(penalties=penalties)).model
     seconds = time.perf_counter() - start
     drifts = [p.drift.gradient for p, _ in penalties if isinstance(p, RefreshedNuclearNorm) and p.drift is not None]
     with torch.no_grad():

@@ -26,7 +26,6 @@ from brittle.data.load import load_data
 from brittle.models.build import fcn, resnet18_cifar
 from brittle.training import train
 from brittle.training.interventions.constraints import CONSTRAINTS
-from brittle.training.interventions.nuclear import RefreshedNuclearNorm
 from brittle.training.interventions.penalties import PENALTIES
 from brittle.training.recipe import Recipe
 
@@ -56,30 +55,37 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, refresh: int) -> dict[str, S
     def step(
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        penalty: Callable[[nn.Module], Tensor] | None,
+        penalty: Callable[[], Tensor] | None,
         constraint: Callable[[], object] | None,
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(network(x), y)
         if penalty is not None:
-            loss = loss + STRENGTH * penalty(network)
+            loss = loss + penalty()
         loss.backward()
         optimizer.step()
         if constraint is not None:
             constraint()
 
     def variant(
-        penalty: Callable[[nn.Module], Tensor] | None = None,
+        penalty: Callable[[nn.Module], Callable[[], Tensor]] | None = None,
         constraint: Callable[[nn.Module], Callable[[], object]] | None = None,
     ) -> Step:
         own = copy.deepcopy(network)
         optimizer = torch.optim.AdamW(own.parameters(), 1e-3, weight_decay=0.01, fused=True)
-        return partial(step, own, optimizer, penalty, None if constraint is None else constraint(own))
+        bound = [None if intervention is None else intervention(own) for intervention in (penalty, constraint)]
+        return partial(step, own, optimizer, *bound)
 
     found = {"plain": variant()}
-    found |= {name: variant(penalty) for name, penalty in PENALTIES.items() if name != "joint_l1"}
+    found |= {
+        name: variant(lambda own, bind=bind: bind(own, STRENGTH))
+        for name, bind in PENALTIES.items()
+        if name != "joint_l1"
+    }
     if not any(isinstance(module, nn.Conv2d) for module in network.modules()):  # there the exact one is cheap
-        found[f"nuclear_norm, refreshed every {refresh} steps"] = variant(RefreshedNuclearNorm(refresh))
+        found[f"nuclear_norm, refreshed every {refresh} steps"] = variant(
+            lambda own: PENALTIES["nuclear_norm"](own, STRENGTH, every=refresh)
+        )
     found["frobenius"] = variant(constraint=lambda own: CONSTRAINTS["frobenius"](own, None))
     return found
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from brittle.data.load import load_data
-from brittle.experiments.demo import RECIPES, mcnemar, run_demo, trained
+from brittle.experiments.claims import mcnemar
+from brittle.experiments.demo import VARIANTS, run_demo, train_variant
 from brittle.models.layers import read_layers
 from brittle.reporting.comparison import Comparison, draw_comparison
 from brittle.results import Audit
@@ -19,21 +20,21 @@ from helpers.audits import with_parts
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     state = torch.get_rng_state()
-    comparison = run_demo(out, recipes=(RECIPES[0], RECIPES[2], RECIPES[4]), epochs=2)
+    comparison = run_demo(out, variants=(VARIANTS[0], VARIANTS[2], VARIANTS[4]), epochs=2)
     assert torch.equal(state, torch.get_rng_state())
     return comparison, out
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_every_network_has_the_same_frobenius_norms(recipe):
-    network = trained(recipe, load_data("digits", limit=64), seed=3, epochs=1)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_network_has_the_same_frobenius_norms(variant):
+    network = train_variant(variant, load_data("digits", limit=64), seed=3, epochs=1)
     norms = [float(view.matrix.norm()) for view in read_layers(network).views]
     assert norms == pytest.approx([math.sqrt(2 * m) for m in (256, 256, 10)], rel=1e-5)
 
 
 def test_training_is_deterministic_and_depends_on_the_seed():
     data = load_data("digits", limit=64)
-    a, b, c = (trained(RECIPES[1], data, seed=seed, epochs=1).state_dict() for seed in (0, 0, 1))
+    a, b, c = (train_variant(VARIANTS[1], data, seed=seed, epochs=1).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(torch.equal(a[name], c[name]) for name in a)
 

@@ -86,18 +86,18 @@ class Interrupted(BaseException):
 
 
 def stopped_in(epoch):
-    """A ``tell`` that interrupts in an epoch; the one before is on disk then."""
+    """A callback that interrupts in an epoch; the one before is on disk then."""
 
-    def tell(moment):
+    def callback(moment):
         if moment.epoch == epoch:
             raise Interrupted
 
-    return tell
+    return callback
 
 
 def interrupted(folder, model=None, samples=None, recipe=FULL, **options):
     with pytest.raises(Interrupted):
-        train(model or varied(), samples or some(), recipe, folder=folder, tell=stopped_in(2), **options)
+        train(model or varied(), samples or some(), recipe, folder=folder, callback=stopped_in(2), **options)
     assert (folder / "state.json").is_file()
     assert not (folder / "weights.safetensors").exists()
 

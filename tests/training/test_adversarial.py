@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brittle.training import Adversary
-from brittle.training.adversarial import adversarial, mixed
+from brittle.training.adversarial import perturb, perturb_first
 from helpers.matrices import quick
 from helpers.networks import Logistic, convnet, few, generator, mlp, uniform, untidy, untouched
 
@@ -40,7 +40,7 @@ def lengths(delta, p):
 @given(st.sampled_from([2.0, math.inf]), st.floats(1e-3, 2.0), st.integers(1, 4), st.integers(0, 1000))
 def test_within_budget_and_bounds(p, eps, steps, seed):
     x, y = few(12)
-    found = adversarial(mlp(), x, y, Adversary(eps, p, steps), keys(12, seed))
+    found = perturb(mlp(), x, y, Adversary(eps, p, steps), keys(12, seed))
     assert found.shape == x.shape
     assert found.dtype == x.dtype
     assert float(found.min()) >= 0
@@ -53,13 +53,11 @@ def test_the_loss_rises(p, eps):
     x, y = few(60)
     with torch.no_grad():
         clean = F.cross_entropy(mlp()(x), y)
-        noisy = F.cross_entropy(mlp()(adversarial(Flat(), x, y, Adversary(eps, p, 1), keys(60))), y)
+        noisy = F.cross_entropy(mlp()(perturb(Flat(), x, y, Adversary(eps, p, 1), keys(60))), y)
     losses = []
     for steps in (1, 3, 10):
         with torch.no_grad():
-            losses.append(
-                float(F.cross_entropy(mlp()(adversarial(mlp(), x, y, Adversary(eps, p, steps), keys(60))), y))
-            )
+            losses.append(float(F.cross_entropy(mlp()(perturb(mlp(), x, y, Adversary(eps, p, steps), keys(60))), y)))
     assert min(losses) > float(noisy)
     assert losses[-1] > 2 * float(clean)
     assert losses[-1] == pytest.approx(max(losses), rel=0.02)
@@ -70,15 +68,15 @@ def test_a_sample_is_attacked_alike_in_every_batch(p):
     x, y = few(20)
     net, own, adversary = mlp(torch.float64), keys(20), Adversary(0.1, p, 3)
     x = x.double()
-    whole = adversarial(net, x, y, adversary, own, 2)
-    assert torch.equal(whole, adversarial(net, x, y, adversary, own, 2))
+    whole = perturb(net, x, y, adversary, own, 2)
+    assert torch.equal(whole, perturb(net, x, y, adversary, own, 2))
     some = torch.tensor([4, 17, 9])
-    alone = adversarial(net, x[some], y[some], adversary, own[some], 2)
+    alone = perturb(net, x[some], y[some], adversary, own[some], 2)
     torch.testing.assert_close(alone, whole[some], rtol=0, atol=1e-12)
     one = Adversary(0.1, p, 1)
-    first = adversarial(Flat(), x, y, one, own, 2)
-    assert torch.equal(adversarial(Flat(), x[some], y[some], one, own[some], 2), first[some])
-    for changed in (adversarial(Flat(), x, y, one, own, 3), adversarial(Flat(), x, y, one, keys(20, 1), 2)):
+    first = perturb(Flat(), x, y, one, own, 2)
+    assert torch.equal(perturb(Flat(), x[some], y[some], one, own[some], 2), first[some])
+    for changed in (perturb(Flat(), x, y, one, own, 3), perturb(Flat(), x, y, one, keys(20, 1), 2)):
         assert bool((changed != first).flatten(1).any(1).all())
 
 
@@ -91,19 +89,19 @@ def binary(n=20, dtype=torch.float64):
 
 def test_one_long_step_on_a_linear_model_is_the_closed_form_in_l_inf():
     net, x, y, up = binary()
-    found = adversarial(net, x, y, Adversary(0.1, math.inf, 1, step_size=0.2), keys(20))
+    found = perturb(net, x, y, Adversary(0.1, math.inf, 1, step_size=0.2), keys(20))
     torch.testing.assert_close(found, x + 0.1 * up.sign(), rtol=0, atol=1e-12)
 
 
 def test_one_long_step_on_a_linear_model_is_the_closed_form_in_l_2():
     net, x, y, up = binary()
-    found = adversarial(net, x, y, Adversary(0.1, 2.0, 1, step_size=1e6), keys(20))
+    found = perturb(net, x, y, Adversary(0.1, 2.0, 1, step_size=1e6), keys(20))
     torch.testing.assert_close(found, x + 0.1 * up / up.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
 
 
 def test_bounds_hold_in_the_closed_form():
     net, x, y, up = binary()
-    found = adversarial(net, x, y, Adversary(0.6, math.inf, 1, step_size=1.2), keys(20))
+    found = perturb(net, x, y, Adversary(0.6, math.inf, 1, step_size=1.2), keys(20))
     torch.testing.assert_close(found, (x + 0.6 * up.sign()).clamp(0, 1), rtol=0, atol=1e-12)
 
 
@@ -111,7 +109,7 @@ def test_bounds_hold_in_the_closed_form():
 def test_starts_lie_on_the_sphere_in_uniform_directions(n):
     count, eps = 4000, 0.25
     x = torch.full((count, n), 0.5, dtype=torch.float64)
-    start = adversarial(Flat(), x, torch.zeros(count).long(), Adversary(eps, 2.0, 1), keys(count))
+    start = perturb(Flat(), x, torch.zeros(count).long(), Adversary(eps, 2.0, 1), keys(count))
     direction = (start - x) / eps
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(count, dtype=torch.float64), rtol=0, atol=1e-6)
     assert float(direction.mean(0).abs().max()) < 5 / math.sqrt(count * n)  # standard deviation 1 / sqrt(count n)
@@ -125,7 +123,7 @@ def test_starts_lie_on_the_sphere_in_uniform_directions(n):
 def test_starts_in_l_inf_touch_the_box_and_are_centred():
     count, n, eps = 3000, 6, 0.25
     x = torch.full((count, n), 0.5)
-    delta = adversarial(Flat(), x, torch.zeros(count).long(), Adversary(eps, math.inf, 1), keys(count)) - x
+    delta = perturb(Flat(), x, torch.zeros(count).long(), Adversary(eps, math.inf, 1), keys(count)) - x
     torch.testing.assert_close(delta.abs().amax(1), torch.full((count,), eps), rtol=0, atol=1e-6)
     assert float(delta.mean(0).abs().max()) < 5 * eps / math.sqrt(count)
     correlation = torch.corrcoef(delta.mT) - torch.eye(n)
@@ -136,26 +134,26 @@ def test_starts_in_l_inf_touch_the_box_and_are_centred():
 def test_every_step_is_taken_also_once_all_are_wrong():
     x, y = few(5)
     net = Flat()
-    adversarial(net, x, (y + 1) % 10, Adversary(0.1, steps=7), keys(5))
+    perturb(net, x, (y + 1) % 10, Adversary(0.1, steps=7), keys(5))
     assert net.calls == 7
 
 
 def test_the_last_point_counts():
     """With a step far above the budget the attack jumps between corners: its last point is not its worst."""
     x, y = few(40)
-    found = [adversarial(mlp(), x, y, Adversary(0.3, math.inf, n, step_size=0.6), keys(40)) for n in (1, 2, 3)]
+    found = [perturb(mlp(), x, y, Adversary(0.3, math.inf, n, step_size=0.6), keys(40)) for n in (1, 2, 3)]
     with torch.no_grad():
         losses = torch.stack([F.cross_entropy(mlp()(z), y, reduction="none") for z in found])
     assert bool((losses[1] < losses[0] - 1e-3).any())
-    again = adversarial(mlp(), x, y, Adversary(0.3, math.inf, 3, step_size=0.6), keys(40))
+    again = perturb(mlp(), x, y, Adversary(0.3, math.inf, 3, step_size=0.6), keys(40))
     assert torch.equal(again, found[2])
 
 
 def test_evaluation_mode_while_attacking():
     """Dropout and batch norm act as in evaluation, whatever mode the network is in."""
     x, y = few(16)
-    found = adversarial(convnet().train(), x, y, Adversary(0.1, steps=3), keys(16))
-    assert torch.equal(found, adversarial(convnet().eval(), x, y, Adversary(0.1, steps=3), keys(16)))
+    found = perturb(convnet().train(), x, y, Adversary(0.1, steps=3), keys(16))
+    assert torch.equal(found, perturb(convnet().eval(), x, y, Adversary(0.1, steps=3), keys(16)))
 
 
 @pytest.mark.parametrize("p", [2.0, math.inf])
@@ -164,7 +162,7 @@ def test_the_network_is_left_as_it_was(p):
     x, y = few(8)
     before = x.clone()
     with untouched(net):
-        adversarial(net, x, y, Adversary(0.1, p, 2), keys(8))
+        perturb(net, x, y, Adversary(0.1, p, 2), keys(8))
     assert torch.equal(x, before)
     assert not x.requires_grad
 
@@ -173,16 +171,16 @@ def test_the_network_is_left_as_it_was_after_an_error():
     net = untidy()
     x, y = few(8)
     with untouched(net), pytest.raises(RuntimeError):
-        adversarial(net, x.expand(-1, 3, -1, -1), y, Adversary(0.1), keys(8))
+        perturb(net, x.expand(-1, 3, -1, -1), y, Adversary(0.1), keys(8))
 
 
 def test_the_first_samples_of_a_batch_are_attacked():
     x, y = few(10)
     own, adversary = keys(10), Adversary(0.1, steps=2)
-    assert torch.equal(mixed(mlp(), x, y, adversary, own, 0, 0), x)
-    whole = adversarial(mlp(), x, y, adversary, own)
-    assert torch.equal(mixed(mlp(), x, y, adversary, own, 0, 10), whole)
-    found = mixed(mlp(), x, y, adversary, own, 0, 4)
+    assert torch.equal(perturb_first(mlp(), x, y, adversary, own, 0, 0), x)
+    whole = perturb(mlp(), x, y, adversary, own)
+    assert torch.equal(perturb_first(mlp(), x, y, adversary, own, 0, 10), whole)
+    found = perturb_first(mlp(), x, y, adversary, own, 0, 4)
     assert torch.equal(found[4:], x[4:])
-    torch.testing.assert_close(found[:4], adversarial(mlp(), x[:4], y[:4], adversary, own[:4]))
+    torch.testing.assert_close(found[:4], perturb(mlp(), x[:4], y[:4], adversary, own[:4]))
     assert bool((found[:4] != x[:4]).flatten(1).any(1).all())

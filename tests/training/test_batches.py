@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brittle.training.batches import Batches, cropped, mirrored
+from brittle.training.batches import Batches, crop, mirror
 from helpers.matrices import quick
 from helpers.networks import generator, uniform
 
@@ -91,7 +91,7 @@ def test_without_augmentation_samples_are_as_they_are():
 def test_crops_are_windows_of_the_padded_images(padding, height, width, channels, seed):
     x = torch.rand(6, channels, height, width, generator=generator(seed))
     corners = torch.randint(2 * padding + 1, (6, 2), generator=generator(seed + 1))
-    found = cropped(x, corners, padding)
+    found = crop(x, corners, padding)
     for image, (down, across), window in zip(x, corners.tolist(), found, strict=True):
         assert torch.equal(window, slowly_cropped(image, down, across, padding))
 
@@ -99,9 +99,9 @@ def test_crops_are_windows_of_the_padded_images(padding, height, width, channels
 def test_mirroring_is_left_to_right():
     x = uniform(0, 4, 2, 3, 5)
     which = torch.tensor([True, False, True, False])
-    found = mirrored(x, which)
-    for image, mirror, result in zip(x, which.tolist(), found, strict=True):
-        expected = torch.stack([image[:, :, j] for j in (range(4, -1, -1) if mirror else range(5))], dim=2)
+    found = mirror(x, which)
+    for image, turned, result in zip(x, which.tolist(), found, strict=True):
+        expected = torch.stack([image[:, :, j] for j in (range(4, -1, -1) if turned else range(5))], dim=2)
         assert torch.equal(result, expected)
 
 

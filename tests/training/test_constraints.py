@@ -101,7 +101,7 @@ def assert_same_bits(net: nn.Module, before: dict[str, Tensor]) -> None:
 @given(matrices(zero=False), st.floats(1e-3, 1e3))
 def test_normalising_sets_the_norm_and_keeps_the_direction(W, c):
     net = dense(W)
-    apply = frobenius_normalisation(net, c, ["0"])
+    apply = frobenius_normalisation(net, c, layers=["0"])
     apply()
     new = whole(net)
     assert float(new.norm()) == pytest.approx(c, rel=1e-13)
@@ -114,7 +114,7 @@ def test_normalising_sets_the_norm_and_keeps_the_direction(W, c):
 @given(pairs(), st.floats(1e-3, 1e3))
 def test_normalising_a_pair_sets_the_products_norm_and_shares_the_change(net, c):
     (A, B), W = factors(net), whole(net)
-    frobenius_normalisation(net, c, ["0"])()
+    frobenius_normalisation(net, c, layers=["0"])()
     new = whole(net)
     assert float(new.norm()) == pytest.approx(c, rel=1e-10)
     torch.testing.assert_close(new / c, W / W.norm(), atol=1e-10, rtol=0)
@@ -127,7 +127,7 @@ def test_normalising_a_pair_sets_the_products_norm_and_shares_the_change(net, c)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_norm_is_right_in_the_weights_own_type(dtype, rows):
     net = dense((torch.rand(rows, 1700, generator=generator(0)) * 0.01).to(dtype))  # a plain float32 sum: 2e-4 off
-    frobenius_normalisation(net, 3.0, ["0"])()
+    frobenius_normalisation(net, 3.0, layers=["0"])()
     error = abs(float(whole(net).double().norm()) / 3 - 1)
     assert error < {torch.float32: 2e-7, torch.float64: 1e-7, torch.bfloat16: 3e-4}[dtype]
 
@@ -148,7 +148,6 @@ def test_without_a_constant_the_norms_stay_through_training():
             apply()
         assert moved > 0.01  # steps change the norm; normalising puts it back
         assert [float(matrix(layer).detach().norm()) for layer in chosen] == pytest.approx(before, rel=1e-5)
-        assert apply.constants == pytest.approx(before, rel=1e-5)
 
 
 def test_zero_stays_zero():
@@ -158,8 +157,8 @@ def test_zero_stays_zero():
         nets.append(pair_of(torch.cat([a, -k * a]), torch.cat([k * b, b], 1)))
     for net in nets:
         before = bits(net)
-        frobenius_normalisation(net, 2.0, ["0"])()
-        spectral_cap(net, 1.0, ["0"])
+        frobenius_normalisation(net, 2.0, layers=["0"])()
+        spectral_cap(net, 1.0, layers=["0"])()
         assert_same_bits(net, before)
         with pytest.raises(InputError, match=r"norm 0\.0 of layer '0"):
             frobenius_normalisation(net, layers=["0"])
@@ -172,7 +171,7 @@ def test_zero_stays_zero():
 @given(matrices(), st.floats(0.05, 20))
 def test_capping_is_the_clipping_of_singular_values(W, cap):
     net = dense(W)
-    spectral_cap(net, cap, ["0"])
+    spectral_cap(net, cap, layers=["0"])()
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     slack = 1e-9 * max(1.0, float(S[0]))
     torch.testing.assert_close(whole(net), (U * S.clamp_max(cap)) @ Vh, atol=slack, rtol=0)
@@ -184,12 +183,12 @@ def test_after_capping_the_norm_is_within_the_stated_tolerance(W, share, dtype):
     W = W.to(dtype)
     cap = max(float(sigmas(W.double())[0]) * share, 1e-3)
     net = dense(W)
-    spectral_cap(net, cap, ["0"])
+    spectral_cap(net, cap, layers=["0"])()
     # the Gram matrix is of the original's scale: a cap far below the norm costs digits, all in float64
     allowed = 1 + 4 * torch.finfo(dtype).eps * math.sqrt(sum(W.shape)) + 1e-13 / share
     assert float(sigmas(whole(net).double())[0]) <= cap * allowed
     once = bits(net)
-    spectral_cap(net, cap, ["0"])
+    spectral_cap(net, cap, layers=["0"])()
     if dtype == torch.float32:
         assert_same_bits(net, once)
     torch.testing.assert_close(whole(net), once["0.weight"], rtol=0, atol=1e-12 * cap)
@@ -200,7 +199,7 @@ def test_after_capping_the_norm_is_within_the_stated_tolerance(W, share, dtype):
 def test_no_matrix_within_the_ball_is_nearer(W, seed):
     cap = 0.6 * float(sigmas(W)[0])
     net = dense(W)
-    spectral_cap(net, cap, ["0"])
+    spectral_cap(net, cap, layers=["0"])()
     P = whole(net)
     source = generator(seed)
     for scale in (1e-3, 0.1, 1.0):
@@ -216,7 +215,7 @@ def test_capping_a_pair_clips_its_product(net, share):
     (A, B), W = factors(net), whole(net)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     cap = max(share * float(S[0]), 1e-6)
-    spectral_cap(net, cap, ["0"])
+    spectral_cap(net, cap, layers=["0"])()
     slack = 1e-12 * float(A.norm() * B.norm())
     torch.testing.assert_close(whole(net), (U * S.clamp_max(cap)) @ Vh, atol=slack, rtol=0)
     assert all(
@@ -231,13 +230,13 @@ def test_what_is_below_the_cap_keeps_its_bits():
     for net in (dense(W), dense(W.T), pair, copy.deepcopy(pair).double()):
         assert float(torch.linalg.matrix_norm(whole(net), 1)) > 1.5
         before = bits(net)
-        spectral_cap(net, 1.0, ["0"])
+        spectral_cap(net, 1.0, layers=["0"])()
         assert_same_bits(net, before)
-        spectral_cap(net, 0.9, ["0"])
+        spectral_cap(net, 0.9, layers=["0"])()
         assert float(sigmas(whole(net))[0]) == pytest.approx(0.9, rel=1e-5)
         if next(net.parameters()).dtype == torch.float32:  # capped, up to rounding: left alone
             before = bits(net)
-            spectral_cap(net, 0.9, ["0"])
+            spectral_cap(net, 0.9, layers=["0"])()
             assert_same_bits(net, before)
 
 
@@ -248,7 +247,7 @@ def test_what_is_below_the_cap_keeps_its_bits():
 @given(pairs(zero=True), st.integers(1, 6))
 def test_singular_values_follow_newton_schulz_and_the_product_stays(net, steps):
     (A, B), W = factors(net), whole(net)
-    orthonormal_factors(net, ["0"], steps)
+    orthonormal_factors(net, steps, layers=["0"])()
     bound = float((A @ A.T).abs().sum(1).max())
     want = sigmas(A) / (math.sqrt(bound) if bound > 2 else 1)
     for _ in range(steps):
@@ -268,14 +267,14 @@ def test_enough_steps_give_orthonormal_rows_in_the_same_row_space(net, dtype):
         return
     W = whole(net)
     for _ in range(15):
-        orthonormal_factors(net, ["0"])
+        orthonormal_factors(net, layers=["0"])()
     new, B = factors(net)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(new @ new.T, torch.eye(len(A), dtype=dtype), atol=30 * eps, rtol=0)
     torch.testing.assert_close(new.double() @ Vh.T @ Vh, new.double(), atol=1e4 * eps, rtol=0)
     torch.testing.assert_close(whole(net), W, atol=100 * eps * float(B.norm()), rtol=0)
     before = new.clone()
-    orthonormal_factors(net, ["0"])
+    orthonormal_factors(net, layers=["0"])()
     torch.testing.assert_close(factors(net)[0], before, atol=4 * eps, rtol=0)
 
 
@@ -317,7 +316,7 @@ def test_the_condition_number_is_met_and_nothing_nearer_has_it(net, limit):
     (A, B), W = factors(net), whole(net)
     r = len(A)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-    condition_cap(net, limit, ["0"])
+    condition_cap(net, limit, layers=["0"])()
     P = whole(net)
     after = sigmas(P)
     noise = 1e-11 * float(A.norm() * B.norm() / W.norm())
@@ -340,9 +339,9 @@ def test_the_condition_number_is_met_and_nothing_nearer_has_it(net, limit):
 @quick
 @given(pairs(), st.floats(1.05, 50))
 def test_conditioning_twice_is_conditioning_once(net, limit):
-    condition_cap(net, limit, ["0"])
+    condition_cap(net, limit, layers=["0"])()
     W, (A, B) = whole(net), factors(net)
-    condition_cap(net, limit, ["0"])
+    condition_cap(net, limit, layers=["0"])()
     torch.testing.assert_close(whole(net), W, rtol=0, atol=1e-12 * float(A.norm() * B.norm()))
 
 
@@ -352,7 +351,7 @@ def test_a_pair_within_the_limit_and_a_product_of_zeros_keep_their_bits():
     number = float(sigmas(B @ A)[0] / sigmas(B @ A)[3])
     for net, limit in ((pair_of(A, B), number * 1.01), (pair_of(A, 0 * B), 2.0)):
         before = bits(net)
-        condition_cap(net, limit, ["0"])
+        condition_cap(net, limit, layers=["0"])()
         assert_same_bits(net, before)
 
 
@@ -361,7 +360,7 @@ def test_a_small_change_of_the_condition_number_is_a_small_change_of_both_factor
     A, B = torch.randn(4, 9, generator=source), torch.randn(7, 4, generator=source)
     net = pair_of(A, B)
     S = sigmas(B @ A)[:4]
-    condition_cap(net, 0.99 * float(S[0] / S[3]), ["0"])
+    condition_cap(net, 0.99 * float(S[0] / S[3]), layers=["0"])()
     for new, old in zip(factors(net), (A, B), strict=True):
         assert 0 < float((new - old).norm() / old.norm()) < 0.01  # no jump to other, equivalent factors
 
@@ -505,7 +504,7 @@ def test_what_is_above_the_cap_by_more_than_the_stated_rounding_is_capped(units)
     unit = torch.finfo(torch.float32).eps
     model = diagonal([1 + units * unit, 1.0, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125])
     before = model[0].weight.detach().clone()
-    spectral_cap(model, 1.0)
+    spectral_cap(model, 1.0)()
     assert float(torch.linalg.matrix_norm(model[0].weight.detach().double(), 2)) <= 1 + 16 * unit
     assert torch.equal(model[0].weight, before) == (units <= 16)
 
@@ -520,5 +519,5 @@ def test_pairs_within_the_stated_rounding_of_the_condition_number_keep_their_bit
         model[0][1].weight.zero_()
         model[0][1].weight[0, 0], model[0][1].weight[1, 1] = 4 * (1 + units * unit), 1.0
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    condition_cap(model, 4.0)
+    condition_cap(model, 4.0)()
     assert all(map(torch.equal, before, model.parameters())) == stays

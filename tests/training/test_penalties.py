@@ -28,7 +28,11 @@ from brittle.training.interventions.penalties import (
 from helpers.matrices import matrices, quick
 from helpers.networks import convnet, generator, mlp, seeded, untidy, untouched
 
-OPTIONS = [(name, {}) for name in PENALTIES] + [
+FUNCTIONS = {
+    function.__name__: function
+    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control)
+}
+OPTIONS = [(name, {}) for name in FUNCTIONS] + [
     ("spread_control", {"norm": 1}),
     ("spread_control", {"scale_free": True}),
     ("spread_control", {"norm": 1, "scale_free": True, "share": 0.5}),
@@ -119,7 +123,7 @@ def test_scale_invariant_group_lasso_is_from_one_to_the_root_of_the_rows(W):
 @given(matrices(zero=False), st.sampled_from([0.5, 3.0]))
 def test_the_others_grow_with_the_scale(W, c):
     for name, power in (("group_lasso", 1), ("nuclear_norm", 1), ("l1", 1), ("spread_control", 2)):
-        value, scaled = (value_and_gradient(PENALTIES[name], V)[0] for V in (W, c * W))
+        value, scaled = (value_and_gradient(FUNCTIONS[name], V)[0] for V in (W, c * W))
         assert scaled == pytest.approx(c**power * value, rel=1e-6, abs=1e-9)
 
 
@@ -137,7 +141,7 @@ def test_gradients_agree_with_finite_differences_away_from_kinks(name, options, 
     if name == "spread_control":  # no two norms change places
         W = W / W.norm(dim=1, keepdim=True) * torch.arange(1, m + 1)[:, None]
         W = W if options.get("norm") != 1 else W / W.abs().sum(1, keepdim=True) * torch.arange(1, m + 1)[:, None]
-    penalty = functools.partial(PENALTIES[name], **options)
+    penalty = functools.partial(FUNCTIONS[name], **options)
     _, gradient = value_and_gradient(penalty, W)
     slope = directional(lambda V: float(penalty(holding(V)).detach()), W, D)
     assert float((gradient * D).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-5)
@@ -163,10 +167,10 @@ def test_gradients_of_joint_l1_agree_with_finite_differences(first, m, seed):
 @quick
 @given(W=matrices(), seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 1.0, 30.0]))
 def test_gradients_of_convex_penalties_are_subgradients_at_kinks_too(name, W, seed, size):
-    value, gradient = value_and_gradient(PENALTIES[name], W)
+    value, gradient = value_and_gradient(FUNCTIONS[name], W)
     D = size * torch.randn(W.shape, generator=generator(seed), dtype=W.dtype)
     for V in (W + D, W - D, D, 0 * W):
-        other, _ = value_and_gradient(PENALTIES[name], V)
+        other, _ = value_and_gradient(FUNCTIONS[name], V)
         assert other >= value + float((gradient * (V - W)).sum()) - 1e-9 * (1 + value + other)
 
 
@@ -178,7 +182,7 @@ def test_gradients_of_row_penalties_are_zero_at_zero_rows_and_unit_vectors_elsew
     np.testing.assert_allclose(gradient.norm(dim=1), rows > 0, atol=1e-12)
     for name, options in OPTIONS:
         if name in ("scale_invariant_group_lasso", "spread_control"):
-            _, gradient = value_and_gradient(PENALTIES[name], W, **options)
+            _, gradient = value_and_gradient(FUNCTIONS[name], W, **options)
             assert gradient.isfinite().all()
             assert not gradient[rows == 0].any()
 
@@ -200,30 +204,30 @@ def test_tiny_rows_and_large_loss_scales_give_finite_gradients(dtype):
 def test_half_types_are_summed_in_single_precision(name, options, dtype):
     net = holding(*(torch.randn(64, 64, generator=generator(seed)).to(dtype) for seed in (0, 1)))
     with torch.no_grad():
-        assert float(PENALTIES[name](net, **options)) == pytest.approx(
-            float(PENALTIES[name](copy.deepcopy(net).double(), **options)), rel=1e-5
+        assert float(FUNCTIONS[name](net, **options)) == pytest.approx(
+            float(FUNCTIONS[name](copy.deepcopy(net).double(), **options)), rel=1e-5
         )
 
 
-@pytest.mark.parametrize("name", list(PENALTIES))
+@pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_autocast_changes_nothing(name):
     net = seeded(lambda: nn.Sequential(nn.Linear(9, 3), nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 7), nn.Linear(7, 2)))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        inside = PENALTIES[name](net)
+        inside = FUNCTIONS[name](net)
     with torch.no_grad():
-        assert torch.equal(inside, PENALTIES[name](net))
+        assert torch.equal(inside, FUNCTIONS[name](net))
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_descending_lowers_the_penalty(name, options):
     net = copy.deepcopy(mlp())
-    before = PENALTIES[name](net, **options)
+    before = FUNCTIONS[name](net, **options)
     before.backward()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-3 * parameter.grad / parameter.grad.norm()
-        assert PENALTIES[name](net, **options) < before
+        assert FUNCTIONS[name](net, **options) < before
 
 
 # Consecutive layers
@@ -287,12 +291,12 @@ def test_every_option_changes_the_outcome(options):
     assert spread_control(net, **options).item() != pytest.approx(spread_control(net).item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in PENALTIES if name != "joint_l1"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "joint_l1"])
 def test_penalties_are_sums_over_the_chosen_layers(name):
     net = convnet(torch.float64)
-    parts = [PENALTIES[name](net, layers=[layer]).item() for layer in ("0", "4", "8")]
-    assert PENALTIES[name](net, layers=["0", "8"]).item() == pytest.approx(parts[0] + parts[2])
-    assert PENALTIES[name](net).item() == pytest.approx(parts[1])
+    parts = [FUNCTIONS[name](net, layers=[layer]).item() for layer in ("0", "4", "8")]
+    assert FUNCTIONS[name](net, layers=["0", "8"]).item() == pytest.approx(parts[0] + parts[2])
+    assert FUNCTIONS[name](net).item() == pytest.approx(parts[1])
     assert len(set(parts)) == 3
 
 
@@ -300,7 +304,7 @@ def test_penalties_are_sums_over_the_chosen_layers(name):
 def test_the_model_stays_as_it_was(name, options):
     for net in (mlp(),) if name == "joint_l1" else (mlp(), untidy()):
         with untouched(net):
-            PENALTIES[name](net, **options)
+            FUNCTIONS[name](net, **options)
 
 
 @pytest.mark.parametrize("options", [{"share": 0}, {"share": 1.1}, {"share": math.nan}, {"norm": 3}])
@@ -309,9 +313,41 @@ def test_options_out_of_range_are_named(options):
         spread_control(mlp(), **options)
 
 
-def test_names_are_the_functions():
-    assert {name: function.__name__ for name, function in PENALTIES.items()} == {name: name for name in PENALTIES}
-    assert len(PENALTIES) == 6
+# The table
+
+
+def test_every_penalty_has_a_row():
+    assert sorted(PENALTIES) == sorted(FUNCTIONS)
+
+
+@pytest.mark.parametrize("layers", [None, ["1", "3"]])
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_row_is_the_strength_times_the_penalty_of_its_name(name, layers):
+    net = fcn(9, 7, 4, 3)
+    bound, other = PENALTIES[name](net, 0.3, layers=layers), PENALTIES[name](net, 0.3, layers=layers, every=5)
+    expected = 0.3 * FUNCTIONS[name](net, layers=layers)
+    torch.testing.assert_close(bound(), expected)
+    torch.testing.assert_close(other(), expected)  # what is reused later is exact at first
+    with torch.no_grad():
+        net[3].weight.mul_(2)
+    torch.testing.assert_close(bound(), 0.3 * FUNCTIONS[name](net, layers=layers))
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_row_refuses_wrong_layers_before_the_first_step(name):
+    with pytest.raises(InputError, match="layers: "):
+        PENALTIES[name](mlp(), 0.3, layers=["nothing"])
+
+
+def test_the_nuclear_norm_goes_on_with_the_factors_that_it_reuses():
+    net = copy.deepcopy(mlp())
+    bound = PENALTIES["nuclear_norm"](net, 0.3, every=3)
+    bound()
+    with torch.no_grad():
+        net[1].weight.mul_(-1)
+    resumed = PENALTIES["nuclear_norm"](net, 0.3, every=3)
+    resumed.load_state_dict(bound.state_dict())
+    assert float(resumed()) == float(bound()) < 0  # the factor of before, which the exact norm never gives
 
 
 # Selection

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from brittle.errors import InputError, MissingExtra
-from brittle.training import Adversary, Recipe, group_lasso, loop, train
+from brittle.training import Adversary, Interventions, Recipe, group_lasso, loop, train
 from brittle.training.snapshots import read_snapshot
 from helpers.networks import digits, untouched
 from helpers.processes import finish, group_lives, start, wait_until
@@ -31,6 +31,7 @@ FULL = Recipe(
     constraints={"frobenius": 2.0},
     adversary=Adversary(0.1, steps=2, ratio=0.35),
 )
+TWO = ("cpu", "cpu")
 PLAIN = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.5, measure_every=0)
 
 
@@ -52,18 +53,18 @@ def assert_agree(one, two, tolerance=1e-5):
 def test_two_processes_agree_with_one(tmp_path):
     """85 samples in batches of 20: of the last five one process has three, the other two."""
     model, moments = small(), []
-    penalties = [(group_lasso, 0.02)]
-    one = train(small(), some(85), FULL, validation=held(), penalties=penalties)
+    own = Interventions(penalties=[(group_lasso, 0.02)])
+    one = train(small(), some(85), FULL, validation=held(), interventions=own)
     with untouched(model):
         two = train(
             model,
             some(85),
             FULL,
             validation=held(),
-            penalties=penalties,
+            interventions=own,
             folder=tmp_path,
-            processes=2,
-            tell=moments.append,
+            devices=TWO,
+            callback=moments.append,
         )
     assert_agree(one, two)
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), two.model.parameters(), strict=True))
@@ -79,7 +80,7 @@ def test_two_processes_agree_with_one(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one_on_a_last_batch_of_three():
-    one, two = (train(small(), some(43), PLAIN, validation=held(), processes=n) for n in (1, 2))
+    one, two = (train(small(), some(43), PLAIN, validation=held(), devices=n * ("cpu",)) for n in (1, 2))
     assert_agree(one, two)
 
 
@@ -88,7 +89,7 @@ def test_two_processes_go_on_where_one_stopped(tmp_path):
     options = {"validation": held(), "folder": tmp_path}
     interrupted(tmp_path, small(), some(85), PLAIN, validation=held())
     moments = []
-    two = train(small(), some(85), PLAIN, processes=2, tell=moments.append, **options)
+    two = train(small(), some(85), PLAIN, devices=TWO, callback=moments.append, **options)
     assert {moment.epoch for moment in moments} == {2}
     assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
 
@@ -100,7 +101,7 @@ class Stopping:
         self.at, self.calls = at, 0
 
     def __setstate__(self, state):
-        loop.SAVED, loop.TOGETHER = -1.0, 1
+        loop.STATE_SECONDS, loop.VOTE_STEPS = -1.0, 1
         self.__dict__.update(state)
 
     def __call__(self, model):
@@ -110,13 +111,17 @@ class Stopping:
         return torch.zeros(())
 
 
+def stopping(at):
+    return Interventions(penalties=[(Stopping(at), 1.0)])
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_within_an_epoch_with_the_whole_epochs_sums(tmp_path):
-    options = {"validation": held(), "processes": 2, "folder": tmp_path}
+    options = {"validation": held(), "devices": TWO, "folder": tmp_path}
     with pytest.raises(InputError, match="stopped"):
-        train(small(), some(85), PLAIN, penalties=[(Stopping(7), 1.0)], **options)  # four steps an epoch
+        train(small(), some(85), PLAIN, interventions=stopping(7), **options)  # four steps an epoch
     assert read_snapshot(tmp_path)[1]["progress"]["step"] == 2
-    two = train(small(), some(85), PLAIN, penalties=[(Stopping(0), 1.0)], **options)
+    two = train(small(), some(85), PLAIN, interventions=stopping(0), **options)
     assert_agree(train(small(), some(85), PLAIN, validation=held()), two)
 
 
@@ -126,7 +131,7 @@ from brittle.training import Recipe, train
 from helpers.trainings import small, some
 
 recipe = Recipe(epochs=100_000, batch_size=20, measure_every=0)
-train(small(), some(85), recipe, processes=2, tell=lambda moment: pathlib.Path({began!r}).touch())
+train(small(), some(85), recipe, devices=("cpu", "cpu"), callback=lambda moment: pathlib.Path({began!r}).touch())
 """
 
 
@@ -147,7 +152,7 @@ def test_interrupted_no_process_stays(tmp_path):
 @pytest.mark.slow
 def test_an_error_in_another_process_is_the_users():
     with pytest.raises(InputError, match="lr"):
-        train(small(), some(43), Recipe(epochs=3, lr=1e30, measure_every=0), processes=2)
+        train(small(), some(43), Recipe(epochs=3, lr=1e30, measure_every=0), devices=TWO)
 
 
 def test_bfloat16_comes_near_single_precision():
@@ -161,7 +166,7 @@ def test_bfloat16_comes_near_single_precision():
         assert float((tensor - single.model.state_dict()[name]).norm() / tensor.norm()) < 0.05
 
 
-@pytest.mark.parametrize("options", [{"processes": 2}, {"recipe": Recipe(precision="bf16-mixed")}])
+@pytest.mark.parametrize("options", [{"devices": TWO}, {"recipe": Recipe(precision="bf16-mixed")}])
 def test_without_lightning_the_extra_is_named(options, monkeypatch):
     for name in ("lightning_fabric", "lightning", "lightning.fabric"):
         monkeypatch.setitem(sys.modules, name, None)

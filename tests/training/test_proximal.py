@@ -12,7 +12,7 @@ from torch import nn
 from brittle.errors import InputError
 from brittle.training import Recipe, factorised, train
 from brittle.training.interventions.constraints import CONSTRAINTS
-from brittle.training.interventions.proximal import Shrinkage, shrunk_rows, shrunk_singular_values
+from brittle.training.interventions.proximal import Shrinkage, shrink_rows, shrink_singular_values
 from helpers.matrices import quick
 from helpers.networks import few
 
@@ -31,7 +31,7 @@ def singular_objective(V, W, amount):
     return 0.5 * (V - W).square().sum() + amount * torch.linalg.svdvals(V).sum()
 
 
-PROX = {"rows": (shrunk_rows, row_objective), "singular": (shrunk_singular_values, singular_objective)}
+PROX = {"rows": (shrink_rows, row_objective), "singular": (shrink_singular_values, singular_objective)}
 
 
 @quick
@@ -54,7 +54,7 @@ def test_nothing_near_or_far_has_a_smaller_objective(shape, seed, amount, kind):
 def test_singular_values_are_soft_thresholded(shape, seed, amount):
     W = matrix(shape, seed)
     expected = np.maximum(np.linalg.svd(W.numpy(), compute_uv=False) - amount, 0)
-    found = np.linalg.svd(shrunk_singular_values(W, amount).numpy(), compute_uv=False)
+    found = np.linalg.svd(shrink_singular_values(W, amount).numpy(), compute_uv=False)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_singular_values_are_soft_thresholded(shape, seed, amount):
 @given(SHAPES, st.integers(0, 99), st.floats(0, 3))
 def test_row_norms_are_soft_thresholded_and_directions_kept(shape, seed, amount):
     W = matrix(shape, seed)
-    V = shrunk_rows(W, amount)
+    V = shrink_rows(W, amount)
     torch.testing.assert_close(V.norm(dim=1), (W.norm(dim=1) - amount).clamp_min(0), atol=1e-12, rtol=0)
     torch.testing.assert_close((V * W).sum(1), V.norm(dim=1) * W.norm(dim=1), atol=1e-12, rtol=1e-12)
 
@@ -82,8 +82,8 @@ def test_gradient_descent_with_it_finds_the_lasso_solution():
     W = matrix((5, 3), 3)
     V = torch.zeros_like(W)
     for _ in range(200):
-        V = shrunk_singular_values(V - 0.3 * (V - W), 0.3 * 0.7)
-    torch.testing.assert_close(V, shrunk_singular_values(W, 0.7), atol=1e-6, rtol=0)
+        V = shrink_singular_values(V - 0.3 * (V - W), 0.3 * 0.7)
+    torch.testing.assert_close(V, shrink_singular_values(W, 0.7), atol=1e-6, rtol=0)
 
 
 def net(seed=0):
@@ -97,7 +97,7 @@ def test_every_n_calls_it_shrinks_n_times_the_amount(name):
         model = net()
     before = [p.detach().clone() for p in model.parameters()]
     apply = CONSTRAINTS[name](model, 0.01, every=3)
-    prox = shrunk_rows if name == "row_shrinkage" else shrunk_singular_values
+    prox = shrink_rows if name == "row_shrinkage" else shrink_singular_values
     apply()
     apply()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -123,12 +123,12 @@ def test_training_with_it_makes_exact_zeros(name, amount):
         assert 0 < int((sigma < 1e-6 * sigma[0]).sum()) < 12
 
 
-def test_convolutions_are_shrunk_as_filter_matrices():
+def test_convolutions_are_shrink_as_filter_matrices():
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3))
     before = model[1].weight.detach().clone()
     Shrinkage(model, 0.05, singular=True)()
-    expected = shrunk_singular_values(before.flatten(1), 0.05).view_as(before)
+    expected = shrink_singular_values(before.flatten(1), 0.05).view_as(before)
     torch.testing.assert_close(model[1].weight.detach(), expected)
 
 

@@ -1,6 +1,7 @@
 """A training that was interrupted or killed goes on, and ends bit for bit as if it never had been."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from brittle.errors import InputError
 from brittle.training import (
     CONSTRAINTS,
     Adversary,
+    Interventions,
     Recipe,
     RefreshedNuclearNorm,
     loop,
@@ -47,7 +49,7 @@ def resumed(tmp_path_factory):
     """By recipe and file operation at which a training was killed: what it ended with when started again."""
     samples, ends = some(60), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "SAVED", 0.0)  # a state after every step
+        patch.setattr(loop, "STATE_SECONDS", 0.0)  # a state after every step
         for name, recipe in RECIPES.items():
             whole = train(varied(), samples, recipe)
             runs = (tmp_path_factory.mktemp("killed") for _ in itertools.count())
@@ -86,7 +88,7 @@ import dataclasses, json, os, pathlib, random, signal, sys, time
 from brittle.training import loop, train
 from helpers.trainings import RECIPES, some, varied, weights
 
-loop.SAVED = 0.0  # a state after every step
+loop.STATE_SECONDS = 0.0  # a state after every step
 recipe, out = dataclasses.replace(RECIPES[{name!r}], epochs=3, batch_size=16), pathlib.Path({out!r})
 samples, killed, draw = some(), dict.fromkeys(("before", "within", "after"), 0), random.Random({seed})
 train(varied(), samples, recipe)  # all modules are there
@@ -138,7 +140,7 @@ def test_killed_by_a_signal_at_random_moments_it_ends_with_the_same_weights(name
 def test_an_interrupted_training_goes_on_from_its_last_epoch(name, tmp_path):
     interrupted(tmp_path, recipe=RECIPES[name])
     moments = []
-    result = train(varied(), some(), RECIPES[name], folder=tmp_path, tell=moments.append)
+    result = train(varied(), some(), RECIPES[name], folder=tmp_path, callback=moments.append)
     assert {moment.epoch for moment in moments} == {2}
     assert same(result, train(varied(), some(), RECIPES[name]))
 
@@ -152,8 +154,8 @@ def test_a_low_rank_network_with_a_refreshed_penalty_goes_on_bit_for_bit(tmp_pat
 
 def test_penalties_and_constraints_of_ones_own_go_on_bit_for_bit(tmp_path):
     def options():
-        own = CONSTRAINTS["spectral_cap"]
-        return {"penalties": [(RefreshedNuclearNorm(3), 0.01)], "constraints": [lambda model: own(model, 0.8)]}
+        cap = functools.partial(CONSTRAINTS["spectral_cap"], value=0.8)
+        return {"interventions": Interventions([(RefreshedNuclearNorm(3), 0.01)], [cap])}
 
     whole = train(varied(), some(), MOMENTUM, **options())
     assert weights(whole) != weights(train(varied(), some(), MOMENTUM))
@@ -259,7 +261,7 @@ def test_two_interventions_that_count_their_calls_go_on_each_from_its_own(shrink
     whole = train(model, samples, recipe)
     for epoch in (2, 3):
         with pytest.raises(Interrupted):
-            train(model, samples, recipe, folder=tmp_path, tell=stopped_in(epoch))
+            train(model, samples, recipe, folder=tmp_path, callback=stopped_in(epoch))
         assert (tmp_path / "state.json").is_file()
     resumed = train(model, samples, recipe, folder=tmp_path)
     for name, tensor in whole.model.state_dict().items():
@@ -273,7 +275,7 @@ def test_stopped_between_the_two_files_of_a_state_the_state_before_is_whole(seco
     samples = uniform(0, 20, 6), torch.arange(20) % 3
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
     whole = train(model, samples, recipe)
-    monkeypatch.setattr(loop, "SAVED", seconds)
+    monkeypatch.setattr(loop, "STATE_SECONDS", seconds)
     described, states = snapshots.write_text, 0
 
     def stopping(path: Path, text: str) -> None:

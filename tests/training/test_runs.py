@@ -15,13 +15,13 @@ from brittle.errors import InputError
 from brittle.training import Adversary, Recipe
 from brittle.training.runs import (
     CONFIG,
-    Order,
     RunConfig,
+    RunRequest,
+    build_network,
     load_run,
-    ordered_network,
-    ordered_run,
     run_config,
     run_network,
+    train_run,
 )
 from helpers.networks import digits, untouched
 
@@ -42,28 +42,30 @@ def logits(network):
         return network.eval()(digits("test")[0][:30])
 
 
-ORDERS = {
-    "fcn": Order("fcn", {"width": 16, "depth": 3}, recipe=SHORT),
-    "pairs": Order("fcn", {"width": 16, "depth": 3}, rank=4, recipe=SHORT),
-    "pairs, a share": Order("fcn", {"width": 16, "depth": 4}, rank=0.25, recipe=SHORT),
-    "one pair": Order("fcn", {"width": 16, "depth": 4}, rank=2, recipe=dataclasses.replace(SHORT, layers=("model.3",))),
-    "resnet, pairs": Order("resnet18-cifar", {"width": 2}, rank=0.5, recipe=SHORT),
-    "vit, heads": Order("vit", {"width": 12, "depth": 2, "heads": 4, "patch_size": 4}, recipe=SHORT),
-    "statistics": Order("fcn", {"width": 8, "bias": True}, statistics=((0.2,), (0.7,)), recipe=SHORT),
+REQUESTS = {
+    "fcn": RunRequest("fcn", {"width": 16, "depth": 3}, recipe=SHORT),
+    "pairs": RunRequest("fcn", {"width": 16, "depth": 3}, rank=4, recipe=SHORT),
+    "pairs, a share": RunRequest("fcn", {"width": 16, "depth": 4}, rank=0.25, recipe=SHORT),
+    "one pair": RunRequest(
+        "fcn", {"width": 16, "depth": 4}, rank=2, recipe=dataclasses.replace(SHORT, layers=("model.3",))
+    ),
+    "resnet, pairs": RunRequest("resnet18-cifar", {"width": 2}, rank=0.5, recipe=SHORT),
+    "vit, heads": RunRequest("vit", {"width": 12, "depth": 2, "heads": 4, "patch_size": 4}, recipe=SHORT),
+    "statistics": RunRequest("fcn", {"width": 8, "bias": True}, statistics=((0.2,), (0.7,)), recipe=SHORT),
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", REQUESTS)
 def test_the_very_network_is_built_again(name, tmp_path):
-    result = ordered_run(ORDERS[name], samples(), tmp_path)
+    result = train_run(REQUESTS[name], samples(), tmp_path)
     network, config = load_run(tmp_path)
     assert torch.equal(logits(network), logits(result.model))
     assert str(network) == str(result.model)
     assert not any(module.training for module in network.modules())
     assert config == run_config(tmp_path)
-    assert config.recipe == ORDERS[name].recipe
-    assert (config.arch, config.classes, config.input_shape) == (ORDERS[name].arch, 10, (1, 8, 8))
-    assert bool(config.ranks) == (ORDERS[name].rank is not None)
+    assert config.recipe == REQUESTS[name].recipe
+    assert (config.arch, config.classes, config.input_shape) == (REQUESTS[name].arch, 10, (1, 8, 8))
+    assert bool(config.ranks) == (REQUESTS[name].rank is not None)
     other = run_network(config)
     assert str(other) == str(network)
     assert not torch.equal(logits(other), logits(network))
@@ -74,7 +76,7 @@ def test_the_very_network_is_built_again(name, tmp_path):
 
 def test_heads_are_no_shape_and_matter():
     """Another number of heads has the same weights and other logits: only the configuration tells."""
-    config = ordered_network(ORDERS["vit, heads"], samples())[1]
+    config = build_network(REQUESTS["vit, heads"], samples())[1]
     assert config.arguments["heads"] == 4
     changed = dataclasses.replace(config, arguments={**config.arguments, "heads": 2})
     assert not torch.allclose(logits(run_network(config)), logits(run_network(changed)), atol=1e-4)
@@ -92,10 +94,10 @@ def test_the_configuration_says_all(tmp_path):
         patience=4,
         measure_every=0,
     )
-    order = Order(
+    request = RunRequest(
         "fcn", {"width": 16}, data_root=tmp_path / "data", limit=80, image_size=(8, 8), recipe=recipe, start=None
     )
-    ordered_run(order, samples(), tmp_path / "run")
+    train_run(request, samples(), tmp_path / "run")
     found = run_config(tmp_path / "run")
     assert found.recipe == recipe
     assert found.recipe.adversary.p == math.inf
@@ -126,7 +128,7 @@ def test_arguments_follow_from_the_data(arch, given, fitted):
     if arch.startswith("torchvision"):
         pytest.importorskip("torchvision")
     data = images()
-    network, config = ordered_network(Order(arch, given), data)
+    network, config = build_network(RunRequest(arch, given), data)
     assert config.arguments == given | fitted
     with torch.no_grad():
         assert network.eval()(data.inputs).shape == (4, 7)
@@ -136,18 +138,18 @@ def test_arguments_follow_from_the_data(arch, given, fitted):
 def test_greyscale_images_have_one_channel():
     data = images(channels=1)
     for arch in ("fcn", "resnet18-cifar", "vgg16", "vit"):
-        network, _ = ordered_network(Order(arch, {"width": 12}), data)
+        network, _ = build_network(RunRequest(arch, {"width": 12}), data)
         with torch.no_grad():
             assert network.eval()(data.inputs).shape == (4, 7)
 
 
 def test_arguments_that_are_given_win():
-    assert ordered_network(Order("fcn", {"width": 4, "classes": 12}), samples())[1].arguments["classes"] == 12
+    assert build_network(RunRequest("fcn", {"width": 4, "classes": 12}), samples())[1].arguments["classes"] == 12
 
 
 def test_the_seed_draws_the_weights():
     def first(seed):
-        return ordered_network(Order("fcn", {"width": 4}, recipe=Recipe(seed=seed)), samples())[0].model[1].weight
+        return build_network(RunRequest("fcn", {"width": 4}, recipe=Recipe(seed=seed)), samples())[0].model[1].weight
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
@@ -155,7 +157,7 @@ def test_the_seed_draws_the_weights():
 
 def test_global_state_stays(tmp_path):
     with untouched(None):
-        ordered_run(ORDERS["pairs"], samples(), tmp_path)
+        train_run(REQUESTS["pairs"], samples(), tmp_path)
         load_run(tmp_path)
 
 
@@ -169,8 +171,8 @@ def test_fine_tuning_starts_from_a_file(whole, tmp_path):
     whole_net.add_module("normalize", brittle.Normalize((0.3049,), (0.3758,)))
     whole_net.add_module("model", net)
     brittle.save_state(whole_net if whole else net, tmp_path / "w.safetensors")
-    order = Order("fcn", {"width": 16}, start=tmp_path / "w.safetensors", recipe=SHORT)
-    network, config = ordered_network(order, samples())
+    request = RunRequest("fcn", {"width": 16}, start=tmp_path / "w.safetensors", recipe=SHORT)
+    network, config = build_network(request, samples())
     assert torch.equal(network.model[1].weight, net[1].weight)
     assert torch.equal(logits(network), logits(whole_net))
     assert config.start == str(tmp_path / "w.safetensors")
@@ -178,11 +180,13 @@ def test_fine_tuning_starts_from_a_file(whole, tmp_path):
 
 @pytest.mark.parametrize("name", ["fcn", "pairs", "vit, heads", "statistics"])
 def test_fine_tuning_starts_from_a_run(name, tmp_path):
-    result = ordered_run(ORDERS[name], samples(), tmp_path / "first")
-    order = Order(ORDERS[name].arch, statistics=ORDERS[name].statistics, start=tmp_path / "first", recipe=SHORT)
-    network, _ = ordered_network(order, samples())
+    result = train_run(REQUESTS[name], samples(), tmp_path / "first")
+    request = RunRequest(
+        REQUESTS[name].arch, statistics=REQUESTS[name].statistics, start=tmp_path / "first", recipe=SHORT
+    )
+    network, _ = build_network(request, samples())
     assert torch.equal(logits(network), logits(result.model))
-    tuned = ordered_run(order, samples(), tmp_path / "second")
+    tuned = train_run(request, samples(), tmp_path / "second")
     assert torch.equal(logits(load_run(tmp_path / "second")[0]), logits(tuned.model))
     assert not torch.equal(logits(tuned.model), logits(result.model))
     assert torch.equal(logits(load_run(tmp_path / "first")[0]), logits(result.model))
@@ -190,8 +194,8 @@ def test_fine_tuning_starts_from_a_run(name, tmp_path):
 
 def test_a_run_is_fine_tuned_at_a_low_rank(tmp_path):
     """The pairs start as the best approximation of the trained layer (Eckart & Young 1936)."""
-    full = ordered_run(ORDERS["fcn"], samples(), tmp_path).model
-    network, config = ordered_network(Order("fcn", start=tmp_path, rank=3, recipe=SHORT), samples())
+    full = train_run(REQUESTS["fcn"], samples(), tmp_path).model
+    network, config = build_network(RunRequest("fcn", start=tmp_path, rank=3, recipe=SHORT), samples())
     assert config.ranks
     assert set(config.ranks.values()) == {3}
     for name in config.ranks:
@@ -203,28 +207,28 @@ def test_a_run_is_fine_tuned_at_a_low_rank(tmp_path):
 
 
 def test_a_run_of_another_kind_is_not_fine_tuned(tmp_path):
-    ordered_run(ORDERS["fcn"], samples(), tmp_path)
-    for order in (
-        Order("resnet18-cifar", start=tmp_path),
-        Order("fcn", start=tmp_path, statistics=((0.0,), (1.0,))),
+    train_run(REQUESTS["fcn"], samples(), tmp_path)
+    for request in (
+        RunRequest("resnet18-cifar", start=tmp_path),
+        RunRequest("fcn", start=tmp_path, statistics=((0.0,), (1.0,))),
     ):
         with pytest.raises(InputError, match="fine_tune"):
-            ordered_network(order, samples())
+            build_network(request, samples())
 
 
 def test_other_arguments_than_those_of_the_run_are_refused(tmp_path):
-    ordered_run(ORDERS["fcn"], samples(), tmp_path)
+    train_run(REQUESTS["fcn"], samples(), tmp_path)
     with pytest.raises(InputError):
-        ordered_network(Order("fcn", {"width": 99}, start=tmp_path), samples())
+        build_network(RunRequest("fcn", {"width": 99}, start=tmp_path), samples())
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     net = brittle.build_model("fcn", {"in_features": 64, "width": 8})
     brittle.save_state(net, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match="fit"):
-        ordered_network(Order("fcn", {"width": 16}, start=tmp_path / "w.safetensors"), samples())
+        build_network(RunRequest("fcn", {"width": 16}, start=tmp_path / "w.safetensors"), samples())
     with pytest.raises(InputError, match="found nothing"):
-        ordered_network(Order("fcn", start=tmp_path / "missing.safetensors"), samples())
+        build_network(RunRequest("fcn", start=tmp_path / "missing.safetensors"), samples())
 
 
 # Folders that are none
@@ -258,7 +262,7 @@ def test_a_run_calls_no_function_that_its_user_has_not_named(finished, tmp_path,
         with pytest.raises(InputError, match=r"^arch: .* theirs:network"):
             load_run(folder, arch=arch)
     with pytest.raises(InputError, match=r"^arch: .* theirs:network"):
-        ordered_run(Order(start=folder, recipe=SHORT), samples(), tmp_path / "other")
+        train_run(RunRequest(start=folder, recipe=SHORT), samples(), tmp_path / "other")
     assert not (tmp_path / "called").exists()
     network, _ = load_run(folder, arch="theirs:network")
     assert (tmp_path / "called").exists()
@@ -266,7 +270,7 @@ def test_a_run_calls_no_function_that_its_user_has_not_named(finished, tmp_path,
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
-    ordered_run(ORDERS["fcn"], samples(), tmp_path)
+    train_run(REQUESTS["fcn"], samples(), tmp_path)
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(InputError, match="not finished"):
         load_run(tmp_path)
@@ -275,7 +279,7 @@ def test_an_unfinished_run_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    ordered_run(ORDERS["pairs"], samples(), folder)
+    train_run(REQUESTS["pairs"], samples(), folder)
     return folder
 
 
@@ -373,15 +377,15 @@ def interrupt(moment):
         raise Interrupted
 
 
-TWO = Order("fcn", {"width": 16}, recipe=dataclasses.replace(SHORT, epochs=2))
+TWO = RunRequest("fcn", {"width": 16}, recipe=dataclasses.replace(SHORT, epochs=2))
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(Interrupted):
-        ordered_run(TWO, samples(), tmp_path / "a", tell=interrupt)
+        train_run(TWO, samples(), tmp_path / "a", callback=interrupt)
     moments = []
-    ordered_run(TWO, samples(), tmp_path / "a", tell=moments.append)
-    ordered_run(TWO, samples(), tmp_path / "b")
+    train_run(TWO, samples(), tmp_path / "a", callback=moments.append)
+    train_run(TWO, samples(), tmp_path / "b")
     assert {moment.epoch for moment in moments} == {2}
     for name in ("weights.safetensors", CONFIG):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -389,8 +393,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 def test_a_refused_run_leaves_the_configuration(tmp_path):
     with pytest.raises(Interrupted):
-        ordered_run(TWO, samples(), tmp_path, tell=interrupt)
+        train_run(TWO, samples(), tmp_path, callback=interrupt)
     before = (tmp_path / CONFIG).read_bytes()
     with pytest.raises(InputError, match="another recipe"):
-        ordered_run(dataclasses.replace(TWO, recipe=dataclasses.replace(TWO.recipe, lr=0.5)), samples(), tmp_path)
+        train_run(dataclasses.replace(TWO, recipe=dataclasses.replace(TWO.recipe, lr=0.5)), samples(), tmp_path)
     assert (tmp_path / CONFIG).read_bytes() == before

@@ -16,16 +16,17 @@ from brittle.errors import InputError
 from brittle.training import (
     CONSTRAINTS,
     Adversary,
+    Interventions,
     Recipe,
     group_lasso,
     loop,
     nuclear_norm,
     train,
 )
-from brittle.training.adversarial import adversarial
+from brittle.training.adversarial import perturb
 from brittle.training.batches import Batches
 from brittle.training.history import frame
-from brittle.training.jobs import _split
+from brittle.training.jobs import split_validation
 from helpers.networks import accuracy, digits, mlp, seeded, uniform, untidy, untouched
 from helpers.trainings import FULL, QUIET, same, small, some, untimed, varied, weights
 
@@ -44,7 +45,7 @@ def by_hand(model, samples, recipe, optimizer, penalty=None, hold=None, attack=N
             inputs, labels = batches.take(rows, epoch)
             if attack is not None:
                 n = round(attack.ratio * len(rows))
-                worse = adversarial(model, inputs[:n], labels[:n], attack, batches.keys[rows[:n]], epoch)
+                worse = perturb(model, inputs[:n], labels[:n], attack, batches.keys[rows[:n]], epoch)
                 inputs = torch.cat([worse, inputs[n:]])
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, recipe.epochs * len(batches))
@@ -133,7 +134,8 @@ def test_every_intervention_is_where_one_would_put_it():
 def test_a_penalty_of_ones_own_is_added():
     recipe = Recipe(epochs=2, batch_size=20, optimizer="sgd", lr=0.1, validation=0, **QUIET)
     samples, model = some(60, torch.float64), small(torch.float64)
-    result = train(model, samples, recipe, penalties=[(lambda net: net[3].weight.square().sum(), 0.1)])
+    penalty = (lambda net: net[3].weight.square().sum()), 0.1
+    result = train(model, samples, recipe, interventions=Interventions(penalties=[penalty]))
     optimizer = OPTIMIZERS["sgd"](model.parameters(), recipe)
     model, _ = by_hand(model, samples, recipe, optimizer, lambda net: 0.1 * net[3].weight.square().sum())
     assert_close(result, model)
@@ -167,7 +169,7 @@ def test_steps_are_those_that_were_taken(n, size, steps):
         return torch.zeros(())
 
     recipe = Recipe(epochs=3, batch_size=size, validation=0, schedule="cosine", **QUIET)
-    result = train(varied(), some(n), recipe, penalties=[(counted, 1.0)])
+    result = train(varied(), some(n), recipe, interventions=Interventions(penalties=[(counted, 1.0)]))
     assert [row.steps for row in result.epochs] == [steps, 2 * steps, 3 * steps]
     assert len(calls) == 3 * steps
     last = recipe.lr * (1 + math.cos(math.pi * (3 * steps - 1) / (3 * steps))) / 2
@@ -187,7 +189,9 @@ def test_what_is_only_watched_changes_nothing(tmp_path):
     expected = weights(train(varied(), some(), recipe))
     with torch.random.fork_rng():
         torch.manual_seed(123)
-        assert weights(train(varied(), some(), recipe, folder=tmp_path, tell=lambda moment: torch.rand(3))) == expected
+        assert (
+            weights(train(varied(), some(), recipe, folder=tmp_path, callback=lambda moment: torch.rand(3))) == expected
+        )
     assert weights(train(varied(), some(), dataclasses.replace(recipe, measure_every=1))) == expected
 
 
@@ -217,16 +221,16 @@ def failing(model):
     raise RuntimeError("a penalty that fails")
 
 
-def failing_tell(moment):
+def failing_callback(moment):
     raise RuntimeError("a listener that fails")
 
 
 @pytest.mark.parametrize(
     ("error", "options"),
     [
-        (RuntimeError, {"penalties": [(failing, 1.0)]}),
-        (RuntimeError, {"constraints": [failing]}),
-        (RuntimeError, {"tell": failing_tell}),
+        (RuntimeError, {"interventions": Interventions(penalties=[(failing, 1.0)])}),
+        (RuntimeError, {"interventions": Interventions(constraints=[failing])}),
+        (RuntimeError, {"callback": failing_callback}),
         (InputError, {"recipe": dataclasses.replace(EVERYTHING, layers=("nothing",))}),
         (InputError, {"recipe": dataclasses.replace(EVERYTHING, penalties={"nothing": 1.0})}),
     ],
@@ -301,7 +305,7 @@ def test_the_validation_share_is_held_out():
     assert result.epochs[0].steps == 10  # 70 samples are left
     assert result.epochs[0].validation_accuracy * 30 == pytest.approx(round(result.epochs[0].validation_accuracy * 30))
     marked = x.clone()
-    kept, _, (held, _) = _split(torch.arange(100.0)[:, None], y, Recipe(validation=0.3))
+    (kept, _), (held, _) = split_validation((torch.arange(100.0)[:, None], y), Recipe(validation=0.3))
     assert sorted([*kept[:, 0].tolist(), *held[:, 0].tolist()]) == list(range(100))
     marked[held[:, 0].long()] = 0.5  # changes validation alone
     changed = train(small(), (marked, y), Recipe(epochs=1, batch_size=7, validation=0.3, **QUIET))
@@ -425,7 +429,7 @@ def spoilt_in_the_second_epoch(folder):
         return act
 
     with pytest.raises(InputError, match="lr"):
-        train(small(), some(), recipe, folder=folder, constraints=[spoil])
+        train(small(), some(), recipe, folder=folder, interventions=Interventions(constraints=[spoil]))
     tensors, facts = loop.read_snapshot(folder)
     assert facts["progress"]["epoch"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
@@ -437,7 +441,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_before_it_within_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SAVED", 0.0)
+    monkeypatch.setattr(loop, "STATE_SECONDS", 0.0)
     spoilt_in_the_second_epoch(tmp_path)
 
 
@@ -471,20 +475,20 @@ def test_flat_inputs_are_not_cropped():
             train(small(), (x.flatten(1), y), Recipe(epochs=1, **field))
 
 
-@pytest.mark.parametrize("processes", [0, -1])
-def test_no_processes_are_refused(processes):
-    with pytest.raises(InputError, match="processes"):
-        train(small(), some(), Recipe(epochs=1), processes=processes)
+@pytest.mark.parametrize("devices", [(), "gpu", ("cpu", "cuda"), ("cuda:1", "cuda:1"), "", ["cpu", ""]])
+def test_devices_that_cannot_share_a_training_are_refused(devices):
+    with pytest.raises(InputError, match="devices: expected"):
+        train(small(), some(), Recipe(epochs=1), devices=devices)
 
 
 def test_every_process_needs_two_samples_a_step():
     with pytest.raises(InputError, match="batch_size: expected at least 2 for each of 3 processes; got 5"):
-        train(small(), some(), Recipe(epochs=1, batch_size=5), processes=3)
+        train(small(), some(), Recipe(epochs=1, batch_size=5), devices=("cpu",) * 3)
 
 
 def test_moments_tell_how_far_it_is():
     moments = []
-    result = train(small(), some(), Recipe(epochs=2, batch_size=20, validation=0, **QUIET), tell=moments.append)
+    result = train(small(), some(), Recipe(epochs=2, batch_size=20, validation=0, **QUIET), callback=moments.append)
     assert [(moment.epoch, moment.epochs, moment.steps) for moment in moments] == sorted(
         (moment.epoch, 2, 5) for moment in moments
     )

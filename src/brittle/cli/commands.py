@@ -244,15 +244,16 @@ def _train(
     """
     output.check("weights.safetensors")
     values.device(device)
+    if processes < 1:
+        raise InputError(f"processes: expected an integer of at least 1; got {processes}")
+    devices = [device] if processes == 1 else [device.partition(":")[0]] * processes
     _prepare_process(threads)
-    order = network.order(samples, interventions.recipe(recipe, adversary))
-    data = samples.load(order.recipe.seed)
-    from brittle.training.runs import ordered_run
+    request = network.request(samples, interventions.recipe(recipe, adversary))
+    data = samples.load(request.recipe.seed)
+    from brittle.training.runs import train_run
 
-    with training_bar(output.quiet, output.out / "tensorboard" if tensorboard else None) as progress:
-        result = ordered_run(
-            order, data, output.out, anew=output.overwrite, device=device, processes=processes, tell=progress
-        )
+    with training_bar(output.quiet, output.out / "tensorboard" if tensorboard else None) as callback:
+        result = train_run(request, data, output.out, overwrite=output.overwrite, devices=devices, callback=callback)
     if not output.quiet:
         row = result.epochs[result.epoch - 1]
         validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"

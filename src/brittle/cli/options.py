@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from brittle.data.load import Data
     from brittle.training.recipe import Recipe
-    from brittle.training.runs import Order, RunConfig
+    from brittle.training.runs import RunConfig, RunRequest
 
 
 def option(panel: str, *names: str, **settings: Any) -> Any:
@@ -189,12 +189,12 @@ class NewNetwork:
         str | None, option("Network", help="Train low-rank factors of this rank, or share of the full one.")
     ] = None
 
-    def order(self, samples: TrainingSamples, recipe: Recipe) -> Order:
+    def request(self, samples: TrainingSamples, recipe: Recipe) -> RunRequest:
         """What is asked of the run."""
-        from brittle.training.runs import Order
+        from brittle.training.runs import RunRequest
 
         short = {name: size for name, size in (("width", self.width), ("depth", self.depth)) if size is not None}
-        return Order(
+        return RunRequest(
             arch=self.arch,
             arguments=values.arguments(self.arch_arg or []) | short,
             statistics=values.statistics(self.mean, self.std),

@@ -9,31 +9,34 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from brittle.attacks import apgd
-from brittle.auditing.run import Stage, audit
+from brittle.auditing.run import audit
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, load_data
+from brittle.experiments.claims import mcnemar
 from brittle.models.architectures.fcn import fcn
+from brittle.progress import Progress, silent
 from brittle.reporting.comparison import ComparedNetwork, Comparison, write_comparison
 from brittle.reporting.page import write_report
 from brittle.results import FRACTIONS, Audit
+from brittle.training.history import Moment
+from brittle.training.interventions.assembly import Interventions
 from brittle.training.interventions.constraints import frobenius_normalisation
-from brittle.training.loop import Moment, train
-from brittle.training.recipe import Recipe as TrainingRecipe
+from brittle.training.loop import train
+from brittle.training.recipe import Recipe
 
-WIDTH, EPOCHS, BATCH = 256, 60, 64
+WIDTH, EPOCHS, BATCH_SIZE = 256, 60, 64
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Variant:
     """How one of the networks is made.
 
     Attributes:
@@ -47,47 +50,47 @@ class Recipe:
     penalties: Mapping[str, float] = field(default_factory=dict)
 
 
-RECIPES = (
-    Recipe("dense"),
-    Recipe("rank 16", rank=16),
-    Recipe("rank 8", rank=8),
-    Recipe("nuclear norm", penalties={"nuclear_norm": 0.03}),
-    Recipe("row-sparse", penalties={"group_lasso": 0.02}),
+VARIANTS = (
+    Variant("dense"),
+    Variant("rank 16", rank=16),
+    Variant("rank 8", rank=8),
+    Variant("nuclear norm", penalties={"nuclear_norm": 0.03}),
+    Variant("row-sparse", penalties={"group_lasso": 0.02}),
 )
+"""The first is what the others are compared with."""
 
 
 def run_demo(
     out: Path,
     *,
     seed: int = 0,
-    recipes: Sequence[Recipe] = RECIPES,
+    variants: Sequence[Variant] = VARIANTS,
     epochs: int = EPOCHS,
-    progress: Stage | None = None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Train, audit and compare the networks, and write the pages.
 
     Args:
         out: Folder for ``report.html`` (the comparison), ``story.png`` and a folder with the audit of every network.
         seed: Seed of weights, batches and attacks.
-        recipes: The networks; the first is what the others are compared with.
+        variants: The networks; the first is what the others are compared with.
         epochs: Passes over the training digits.
         progress: Called as the work goes on.
 
     Returns:
         The networks side by side.
     """
-    tell = progress or (lambda stage, done, total: None)
     train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
     attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
     audits: list[Audit] = []
-    for recipe in recipes:
-        network = trained(recipe, train, seed=seed, epochs=epochs, progress=tell)
+    for variant in variants:
+        network = train_variant(variant, train, seed=seed, epochs=epochs, progress=progress)
 
-        def stage(name: str, done: int, total: int | None, recipe: Recipe = recipe) -> None:
-            if name.endswith("attack"):
-                tell(f"attack {recipe.name} {name.split()[0]}", done, total)
+        def report(stage: str, done: int, total: int | None, name: str = variant.name) -> None:
+            if stage.endswith("attack"):  # all else is over in no time
+                progress(f"attack {name} {stage.split()[0]}", done, total)
 
-        audits.append(audit(network, test, attacks=attacks, seed=seed, name=recipe.name, progress=stage))
+        audits.append(audit(network, test, attacks=attacks, seed=seed, name=variant.name, progress=report))
     comparison = Comparison(tuple(_compared(result, audits[0]) for result in audits))
     for compared in comparison.networks:
         compared.audit.save(out / compared.folder / "audit.json")
@@ -96,13 +99,15 @@ def run_demo(
     return comparison
 
 
-def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, progress: Stage | None = None) -> nn.Module:
-    """A network 64-256-256-10 trained after a recipe, every matrix held at the dense initialisation's Frobenius norm.
+def train_variant(
+    variant: Variant, data: Data, *, seed: int, epochs: int = EPOCHS, progress: Progress = silent
+) -> nn.Module:
+    """A network 64-256-256-10 of one variant, trained with every matrix held at the Frobenius norm of the dense start.
 
     AdamW (1e-3, weight decay 0.01), batches of 64, after :func:`brittle.training.train`.
 
     Args:
-        recipe: What to train.
+        variant: What to train.
         data: Training data.
         seed: Seed of the weights and of the batches.
         epochs: Passes over the data.
@@ -117,30 +122,20 @@ def trained(recipe: Recipe, data: Data, *, seed: int, epochs: int = EPOCHS, prog
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     for module in linear.values():
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-    if recipe.rank is not None:
-        network = factorised(network, recipe.rank, initial="random", seed=seed)
+    if variant.rank is not None:
+        network = factorised(network, variant.rank, initial="random", seed=seed)
     # The expected Frobenius norm of He's initialisation, of every layer.
     norms = {name: math.sqrt(2.0 * m) for name, m in zip(linear, widths, strict=True)}
-    plan = TrainingRecipe(
-        epochs=epochs, batch_size=BATCH, penalties=recipe.penalties, validation=0.0, measure_every=0, seed=seed
+    recipe = Recipe(
+        epochs=epochs, batch_size=BATCH_SIZE, penalties=variant.penalties, validation=0.0, measure_every=0, seed=seed
     )
 
-    def tell(moment: Moment) -> None:
-        if progress is not None:
-            progress(f"train {recipe.name}", moment.epoch if moment.row else moment.epoch - 1, epochs)
+    def report(moment: Moment) -> None:
+        progress(f"train {variant.name}", moment.epoch if moment.row else moment.epoch - 1, epochs)
 
-    return train(network, data, plan, constraints=[functools.partial(_held, norms)], tell=tell).model
-
-
-def _held(norms: Mapping[str, float], model: nn.Module) -> Callable[[], None]:
-    """Bring every layer to its Frobenius norm."""
-    steps = [frobenius_normalisation(model, norm, [name]) for name, norm in norms.items()]
-
-    def hold() -> None:
-        for step in steps:
-            step()
-
-    return hold
+    # One constraint a layer, as each has a norm of its own.
+    hold = [functools.partial(frobenius_normalisation, value=norm, layers=[name]) for name, norm in norms.items()]
+    return train(network, data, recipe, interventions=Interventions(constraints=hold), callback=report).model
 
 
 def _compared(result: Audit, dense: Audit) -> ComparedNetwork:
@@ -158,16 +153,3 @@ def _verdicts(result: Audit, p: float) -> list[bool]:
     evaluation = result.norm(p).evaluation
     assert evaluation is not None  # every audit of the demo has data
     return [s.clean_prediction == s.label and s.attack is None for s in evaluation.samples]
-
-
-def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Two-sided exact McNemar test: the p-value of "both are right equally often", from paired verdicts.
-
-    Only the samples on which the two differ count; under the hypothesis each is a fair coin.
-
-    >>> mcnemar([True] * 6, [False] * 6)
-    0.03125
-    """
-    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
-    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0

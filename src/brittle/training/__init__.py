@@ -1,7 +1,8 @@
 """Training with the papers' interventions: penalties, constraints, low-rank factors and adversarial examples."""
 
 from brittle.compression.factorise import factorised, merged
-from brittle.training.history import EpochRow, LayerRow
+from brittle.training.history import Callback, EpochRow, LayerRow, Moment
+from brittle.training.interventions.assembly import Interventions
 from brittle.training.interventions.constraints import CONSTRAINTS
 from brittle.training.interventions.nuclear import RefreshedNuclearNorm
 from brittle.training.interventions.penalties import (
@@ -13,7 +14,7 @@ from brittle.training.interventions.penalties import (
     scale_invariant_group_lasso,
     spread_control,
 )
-from brittle.training.loop import Moment, Training, train
+from brittle.training.loop import Training, train
 from brittle.training.recipe import Adversary, Recipe
 from brittle.training.runs import load_run
 
@@ -21,7 +22,9 @@ __all__ = [
     "CONSTRAINTS",
     "PENALTIES",
     "Adversary",
+    "Callback",
     "EpochRow",
+    "Interventions",
     "LayerRow",
     "Moment",
     "Recipe",

@@ -13,11 +13,11 @@ from brittle.models.borrow import frozen
 from brittle.random_streams import uniform
 from brittle.training.recipe import Adversary
 
-START = 7
+START_BLOCK = 7
 """Which block of a sample's random numbers of an epoch starts its attack."""
 
 
-def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int = 0) -> Tensor:
+def perturb(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int = 0) -> Tensor:
     """The inputs after all steps of PGD on the cross-entropy, from a random point of the budget.
 
     Unlike an attack that measures robustness, no sample stops early and the last point is taken, not the worst one.
@@ -35,8 +35,7 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, ke
         ``(N, ...)`` within the budget and within [0, 1].
     """
     region = Region.of(x, adversary.eps, adversary.p, (0.0, 1.0))
-    numbers = uniform(keys, torch.full_like(keys, (epoch << 3) + START), x[0].numel() * (1 if region.p != 2 else 2))
-    z = region.start(_noise(numbers, x, adversary.p))
+    z = region.start(_draw_noise(x, adversary.p, keys, epoch))
     length = torch.full_like(region.eps, adversary.length)
     with frozen(model):
         for _ in range(adversary.steps):
@@ -45,18 +44,22 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, ke
     return z
 
 
-def mixed(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int, first: int) -> Tensor:
-    """The batch with its first ``first`` inputs attacked; the order is random already."""
-    if first == 0:
+def perturb_first(
+    model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int, count: int
+) -> Tensor:
+    """The batch with its first ``count`` inputs attacked, as :func:`perturb`: its order is random already."""
+    if count == 0:
         return x
-    attacked = adversarial(model, x[:first], y[:first], adversary, keys[:first], epoch)
-    return attacked if first == len(x) else torch.cat([attacked, x[first:]])
+    attacked = perturb(model, x[:count], y[:count], adversary, keys[:count], epoch)
+    return attacked if count == len(x) else torch.cat([attacked, x[count:]])
 
 
-def _noise(numbers: Tensor, x: Tensor, p: float) -> Tensor:
+def _draw_noise(x: Tensor, p: float, keys: Tensor, epoch: int) -> Tensor:
     """Uniform signs and sizes for p = inf; for p = 2 normal numbers (Box & Muller 1958), a uniform direction."""
+    block = torch.full_like(keys, (epoch << 3) + START_BLOCK)
+    size = x[0].numel()
     if math.isinf(p):
-        return (2 * numbers - 1).to(x.dtype).view_as(x)
-    radius, angle = numbers.chunk(2, dim=1)
+        return (2 * uniform(keys, block, size) - 1).to(x.dtype).view_as(x)
+    radius, angle = uniform(keys, block, 2 * size).chunk(2, dim=1)
     normal = (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
     return normal.to(x.dtype).view_as(x)

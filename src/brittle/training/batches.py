@@ -63,17 +63,17 @@ class Batches:
         x, y = self.inputs.index_select(0, rows), self.labels.index_select(0, rows)
         if self.crop or self.flip:
             draws = uniform(self.keys[rows], torch.full_like(rows, epoch << 3), 3)
-            x = mirrored(x, draws[:, FLIP] < 0.5) if self.flip else x
-            x = cropped(x, (draws[:, [CROP_DOWN, CROP_ACROSS]] * (2 * self.crop + 1)).long(), self.crop)
+            x = mirror(x, draws[:, FLIP] < 0.5) if self.flip else x
+            x = crop(x, (draws[:, [CROP_DOWN, CROP_ACROSS]] * (2 * self.crop + 1)).long(), self.crop)
         return x, y
 
 
-def mirrored(x: Tensor, which: Tensor) -> Tensor:
+def mirror(x: Tensor, which: Tensor) -> Tensor:
     """Images ``(N, C, H, W)``, those of ``which`` ``(N,)`` mirrored left to right."""
     return torch.where(which[:, None, None, None], x.flip(3), x)
 
 
-def cropped(x: Tensor, corners: Tensor, padding: int) -> Tensor:
+def crop(x: Tensor, corners: Tensor, padding: int) -> Tensor:
     """Windows of the images ``(N, C, H, W)`` padded with zeros, at ``corners`` ``(N, 2)`` of the padded ones."""
     if padding == 0:
         return x

@@ -1,14 +1,14 @@
-"""What is written down while a network trains: one row an epoch, and one a layer where layers are measured."""
+"""What a training reports: moments while it runs, one row an epoch, and one a layer where layers are measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -22,10 +22,6 @@ from brittle.storage.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ROUNDED_UP = 1 + 1e-6
-"""More than the product of float64 norms can lose by rounding."""
-TENTH = FRACTIONS.index(0.10)
 
 
 @dataclass(frozen=True)
@@ -99,44 +95,77 @@ class LayerRow:
     norm_2: float
 
 
-def measured_layers(model: nn.Module, epoch: int) -> list[LayerRow]:
-    """Every layer that has a matrix."""
-    rows = []
-    for view in read_layers(model).views:
-        found = measure_layer(view, ())
-        rows.append(
-            LayerRow(
-                epoch=epoch,
-                layer=found.name,
-                row_error=found.row_error[TENTH],
-                spectral_error=found.spectral_error[TENTH],
-                row_spread=found.row_spread[TENTH],
-                spectral_spread=found.spectral_spread[TENTH],
-                rank=found.rank,
-                stable_rank=found.stable_rank,
-                frobenius=found.frobenius,
-                norm_inf=found.filter_norm_inf,
-                norm_2=found.filter_norm_2,
-            )
+@dataclass(frozen=True)
+class Moment:
+    """How far a training is.
+
+    Attributes:
+        epoch: The current one, from 1.
+        epochs: At most.
+        step: Steps of this epoch that are done.
+        steps: Steps an epoch.
+        loss: Mean training loss of this epoch so far, in nats.
+        accuracy: Share of its samples that were right, as they were used.
+        samples_per_second: Training samples.
+        row: The epoch's row, once it is over.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    samples_per_second: float
+    row: EpochRow | None = None
+
+
+Callback = Callable[[Moment], None]
+"""Called a few times a second and at the end of every epoch; what it raises ends the training."""
+
+
+def measure_layers(model: nn.Module, epoch: int) -> list[LayerRow]:
+    """One row for every layer that has a matrix."""
+    tenth = FRACTIONS.index(0.10)
+    return [
+        LayerRow(
+            epoch=epoch,
+            layer=layer.name,
+            row_error=layer.row_error[tenth],
+            spectral_error=layer.spectral_error[tenth],
+            row_spread=layer.row_spread[tenth],
+            spectral_spread=layer.spectral_spread[tenth],
+            rank=layer.rank,
+            stable_rank=layer.stable_rank,
+            frobenius=layer.frobenius,
+            norm_inf=layer.filter_norm_inf,
+            norm_2=layer.filter_norm_2,
         )
-    return rows
+        for layer in (measure_layer(view, ()) for view in read_layers(model).views)
+    ]
 
 
-def lipschitz(model: nn.Module, shape: Sequence[int]) -> dict[str, float | None]:
+def lipschitz_products(model: nn.Module, shape: Sequence[int]) -> dict[str, float | None]:
     """The product of operator norms of a network in evaluation mode (certified upper bound), in both norms.
 
-    None where no sound rule covers the network. The audit's bounds are sharper, and cost far more.
+    The audit's bounds are sharper, and cost far more.
+
+    Args:
+        model: The network.
+        shape: Of one input.
+
+    Returns:
+        ``lipschitz_inf`` and ``lipschitz_2``; None where no sound rule covers the network.
     """
-    found: dict[str, float | None] = {"lipschitz_inf": None, "lipschitz_2": None}
-    try:
+    products: dict[str, float | None] = {"lipschitz_inf": None, "lipschitz_2": None}
+    with suppress(NoRule):
         ops = read_graph(model, shape)
-    except NoRule:
-        return found
-    for name, p in (("lipschitz_inf", math.inf), ("lipschitz_2", 2.0)):
-        with suppress(NoRule):
-            upper = product_bound(ops, own_factors(ops, p), p) * ROUNDED_UP
-            found[name] = upper if math.isfinite(upper) else None
-    return found
+        for name, p in (("lipschitz_inf", math.inf), ("lipschitz_2", 2.0)):
+            with suppress(NoRule):
+                # The factor is more than the product of float64 norms can lose by rounding.
+                upper = product_bound(ops, own_factors(ops, p), p) * (1 + 1e-6)
+                products[name] = upper if math.isfinite(upper) else None
+    return products
 
 
 def frame(rows: Iterable[EpochRow | LayerRow]) -> pd.DataFrame:
@@ -149,7 +178,7 @@ def frame(rows: Iterable[EpochRow | LayerRow]) -> pd.DataFrame:
 def write_history(folder: Path, epochs: Sequence[EpochRow], layers: Sequence[LayerRow]) -> None:
     """``history`` and ``layers`` as CSV and as Parquet, each whole or not at all."""
     for name, rows in (("history", epochs), ("layers", layers)):
-        if not rows:  # nor those of an earlier training
+        if not rows:  # an empty table is none; one of an earlier training would be taken for this one's
             for kind in ("csv", "parquet"):
                 (folder / f"{name}.{kind}").unlink(missing_ok=True)
             continue
@@ -158,13 +187,3 @@ def write_history(folder: Path, epochs: Sequence[EpochRow], layers: Sequence[Lay
             table.to_csv(beside, index=False)
         with replacing(folder / f"{name}.parquet") as beside:
             table.to_parquet(beside, index=False)
-
-
-def epoch_row(plain: Mapping[str, Any]) -> EpochRow:
-    """The inverse of ``dataclasses.asdict``."""
-    return EpochRow(**plain)
-
-
-def layer_row(plain: Mapping[str, Any]) -> LayerRow:
-    """The inverse of ``dataclasses.asdict``."""
-    return LayerRow(**plain)

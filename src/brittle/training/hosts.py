@@ -8,25 +8,24 @@ import multiprocessing
 import pickle
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError, MissingExtra
+from brittle.training.history import Callback
+from brittle.training.recipe import Recipe
 
 T = TypeVar("T")
-Tell = Callable[[Any], None]
-
-
-PLAIN = "32-true"
+PLAIN_PRECISION = "32-true"
 """The precision that needs no Fabric."""
 
 
 class Host(Protocol):
-    """What the loop needs of the place it runs at."""
+    """What a training needs of the place it runs at."""
 
     rank: int
     world: int
@@ -45,7 +44,7 @@ class Host(Protocol):
         """What the first process holds."""
 
 
-class Here:
+class LocalHost:
     """Plain torch in one process."""
 
     rank, world = 0, 1
@@ -70,7 +69,7 @@ class Here:
         return value
 
 
-class OnFabric:
+class FabricHost:
     """One of Fabric's processes."""
 
     def __init__(self, fabric: Any) -> None:
@@ -97,135 +96,149 @@ class OnFabric:
         return shared
 
 
-def check_host(processes: int, precision: str, batch_size: int) -> None:
-    """Raise InputError or MissingExtra where no training can run like this; starts nothing."""
-    if not isinstance(processes, int) or processes < 1:
-        raise InputError(f"processes: expected an integer of at least 1; got {processes!r}")
-    if processes > 1 and batch_size < 2 * processes:
-        raise InputError(f"batch_size: expected at least 2 for each of {processes} processes; got {batch_size}")
-    if processes > 1 or precision != PLAIN:
-        _fabric()
+def check_devices(devices: str | Sequence[str], recipe: Recipe) -> tuple[str, ...]:
+    """The devices as a tuple; starts nothing.
+
+    Raises:
+        InputError: There are none, they are of two kinds or one GPU twice, or a batch is too small for so many.
+        MissingExtra: Lightning is needed and not installed.
+    """
+    names = (devices,) if isinstance(devices, str) else tuple(devices)
+    kinds = {name.partition(":")[0] for name in names}
+    numbered = [name for name in names if ":" in name]
+    if len(kinds) != 1 or not kinds <= {"cpu", "cuda"} or len(set(numbered)) < len(numbered):
+        raise InputError(f"devices: expected cpu, cuda or different cuda:N, one for each process; got {names}")
+    if len(names) > 1 and recipe.batch_size < 2 * len(names):
+        raise InputError(f"batch_size: expected at least 2 for each of {len(names)} processes; got {recipe.batch_size}")
+    if len(names) > 1 or recipe.precision != PLAIN_PRECISION:
+        _load_fabric()
+    return names
 
 
-def launched(
-    work: Callable[[Host, Any, Tell | None], T],
+def launch(
+    work: Callable[[Host, Any, Callback | None], T],
     job: Any,
     *,
-    device: str,
-    processes: int,
+    devices: Sequence[str],
     precision: str,
-    tell: Tell | None,
+    callback: Callback | None,
 ) -> T:
-    """Run ``work(host, job, tell)`` and return what the first process returns.
+    """Run ``work(host, job, callback)`` and return what the first process returns.
 
     Args:
         work: A function of a module, so that other processes can import it.
         job: What it works on; pickled for other processes.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; with several processes on GPUs, one each from the first on.
-        processes: 1 and precision ``32-true``: plain torch here; else Lightning Fabric.
+        devices: One of each process, as :func:`check_devices` returns them. One device and precision ``32-true``:
+            plain torch in this process; else Lightning Fabric.
         precision: As Fabric names it.
-        tell: Called in this process with what the first one reports.
-
-    Raises:
-        MissingExtra: Lightning is needed and not installed.
+        callback: Called in this process with what the first one reports.
     """
-    if processes == 1 and precision == PLAIN:
-        return work(Here(device), job, tell)
-    Fabric = _fabric()
-    found = torch.device(device)
-    several = processes > 1
-    fabric = Fabric(
-        accelerator="cuda" if found.type == "cuda" else "cpu",
-        devices=processes if several or found.type == "cpu" else [found.index or 0],
+    if len(devices) == 1 and precision == PLAIN_PRECISION:
+        return work(LocalHost(devices[0]), job, callback)
+    places, several = [torch.device(name) for name in devices], len(devices) > 1
+    numbered = places[0].type == "cuda" and (not several or all(place.index is not None for place in places))
+    fabric = _load_fabric()(
+        accelerator=places[0].type,
+        devices=[place.index or 0 for place in places] if numbered else len(places),
         strategy="ddp_spawn" if several else "auto",
         precision=precision,
     )
-    if not several:
-        fabric.launch()
-        return work(OnFabric(fabric), job, tell)
-    reports, relay = torch.multiprocessing.get_context("spawn").SimpleQueue(), _Relay(tell)
-    reader = threading.Thread(target=relay.run, args=(reports,), daemon=True)
-    reader.start()
-    others = set(multiprocessing.active_children())
+    if several:
+        return _launch_processes(fabric, work, job, callback)
+    fabric.launch()
+    return work(FabricHost(fabric), job, callback)
+
+
+def _launch_processes(
+    fabric: Any, work: Callable[[Host, Any, Callback | None], T], job: Any, callback: Callback | None
+) -> T:
+    reports = _Reports(callback)
+    processes_before = set(multiprocessing.active_children())
     try:
-        result: T = pickle.loads(fabric.launch(_in_process, work, _Parcel(job), reports))
+        result: T = pickle.loads(fabric.launch(_work_in_process, work, _Wrapped(job), reports.queue))
     except BaseException as error:  # interrupted, too: the processes would train on, and wait for a reader at the end
-        for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - processes_before:
             process.terminate()
             process.join(timeout=10)
             process.kill()
-        # Not _stop(): a process that was ended while it wrote holds the queue for ever. Its word may be on the way.
-        waited = time.monotonic() + (1.0 if isinstance(error, Exception) else 0.0)
-        while relay.error is None and time.monotonic() < waited:
+        # Not closed: a process that was ended while it wrote holds the queue for ever. Its error may still arrive.
+        patience_ends = time.monotonic() + (1.0 if isinstance(error, Exception) else 0.0)
+        while reports.error is None and time.monotonic() < patience_ends:
             time.sleep(0.02)
-        if isinstance(relay.error, InputError):
-            raise relay.error from None
+        if isinstance(reports.error, InputError):
+            raise reports.error from None
         raise
-    _stop(reader, reports)
-    if relay.error is not None:
-        raise relay.error
+    reports.close()
+    if reports.error is not None:
+        raise reports.error
     return result
 
 
-class _Relay:
-    """Hands on what the first process reports; keeps the first error, its own or the other's."""
+class _Reports:
+    """Hands what the first process reports to the callback, in a thread; keeps the first error of either."""
 
-    def __init__(self, tell: Tell | None) -> None:
-        self.tell, self.error = tell, cast("BaseException | None", None)
+    def __init__(self, callback: Callback | None) -> None:
+        self.callback = callback
+        self.error: BaseException | None = None
+        self.queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
-    def run(self, reports: Any) -> None:
-        """Until None arrives, also after an error: nobody may wait for a full pipe."""
-        while (report := reports.get()) is not None:
+    def _read(self) -> None:
+        # On until None arrives, also after an error: else the process would wait for room in a full pipe.
+        while (report := self.queue.get()) is not None:
             if self.error is None and isinstance(report, BaseException):
                 self.error = report
-            elif self.error is None and self.tell is not None:
+            elif self.error is None and self.callback is not None:
                 try:
-                    self.tell(report)
+                    self.callback(report)
                 except BaseException as error:  # raised again where the caller can see it
                     self.error = error
 
-
-def _stop(reader: threading.Thread, reports: Any) -> None:
-    reports.put(None)
-    reader.join(timeout=10)
-
-
-def _hushed() -> None:
-    """No announcements on standard error."""
-    for name in ("lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    def close(self) -> None:
+        """Wait until all reports are read."""
+        self.queue.put(None)
+        self.reader.join(timeout=10)
 
 
-def _fabric() -> Any:
-    """Fabric's class, of either package that holds it."""
-    for package in ("lightning_fabric", "lightning.fabric"):
-        with suppress(ImportError):
-            found = importlib.import_module(package).Fabric
-            _hushed()
-            return found
-    raise MissingExtra("lightning-fabric", "multi", "training in several processes or in mixed precision")
+class _Wrapped:
+    """Hides a job from Fabric, which takes dataclasses apart and refuses frozen ones."""
 
-
-class _Parcel:
-    """Hides what it holds from Fabric, which takes dataclasses apart and refuses frozen ones."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
+    def __init__(self, job: Any) -> None:
+        self.job = job
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpacked in every process before Fabric announces itself there."""
-        _hushed()
+        _silence_fabric()
         self.__dict__.update(state)
 
 
-def _in_process(fabric: Any, work: Callable[[Host, Any, Tell | None], T], parcel: _Parcel, reports: Any) -> bytes:
+def _work_in_process(
+    fabric: Any, work: Callable[[Host, Any, Callback | None], T], wrapped: _Wrapped, reports: Any
+) -> bytes:
     """The first process's result as bytes: tensors handed over by themselves would go with the process."""
-    host = OnFabric(fabric)
+    host = FabricHost(fabric)
     try:
-        result = work(host, parcel.content, reports.put if host.rank == 0 else None)
+        result = work(host, wrapped.job, reports.put if host.rank == 0 else None)
     except InputError as error:
         reports.put(InputError(str(error)))
         raise
     if torch.distributed.is_initialized():  # a process that ends while its group's threads run may abort
         torch.distributed.destroy_process_group()
     return pickle.dumps(result) if host.rank == 0 else b""
+
+
+def _load_fabric() -> Any:
+    """Fabric's class, of either package that holds it."""
+    for package in ("lightning_fabric", "lightning.fabric"):
+        with suppress(ImportError):
+            fabric = importlib.import_module(package).Fabric
+            _silence_fabric()
+            return fabric
+    raise MissingExtra("lightning-fabric", "multi", "training in several processes or in mixed precision")
+
+
+def _silence_fabric() -> None:
+    """No announcements on standard error."""
+    for name in ("lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,13 @@ from brittle.models.forward import logits_of
 from brittle.models.selection import chosen_layers
 from brittle.random_streams import generator
 from brittle.storage.digest import digest
-from brittle.training.interventions.assembly import Penalty, named_constraint
-from brittle.training.interventions.constraints import CONSTRAINTS
-from brittle.training.interventions.penalties import PENALTIES
+from brittle.training.interventions.assembly import Interventions, bind_constraints, bind_penalties
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import read_snapshot
 
-Constraint = Callable[[nn.Module], Callable[[], object]]
-"""From a model to what is done to its weights after every step."""
-VALIDATION_SEED = 3
+Samples = tuple[Tensor, Tensor]
+"""Inputs ``(N, ...)`` and labels ``(N,)``."""
+VALIDATION_STREAM = 3
 """Stream of random numbers that picks the validation samples."""
 
 
@@ -39,37 +37,32 @@ class Job:
 
     Attributes:
         model: Where training starts; a copy.
-        inputs: Training inputs ``(N, ...)``.
-        labels: Their labels ``(N,)``.
-        held: Validation inputs and labels; None for none.
+        samples: What it trains on.
+        validation: What selects the weights; None for nothing.
         recipe: How to train.
-        penalties: Further penalties with their strengths.
-        constraints: Further constraints.
+        interventions: The user's own.
         folder: Where history, weights and state go; None for nowhere.
         identity: Digests of model, data and recipe; a state of another one is refused. Empty without a folder.
     """
 
     model: nn.Module
-    inputs: Tensor
-    labels: Tensor
-    held: tuple[Tensor, Tensor] | None
+    samples: Samples
+    validation: Samples | None
     recipe: Recipe
-    penalties: Sequence[tuple[Penalty, float]]
-    constraints: Sequence[Constraint]
+    interventions: Interventions
     folder: Path | None
     identity: dict[str, Any]
 
 
-def prepared(
+def make_job(
     model: nn.Module,
-    data: Data | tuple[Tensor, Tensor],
-    recipe: Recipe | None = None,
+    data: Data | Samples,
+    recipe: Recipe,
     *,
-    validation: Data | tuple[Tensor, Tensor] | None = None,
-    penalties: Sequence[tuple[Penalty, float]] = (),
-    constraints: Sequence[Constraint] = (),
+    validation: Data | Samples | None = None,
+    interventions: Interventions | None = None,
     folder: str | Path | None = None,
-    anew: bool = False,
+    overwrite: bool = False,
 ) -> Job:
     """Check everything that can be checked beforehand; arguments and errors as :func:`brittle.training.train`.
 
@@ -78,38 +71,36 @@ def prepared(
         data: As there.
         recipe: As there.
         validation: As there.
-        penalties: As there.
-        constraints: As there.
+        interventions: As there.
         folder: As there; only read.
-        anew: Whether a state in the folder is of no account.
+        overwrite: Whether a state in the folder is of no account.
     """
-    recipe, folder = recipe or Recipe(), None if folder is None else Path(folder)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-    inputs, labels = _samples(data, "data")
-    held = None if validation is None else _samples(validation, "validation")
-    own = _split(inputs, labels, recipe) if held is None and recipe.validation > 0 else (inputs, labels, held)
-    if (recipe.crop or recipe.flip) and inputs.ndim != 4:
-        raise InputError(f"crop, flip: expected images (N, C, H, W); got inputs of shape {tuple(inputs.shape)}")
-    for given, known in ((recipe.penalties, PENALTIES), (recipe.constraints, CONSTRAINTS)):
-        if unknown := sorted(set(given) - set(known)):
-            raise InputError(f"recipe: expected names among {', '.join(known)}; got {', '.join(unknown)}")
-    if recipe.layers is not None or recipe.penalties:
+    samples = _read_samples(data, "data")
+    held_out = None if validation is None else _read_samples(validation, "validation")
+    if (recipe.crop or recipe.flip) and samples[0].ndim != 4:
+        raise InputError(f"crop, flip: expected images (N, C, H, W); got inputs of shape {tuple(samples[0].shape)}")
+    if recipe.layers is not None:
         chosen_layers(model, recipe.layers)
-    for name, value in recipe.constraints.items():
-        named_constraint(name, value, model, recipe)
-    for x, y in ((inputs, labels), *(() if held is None else (held,))):
-        _check_model(model, x, y)
-    job = Job(copy.deepcopy(model), *own, recipe, tuple(penalties), tuple(constraints), folder, {})
-    if folder is None:
+    bind_penalties(model, recipe, Interventions())
+    bind_constraints(model, recipe, Interventions())
+    _run_model(model, samples)
+    if held_out is not None:
+        _run_model(model, held_out)
+    elif recipe.validation > 0:
+        samples, held_out = split_validation(samples, recipe)
+    where = None if folder is None else Path(folder)
+    job = Job(copy.deepcopy(model), samples, held_out, recipe, interventions or Interventions(), where, {})
+    if where is None:
         return job
-    job = dataclasses.replace(job, identity=_identity(job))
-    if not anew:
-        _check_state(job, folder)
+    job = dataclasses.replace(job, identity=_identify(job))
+    if not overwrite:
+        _check_state(job.identity, where)
     return job
 
 
-def _samples(data: Data | tuple[Tensor, Tensor], name: str) -> tuple[Tensor, Tensor]:
+def _read_samples(data: Data | Samples, name: str) -> Samples:
     inputs, labels = (data.inputs, data.labels) if isinstance(data, Data) else data
     try:
         check_batch(inputs, labels)
@@ -118,49 +109,56 @@ def _samples(data: Data | tuple[Tensor, Tensor], name: str) -> tuple[Tensor, Ten
     return inputs, labels.long()
 
 
-def _split(inputs: Tensor, labels: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(labels), generator=generator(recipe.seed, VALIDATION_SEED)).to(labels.device)
-    n = round(recipe.validation * len(labels))
-    if not 0 < n < len(labels):
-        raise InputError(f"validation: a share of {recipe.validation} of {len(labels)} samples is {n}")
-    kept, held = order[n:].sort().values, order[:n].sort().values
-    return inputs[kept], labels[kept], (inputs[held], labels[held])
+def split_validation(samples: Samples, recipe: Recipe) -> tuple[Samples, Samples]:
+    """The samples to train on and the recipe's share to validate on, drawn by its seed; both in the order they had.
+
+    Raises:
+        InputError: One of the two would be empty.
+    """
+    inputs, labels = samples
+    order = torch.randperm(len(labels), generator=generator(recipe.seed, VALIDATION_STREAM)).to(labels.device)
+    count = round(recipe.validation * len(labels))
+    if not 0 < count < len(labels):
+        raise InputError(
+            f"validation: expected a share that leaves samples on both sides; got {recipe.validation} of {len(labels)}"
+        )
+    drawn, rest = order[:count].sort().values, order[count:].sort().values
+    return (inputs[rest], labels[rest]), (inputs[drawn], labels[drawn])
 
 
-def _check_model(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Run the model on the samples with the smallest and the largest label."""
-    device, ends = device_of(model), [int(y.argmin()), int(y.argmax())]
+def _run_model(model: nn.Module, samples: Samples) -> None:
+    """Run the model on the samples with the smallest and the largest label: these two show labels out of range."""
+    (inputs, labels), device = samples, device_of(model)
+    ends = [int(labels.argmin()), int(labels.argmax())]
     with frozen(model):
-        logits_of(model, x[ends].to(device), y[ends].to(device))
+        logits_of(model, inputs[ends].to(device), labels[ends].to(device))
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def _identify(job: Job) -> dict[str, Any]:
     """What a state must be of to go on from it."""
     structure = ";".join(f"{name}:{type(module).__qualname__}" for name, module in job.model.named_modules())
-    held = {} if job.held is None else {"held inputs": job.held[0], "held labels": job.held[1]}
+    tensors = {"inputs": job.samples[0], "labels": job.samples[1]}
+    if job.validation is not None:
+        tensors |= {"held inputs": job.validation[0], "held labels": job.validation[1]}
+    recipe = dataclasses.asdict(job.recipe)
+    if job.recipe.adversary is not None:
+        recipe["adversary"]["p"] = str(job.recipe.adversary.p)  # JSON has no infinity
     return {
+        # Networks of equal weights may differ in what has none, such as activations.
         "model": digest(job.model.state_dict()) + hashlib.sha256(structure.encode()).hexdigest(),
-        "data": digest({"inputs": job.inputs, "labels": job.labels, **held}),
-        "recipe": _plain(job.recipe),
+        "data": digest(tensors),
+        "recipe": json.loads(json.dumps(recipe)),  # as it will be read back: tuples as lists
     }
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON gives it back."""
-    plain = dataclasses.asdict(recipe)
-    plain["milestones"] = list(recipe.milestones)
-    plain["layers"] = None if recipe.layers is None else list(recipe.layers)
-    if recipe.adversary is not None:
-        plain["adversary"]["p"] = str(recipe.adversary.p)
-    return plain
-
-
-def _check_state(job: Job, folder: Path) -> None:
+def _check_state(identity: dict[str, Any], folder: Path) -> None:
     """Raise where the folder holds the state of another training."""
-    found = read_snapshot(folder)
-    kept = {} if found is None else found[1].get("identity")
-    for name, value in job.identity.items() if found is not None else ():
-        if not isinstance(kept, dict) or kept.get(name) != value:
+    snapshot = read_snapshot(folder)
+    if snapshot is None:
+        return
+    there = snapshot[1].get("identity")
+    for name, value in identity.items():
+        if not isinstance(there, dict) or there.get(name) != value:
             raise InputError(
                 f"folder: {folder} holds the state of a training with another {name}; expected the same, another "
                 "folder, or --overwrite"

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
+from brittle.training.optimizers import OPTIMIZERS, SCHEDULES
 
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""As Lightning Fabric names them; the first needs no Fabric."""
 SELECTIONS = ("best", "last")
+"""Which epoch's weights are kept."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Adversary:
 
     def __post_init__(self) -> None:
         check_attack_norm(self.p)
-        _positive("eps", self.eps)
-        _count("steps", self.steps)
-        _positive("step_size", self.length)
+        _check_number("eps", self.eps, above=0)
+        _check_count("steps", self.steps, 1)
+        _check_number("step_size", self.length, above=0)
         if not (_is_number(self.ratio) and 0 < self.ratio <= 1):
             raise InputError(f"ratio: expected a share above 0, at most 1; got {self.ratio}")
 
@@ -70,8 +71,8 @@ class Recipe:
         milestones: Shares of all steps.
         decay: Factor at a milestone.
         penalties: Strength by name of :data:`brittle.training.PENALTIES`, added to the loss.
-        refresh: Steps for which the nuclear norm's polar factor is used before it is computed anew, and between two
-            shrinkages; 1 is exact.
+        refresh: Steps that one costly decomposition serves: of the nuclear norm's gradient, or between two shrinkages;
+            1 is exact.
         constraints: Value by name of :data:`brittle.training.CONSTRAINTS`, applied after every step;
             None where the constraint has a value of its own (``frobenius``: the norms at the start).
         layers: Layers that penalties and constraints act on; None for the paper's choice.
@@ -115,67 +116,64 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "refresh"):
-            _count(name, getattr(self, name))
+        for name, least in _LEAST_COUNTS.items():
+            _check_count(name, getattr(self, name), least)
         if self.patience is not None:
-            _count("patience", self.patience)
-        for name in ("crop", "measure_every", "seed"):
-            _count(name, getattr(self, name), 0)
+            _check_count("patience", self.patience, 1)
         if not isinstance(self.flip, bool):
             raise InputError(f"flip: expected true or false; got {self.flip!r}")
-        _positive("lr", self.lr)
-        _positive("decay", self.decay)
-        _from_zero("weight_decay", self.weight_decay)
-        for name, value in (("momentum", self.momentum), ("validation", self.validation)):
-            if not (_is_number(value) and 0 <= value < 1):
-                raise InputError(f"{name}: expected a number from 0, below 1; got {value!r}")
+        _check_number("lr", self.lr, above=0)
+        _check_number("decay", self.decay, above=0)
+        _check_number("weight_decay", self.weight_decay)
+        _check_number("momentum", self.momentum, below=1)
+        _check_number("validation", self.validation, below=1)
+        for name, strength in self.penalties.items():
+            _check_number(f"penalties[{name!r}]", strength)
         for name, listed in (("milestones", self.milestones), ("layers", self.layers or ())):
             if isinstance(listed, str) or not isinstance(listed, Sequence):
                 raise InputError(f"{name}: expected a sequence; got {listed!r}")
         if not all(isinstance(name, str) for name in self.layers or ()):
             raise InputError(f"layers: expected names of modules; got {self.layers!r}")
-        if (
-            not all(_is_number(share) for share in self.milestones)
-            or list(self.milestones) != sorted(self.milestones)
-            or not all(0 < share < 1 for share in self.milestones)
-        ):
+        shares = [share for share in self.milestones if _is_number(share) and 0 < share < 1]
+        if list(self.milestones) != sorted(shares):
             raise InputError(f"milestones: expected rising shares between 0 and 1; got {self.milestones}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
-        for name, strength in self.penalties.items():
-            _from_zero(f"penalties[{name!r}]", strength)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}: expected one of {', '.join(choices)}; got {getattr(self, name)!r}")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) of ``steps``."""
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * step / steps)) / 2
-        if self.schedule == "step":
-            return self.lr * self.decay ** sum(step >= share * steps for share in self.milestones)
-        return self.lr
+        return self.lr * SCHEDULES[self.schedule](step, steps, self.milestones, self.decay)
 
     def differences(self, other: Recipe) -> list[str]:
         """Names of the attributes that differ."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
 
-_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "select": SELECTIONS}
+_CHOICES = {
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+    "select": SELECTIONS,
+}
+_LEAST_COUNTS = {"epochs": 1, "batch_size": 1, "refresh": 1, "crop": 0, "measure_every": 0, "seed": 0}
 
 
-def _count(name: str, value: object, least: int = 1) -> None:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)  # True is an integer to Python
+
+
+def _check_count(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(f"{name}: expected an integer of at least {least}; got {value!r}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _positive(name: str, value: float) -> None:
-    if not (_is_number(value) and 0 < value < math.inf):
-        raise InputError(f"{name}: expected a finite number above 0; got {value!r}")
-
-
-def _from_zero(name: str, value: float) -> None:
-    if not (_is_number(value) and 0 <= value < math.inf):
-        raise InputError(f"{name}: expected a finite number of at least 0; got {value!r}")
+def _check_number(name: str, value: float, *, above: float | None = None, below: float = math.inf) -> None:
+    """Raise unless the value is a number above ``above``, or at least 0 without it, and below ``below``."""
+    if _is_number(value) and (value >= 0 if above is None else value > above) and value < below:
+        return
+    least = "of at least 0" if above is None else f"above {above}"
+    limit = "finite number" if below == math.inf else "number"
+    raise InputError(
+        f"{name}: expected a {limit} {least}{'' if below == math.inf else f', below {below}'}; got {value!r}"
+    )

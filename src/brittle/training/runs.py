@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from brittle.models.checkpoints import fill, read_state
 from brittle.models.normalize import normalised
 from brittle.storage.codec import from_json, to_json
 from brittle.storage.files import emptied, write_text
-from brittle.training.hosts import Tell, check_host
-from brittle.training.jobs import prepared
+from brittle.training.history import Callback
+from brittle.training.hosts import check_devices
+from brittle.training.jobs import make_job
 from brittle.training.loop import WEIGHTS, Training, run_job
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import remove_snapshot
@@ -114,7 +115,7 @@ def run_network(config: RunConfig, *, seed: int = 0) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What is asked of a run, before the data have been looked at.
 
     Attributes:
@@ -140,60 +141,60 @@ class Order:
     recipe: Recipe = field(default_factory=Recipe)
 
 
-def ordered_run(
-    order: Order,
+def train_run(
+    request: RunRequest,
     data: Data,
     folder: Path,
     *,
-    anew: bool = False,
-    device: str = "cpu",
-    processes: int = 1,
-    tell: Tell | None = None,
+    overwrite: bool = False,
+    devices: str | Sequence[str] = "cpu",
+    callback: Callback | None = None,
 ) -> Training:
     """Build a network for the data and train it into a folder; interrupted, it goes on where it stopped.
 
     Args:
-        order: What is asked for.
+        request: What is asked for.
         data: Training samples.
-        folder: For ``config.json``, weights and history; untouched where something in the order is wrong.
-        anew: Whether what the folder holds of another run goes; not before the order has been checked.
-        device: As :func:`brittle.training.train`.
-        processes: Likewise.
-        tell: Likewise.
+        folder: For ``config.json``, weights and history; untouched where something in the request is wrong.
+        overwrite: Whether what the folder holds of another run goes; not before the request has been checked.
+        devices: As :func:`brittle.training.train`.
+        callback: Likewise.
 
     Raises:
-        InputError: As ``train``, or a part of the order that does not fit the data.
+        InputError: As ``train``, or a part of the request that does not fit the data.
     """
-    if order.start is not None and folder.resolve() in (order.start.resolve(), order.start.resolve().parent):
+    if request.start is not None and folder.resolve() in (request.start.resolve(), request.start.resolve().parent):
         raise InputError(
             f"fine_tune: expected weights outside of {folder}, whose own would go before new ones are there"
         )
-    network, config = ordered_network(order, data)
-    job = prepared(network, data, order.recipe, folder=folder, anew=anew)
-    check_host(processes, order.recipe.precision, order.recipe.batch_size)
-    if not anew and (folder / CONFIG).exists():
+    names = check_devices(devices, request.recipe)
+    network, config = build_network(request, data)
+    job = make_job(network, data, request.recipe, folder=folder, overwrite=overwrite)
+    if not overwrite and (folder / CONFIG).exists():
         run_config(folder)  # of something else it is not ours to replace
-    if anew:
+    if overwrite:
         emptied(folder, FILES)
         remove_snapshot(folder)
     write_text(folder / CONFIG, to_json(config))
-    return run_job(job, device=device, processes=processes, tell=tell)
+    return run_job(job, devices=names, callback=callback)
 
 
-def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:
     """The network to start from, and the configuration of its run."""
-    if order.start is not None and order.start.is_dir():
-        network, config = _continued(order, order.start)
+    if request.start is not None and request.start.is_dir():
+        network, config = _continued(request, request.start)
     else:
-        network, config = _built(order, data)
+        network, config = _built(request, data)
     ranks = config.ranks
-    if order.rank is not None:
-        initial = "random" if order.start is None else "svd"
-        network = factorised(network, order.rank, layers=order.recipe.layers, initial=initial, seed=order.recipe.seed)
+    if request.rank is not None:
+        initial = "random" if request.start is None else "svd"
+        network = factorised(
+            network, request.rank, layers=request.recipe.layers, initial=initial, seed=request.recipe.seed
+        )
         ranks = rank_map(network)
         if not ranks:
-            raise InputError(f"rank: expected a rank below that of some chosen layer; got {order.rank}")
-    root = None if order.data_root is None else str(order.data_root.absolute())
+            raise InputError(f"rank: expected a rank below that of some chosen layer; got {request.rank}")
+    root = None if request.data_root is None else str(request.data_root.absolute())
     return network, dataclasses.replace(
         config,
         ranks=ranks,
@@ -201,36 +202,36 @@ def ordered_network(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
         classes=data.classes,
         data=data.name,
         data_root=root,
-        limit=order.limit,
-        image_size=order.image_size,
-        start=None if order.start is None else str(order.start.absolute()),
-        recipe=order.recipe,
+        limit=request.limit,
+        image_size=request.image_size,
+        start=None if request.start is None else str(request.start.absolute()),
+        recipe=request.recipe,
     )
 
 
-def _built(order: Order, data: Data) -> tuple[nn.Module, RunConfig]:
+def _built(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:
     """A network by name, fresh or filled from a file."""
-    arch = order.arch or "fcn"
-    mean, std = order.statistics or MEAN_STD.get(data.name) or statistics_of(data)
+    arch = request.arch or "fcn"
+    mean, std = request.statistics or MEAN_STD.get(data.name) or statistics_of(data)
     if len(mean) not in (1, data.inputs.shape[1]):
         raise InputError(f"mean, std: expected one number for each of {data.inputs.shape[1]} channels; got {len(mean)}")
-    arguments = {**_fitting(arch, data), **order.arguments}
-    inner = build_model(arch, arguments, seed=order.recipe.seed)
+    arguments = {**_fitting(arch, data), **request.arguments}
+    inner = build_model(arch, arguments, seed=request.recipe.seed)
     network = normalised(inner, mean, std)
-    if order.start is not None:
-        state = read_state(order.start)
+    if request.start is not None:
+        state = read_state(request.start)
         fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
     return network, RunConfig(arch, dict(arguments), tuple(mean), tuple(std), {}, (), data.classes, data.name)
 
 
-def _continued(order: Order, start: Path) -> tuple[nn.Module, RunConfig]:
+def _continued(request: RunRequest, start: Path) -> tuple[nn.Module, RunConfig]:
     """The network of another run, with all that it was made of."""
-    network, config = load_run(start, arch=order.arch if order.arch and runs_code(order.arch) else None)
-    asked = {"arch": order.arch, **order.arguments}
+    network, config = load_run(start, arch=request.arch if request.arch and runs_code(request.arch) else None)
+    asked = {"arch": request.arch, **request.arguments}
     own = {"arch": config.arch, **config.arguments}
     others = [f"{name} {value!r}" for name, value in asked.items() if value is not None and own.get(name) != value]
-    if order.statistics not in (None, (config.mean, config.std)):
-        others.append(f"mean and std {order.statistics}")
+    if request.statistics not in (None, (config.mean, config.std)):
+        others.append(f"mean and std {request.statistics}")
     if others:
         raise InputError(
             f"fine_tune: the run {start} was made with {own}; expected the same or none, got {', '.join(others)}"

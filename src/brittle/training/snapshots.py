@@ -20,7 +20,9 @@ from brittle.models.checkpoints import write_tensors
 from brittle.storage.files import replacing, write_text
 
 STATE = "state.json"
+"""The file that says all but the tensors, and where these are."""
 Tensors = dict[str, Tensor]
+"""Tensors by name."""
 
 
 def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], step: int) -> None:
@@ -32,12 +34,13 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
         facts: What JSON can hold exactly (no NaN).
         step: Names the file of tensors; a later state has a larger one.
     """
-    name = f"state-{step:09d}.safetensors"
+    name = f"state-{step:09d}.safetensors"  # a new file beside the old one, so that either state is whole
+    # Clones, as safetensors refuses tensors that share memory.
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     with replacing(folder / name) as beside:
         write_tensors(copies, beside)
     write_text(folder / STATE, json.dumps({"tensors": name, **facts}, allow_nan=False, indent=1) + "\n")
-    _tidy(folder, keep=name)
+    _remove_tensors(folder, keep=name)
 
 
 def read_snapshot(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
@@ -63,10 +66,10 @@ def remove_snapshot(folder: Path) -> None:
     """Remove the state from ``folder``: first what names it, then the tensors."""
     with suppress(FileNotFoundError):
         (folder / STATE).unlink()
-    _tidy(folder)
+    _remove_tensors(folder)
 
 
-def _tidy(folder: Path, keep: str = "") -> None:
+def _remove_tensors(folder: Path, keep: str = "") -> None:
     for path in (*folder.glob("state-*.safetensors"), *folder.glob(".state*")):
         if path.name != keep:
             with suppress(FileNotFoundError):
@@ -86,13 +89,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Take over what :func:`optimizer_tensors` returned; the groups keep their options."""
-    own = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
             state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:

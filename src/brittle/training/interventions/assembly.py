@@ -1,52 +1,61 @@
-"""A recipe's names turned into what the loop calls: penalties, constraints, the optimiser."""
+"""All interventions of a training, bound to its model: those that the recipe names, then the user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
+from brittle.training.interventions.binding import Constraint, Intervention, Penalty, Result_co, WeightedPenalty
 from brittle.training.interventions.constraints import CONSTRAINTS
-from brittle.training.interventions.nuclear import RefreshedNuclearNorm
 from brittle.training.interventions.penalties import PENALTIES
 from brittle.training.recipe import Recipe
 
-Penalty = Callable[[nn.Module], Tensor]
-"""From a model to a scalar that is added to the loss."""
+
+@dataclass(frozen=True)
+class Interventions:
+    """Penalties and constraints of your own, beside those that a recipe names.
+
+    Functions, so no recipe can hold them and no resumed training can compare them. Where training runs in several
+    processes they have to be picklable.
+
+    Attributes:
+        penalties: Functions of the model to a scalar, with their strengths.
+        constraints: Functions of the model that return what is to be called after every step.
+    """
+
+    penalties: Sequence[tuple[Penalty, float]] = ()
+    constraints: Sequence[Constraint] = ()
 
 
-def named_penalties(recipe: Recipe) -> list[tuple[Penalty, float]]:
-    """The recipe's penalties with their strengths."""
-    found: list[tuple[Penalty, float]] = []
-    for name, strength in recipe.penalties.items():
-        if name == "nuclear_norm" and recipe.refresh > 1:
-            found.append((RefreshedNuclearNorm(recipe.refresh, layers=recipe.layers), strength))
-        else:
-            found.append((partial(PENALTIES[name], layers=recipe.layers), strength))
-    return found
-
-
-def named_constraint(name: str, value: float | None, model: nn.Module, recipe: Recipe) -> Callable[[], object]:
-    """One of the recipe's constraints, bound to a model."""
-    every = {"every": recipe.refresh} if name in ("row_shrinkage", "singular_shrinkage") else {}
-    return CONSTRAINTS[name](model, value, layers=recipe.layers, **every)
-
-
-def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser of all parameters that require gradients.
+def bind_penalties(model: nn.Module, recipe: Recipe, own: Interventions) -> list[Callable[[], Tensor]]:
+    """Every penalty, to be called for what is added to the loss.
 
     Raises:
-        InputError: There are none.
+        InputError: The recipe names an unknown one, or one that cannot act on the model.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("model: expected parameters to train; got none that require gradients")
-    fused = all(parameter.is_floating_point() for parameter in parameters)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused
-        )
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+    named = _bind_named(PENALTIES, recipe.penalties, model, recipe)
+    return [*named, *(WeightedPenalty(penalty, model, strength) for penalty, strength in own.penalties)]
+
+
+def bind_constraints(model: nn.Module, recipe: Recipe, own: Interventions) -> list[Callable[[], object]]:
+    """Every constraint, to be called after a step of the optimiser.
+
+    Raises:
+        InputError: As :func:`bind_penalties`.
+    """
+    named = _bind_named(CONSTRAINTS, recipe.constraints, model, recipe)
+    return [*named, *(constraint(model) for constraint in own.constraints)]
+
+
+def _bind_named(
+    table: Mapping[str, Intervention[Result_co]],
+    values: Mapping[str, float | None],
+    model: nn.Module,
+    recipe: Recipe,
+) -> list[Callable[[], Result_co]]:
+    if unknown := sorted(set(values) - set(table)):
+        raise InputError(f"recipe: expected names among {', '.join(table)}; got {', '.join(unknown)}")
+    return [table[name](model, value, layers=recipe.layers, every=recipe.refresh) for name, value in values.items()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from brittle.errors import InputError
 from brittle.models.selection import Chosen, chosen_layers, matrix
-from brittle.training.interventions.nuclear import nuclear_norm_of
+from brittle.training.interventions.binding import Intervention, WeightedPenalty, weighted
+from brittle.training.interventions.nuclear import RefreshedNuclearNorm, nuclear_norm_of
 
 Layers = Sequence[str] | None
 
@@ -205,13 +206,21 @@ def _compose(first: Chosen, second: Chosen) -> bool:
     return False
 
 
-Penalty = Callable[..., Tensor]
-PENALTIES: dict[str, Penalty] = {
-    "group_lasso": group_lasso,
-    "scale_invariant_group_lasso": scale_invariant_group_lasso,
-    "nuclear_norm": nuclear_norm,
-    "l1": l1,
-    "joint_l1": joint_l1,
-    "spread_control": spread_control,
+def _bind_nuclear_norm(model: nn.Module, value: float, *, layers: Layers = None, every: int = 1) -> WeightedPenalty:
+    """Exact, or by polar factors that serve ``every`` steps each."""
+    if every == 1:
+        return weighted(nuclear_norm)(model, value, layers=layers)
+    chosen_layers(model, layers)
+    return WeightedPenalty(RefreshedNuclearNorm(every, layers=layers), model, value)
+
+
+PENALTIES: dict[str, Intervention[Tensor]] = {
+    "group_lasso": weighted(group_lasso),
+    "scale_invariant_group_lasso": weighted(scale_invariant_group_lasso),
+    "nuclear_norm": _bind_nuclear_norm,
+    "l1": weighted(l1),
+    "joint_l1": weighted(joint_l1),
+    "spread_control": weighted(spread_control),
 }
-"""Every penalty by its name."""
+"""Every penalty by its name: ``PENALTIES[name](model, strength, layers=None, every=1)`` is to be called for what is
+added to the loss."""

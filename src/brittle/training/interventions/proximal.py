@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
-from brittle.models.selection import Chosen, chosen_layers
+from brittle.models.selection import chosen_layers
 
 
-def shrunk_rows(W: Tensor, amount: float) -> Tensor:
+def shrink_rows(W: Tensor, amount: float) -> Tensor:
     """``w_i max(0, 1 - amount / ||w_i||_2)`` for every row of ``(m, n)``: the proximal operator of the group lasso.
 
-    >>> shrunk_rows(torch.tensor([[3.0, 4.0], [0.6, 0.8]]), 1.0)
+    >>> shrink_rows(torch.tensor([[3.0, 4.0], [0.6, 0.8]]), 1.0)
     tensor([[2.4000, 3.2000],
             [0.0000, 0.0000]])
     """
@@ -29,13 +29,13 @@ def shrunk_rows(W: Tensor, amount: float) -> Tensor:
     return W * torch.where(norms > amount, 1 - amount / norms, 0)
 
 
-def shrunk_singular_values(W: Tensor, amount: float) -> Tensor:
+def shrink_singular_values(W: Tensor, amount: float) -> Tensor:
     """``U max(0, Sigma - amount) V^T`` of ``(m, n)``: the proximal operator of the nuclear norm.
 
     By the Gram matrix of the smaller side in float64. What falls below ``amount`` is zero up to the rounding of W's
     type.
 
-    >>> shrunk_singular_values(torch.diag(torch.tensor([2.0, -0.5])), 1.0)
+    >>> shrink_singular_values(torch.diag(torch.tensor([2.0, -0.5])), 1.0)
     tensor([[1., 0.],
             [0., 0.]])
     """
@@ -61,35 +61,35 @@ class Shrinkage:
     def __init__(
         self,
         model: nn.Module,
-        amount: float,
+        value: float,
         *,
         singular: bool,
-        every: int = 1,
         layers: Sequence[str] | None = None,
+        every: int = 1,
     ) -> None:
         """Bind to the modules of a model.
 
         Args:
             model: Its chosen modules' weights are changed in place at every due call.
-            amount: A call's share of the shrinkage, at least 0, in units of the weights.
+            value: The amount: a call's share of the shrinkage, at least 0, in units of the weights.
             singular: Whether singular values are shrunk, or rows.
-            every: Calls between two changes; the decomposition of a large matrix costs many steps.
             layers: As :func:`brittle.models.selection.chosen_layers`.
+            every: Calls between two changes; the decomposition of a large matrix costs many steps.
 
         Raises:
             InputError: An argument is out of range, or no chosen layer is a single matrix that is a parameter.
         """
-        if isinstance(amount, bool) or not 0 <= amount < math.inf:
-            raise InputError(f"amount: expected a finite number of at least 0; got {amount!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"amount: expected a finite number of at least 0; got {value!r}")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise InputError(f"every: expected a positive integer; got {every!r}")
         self.chosen = [layer for layer in chosen_layers(model, layers) if len(layer.modules) == 1]
         if not self.chosen:
             raise InputError("layers: expected a layer that is no low-rank pair; got none")
         for layer in self.chosen:
-            _weight(layer)
-        self.amount, self.every, self.calls = float(amount), every, 0
-        self.shrunk = shrunk_singular_values if singular else shrunk_rows
+            weight_parameter(layer.modules[0], layer.name)
+        self.amount, self.every, self.calls = float(value), every, 0
+        self.shrink = shrink_singular_values if singular else shrink_rows
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -98,8 +98,8 @@ class Shrinkage:
         if self.calls % self.every or self.amount == 0:
             return
         for layer in self.chosen:
-            weight = _weight(layer)
-            weight.copy_(self.shrunk(weight.flatten(1), self.every * self.amount).view_as(weight))
+            weight = weight_parameter(layer.modules[0], layer.name)
+            weight.copy_(self.shrink(weight.flatten(1), self.every * self.amount).view_as(weight))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The number of calls, as a tensor."""
@@ -116,8 +116,13 @@ class Shrinkage:
         self.calls = int(state["calls"])
 
 
-def _weight(layer: Chosen) -> Tensor:
-    weight = layer.modules[0]._parameters.get("weight")
+def weight_parameter(module: nn.Module, name: str) -> nn.Parameter:
+    """The weight of a layer's module, which can be changed in place.
+
+    Raises:
+        InputError: It is computed from other parameters; ``name`` is the layer's.
+    """
+    weight = module._parameters.get("weight")
     if weight is None:
-        raise InputError(f"layers: expected weights that are parameters; layer {layer.name!r} has a computed one")
+        raise InputError(f"layers: expected weights that are parameters; layer {name!r} has a computed one")
     return weight
