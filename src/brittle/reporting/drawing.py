@@ -22,10 +22,14 @@ INK = "#010203"
 """Colour of text and axes; :func:`svg` turns it into the colour of the surrounding page."""
 SERIES = ("#1f7fc4", "#d55e00", "#009e73", "#c2659a")
 """Colours of the data (after Okabe and Ito): told apart by the colour-blind, 3 : 1 or better on white and on black."""
-PLACE = {2: 0, math.inf: 1, 1: 2}  # of a norm in SERIES
-LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}  # of its marks from the middle of a layer's row
-_WIDTH = 8.6  # inches, and 72 points an inch: 826 CSS pixels
-_MOST_LABELS = 80  # names down the side of a figure
+NORM_SERIES = {2: 0, math.inf: 1, 1: 2}
+"""Place of each norm's colour and mark in :data:`SERIES`."""
+NORM_LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}
+"""How far each norm's marks lie from the middle of a layer's row, so that they do not cover one another."""
+FIGURE_WIDTH = 8.6
+"""In inches: 826 CSS pixels, or 619 points, in which the SVG counts."""
+MOST_LABELS = 80
+"""Most names down the side of a figure; of more layers, every second or third is named."""
 _SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[str, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
@@ -63,6 +67,7 @@ def svg(figure: Figure) -> str:
 
 
 def _inline(tag: str, prefix: str) -> str:
+    """A tag with ids of its own, the page's colour and font, and paths of two decimals."""
     tag = re.sub(r"(?<=\s)id=\"", f'id="{prefix}', tag)
     tag = tag.replace('xlink:href="#', f'href="#{prefix}').replace("url(#", f"url(#{prefix}")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag).replace(INK, "currentColor")
@@ -71,14 +76,15 @@ def _inline(tag: str, prefix: str) -> str:
 
 
 def panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    """A figure of panels side by side that share their y axis; the title is for those who cannot see it."""
+    figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
     figure.set_label(title)
     return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
 
 
 def layer_panels(title: str, names: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
     """Panels with one row a layer, in the order of the model, names down the left side."""
-    rows = min(len(names), _MOST_LABELS)
+    rows = min(len(names), MOST_LABELS)
     figure, axes = panels(title, columns, 1.15 + max(2, rows) * (0.27 if rows <= 20 else 0.165))
     label_rows(axes[0], names)
     for axis in axes[1:]:
@@ -90,7 +96,8 @@ def layer_panels(title: str, names: Sequence[str], columns: int) -> tuple[Figure
 
 
 def label_rows(axis: Axes, names: Sequence[str]) -> None:
-    step = math.ceil(len(names) / _MOST_LABELS)
+    """One row a name, the first at the top, without an axis line."""
+    step = math.ceil(len(names) / MOST_LABELS)
     labels = [short(name) for name in names[::step]]
     axis.set_yticks(range(0, len(names), step), labels, parse_math=False, fontsize=8 if len(names) > 20 else 8.5)
     axis.set_ylim(len(names) - 0.4, -0.6)
@@ -105,6 +112,7 @@ def short(name: str, most: int = 34) -> str:
 
 
 def drawable(value: float) -> bool:
+    """Whether a logarithmic axis can show the value, with room for limits beyond it."""
     return 1e-290 < value < 1e290
 
 
@@ -143,23 +151,28 @@ def legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str
 
 
 def remark(axis: Axes, rows: Iterable[float], text: str, *, left: bool = False) -> None:
+    """Write a remark at the right (or left) end of some rows."""
     for y in rows:
         place: dict[str, Any] = {"ha": "left" if left else "right", "va": "center", "fontstyle": "italic", "alpha": 0.8}
         axis.text(0.01 if left else 0.99, y, text, transform=axis.get_yaxis_transform(), fontsize=8, **place)
 
 
 def series_look(series: int) -> dict[str, Any]:
+    """Arguments of ``plot`` for the marks of a series."""
     colour, shape = SERIES[series], "os^D"[series]
     return {"marker": shape, "markersize": 4.3, "markeredgewidth": 0, "linestyle": "none", "color": colour}
 
 
-def marker(p: float) -> dict[str, Any]:
-    return series_look(PLACE[p])
+def norm_look(p: float) -> dict[str, Any]:
+    """The same for what is measured in a norm."""
+    return series_look(NORM_SERIES[p])
 
 
-def hollow(p: float) -> dict[str, Any]:
-    return {**marker(p), "markerfacecolor": "none", "markeredgecolor": SERIES[PLACE[p]], "markeredgewidth": 0.9}
-
-
-def norm_key(p: float) -> Line2D:
-    return Line2D([], [], **marker(p))
+def hollow_look(p: float) -> dict[str, Any]:
+    """The same with the inside left open, for what a measurement is compared with."""
+    return {
+        **norm_look(p),
+        "markerfacecolor": "none",
+        "markeredgecolor": SERIES[NORM_SERIES[p]],
+        "markeredgewidth": 0.9,
+    }

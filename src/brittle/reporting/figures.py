@@ -7,7 +7,6 @@ left changed, so the same audit gives the same figure whatever the caller's styl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,17 +18,16 @@ from matplotlib.ticker import FuncFormatter
 
 from brittle.reporting.drawing import (
     INK,
-    LIFT,
-    PLACE,
+    NORM_LIFT,
+    NORM_SERIES,
     SERIES,
     drawable,
-    hollow,
+    hollow_look,
     label_rows,
     layer_panels,
     legend,
     log_scale,
-    marker,
-    norm_key,
+    norm_look,
     panels,
     remark,
     series_look,
@@ -41,9 +39,7 @@ from brittle.results import (
     Audit,
     CertifiedCurve,
     Evaluation,
-    LayerResponse,
     LipschitzResult,
-    NormBounds,
     NormResult,
     Rate,
     SecurityCurve,
@@ -52,19 +48,21 @@ from brittle.results.attacks import DATA_FREE, FITTED
 from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 
-_MANY = 8  # layers that can be told apart by colour and dash
-_BROKEN, _PROVEN = SERIES[1], SERIES[2]
+NAMED_PROFILES = 8
+"""Most layers that colour and dash can tell apart; of more, only the extremes are named."""
+BROKEN, PROVEN = SERIES[1], SERIES[2]
+"""Colours of what attacks broke and of what is certified."""
 
 
 @styled
 def draw_security_curve(audit: Audit) -> Figure | None:
     """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
-    curves = [(norm, curve) for norm in audit.norms if (curve := _attacked_curve(norm))]
-    if not curves:
+    norms = [norm for norm in audit.norms if _attacked(norm)]
+    if not norms:
         return None
-    figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2)
-    for axis, (norm, curve) in zip(axes, curves, strict=True):
-        _draw_curve(axis, curve, norm.evaluation, audit.clean_accuracy)
+    figure, axes = panels("Robust accuracy against the size of the perturbation", len(norms), 3.2)
+    for axis, norm in zip(axes, norms, strict=True):
+        _draw_curve(axis, norm, audit.clean_accuracy)
     axes[0].set_ylabel("Accuracy under attack, %")
     return figure
 
@@ -72,8 +70,8 @@ def draw_security_curve(audit: Audit) -> Figure | None:
 @styled
 def draw_certificate(audit: Audit) -> Figure | None:
     """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
-    norms = [norm for norm in audit.norms if _attacked_curve(norm) or _certified_curve(norm)]
-    if not any(_certified_curve(norm) for norm in norms):
+    norms = [norm for norm in audit.norms if _attacked(norm) or _certified(norm)]
+    if not any(_certified(norm) for norm in norms):
         return None
     figure, axes = panels("Accuracy under attack, between proof and attack", len(norms), 3.5)
     for axis, norm in zip(axes, norms, strict=True):
@@ -81,7 +79,7 @@ def draw_certificate(audit: Audit) -> Figure | None:
         axis.set_xlabel(f"Budget eps in {norm_name(norm.p)}, input units, log scale")
         axis.set_title(norm_name(norm.p), pad=18)
     axes[0].set_ylabel("Accuracy under attack, %")
-    lines = [Line2D([], [], color=_PROVEN), Line2D([], [], color=_BROKEN, marker="o", markersize=3.6)]
+    lines = [Line2D([], [], color=PROVEN), Line2D([], [], color=BROKEN, marker="o", markersize=3.6)]
     legend(figure, lines, ["certified: proven right below", "attacked: broken, or wrong to begin with, above"])
     return figure
 
@@ -96,16 +94,20 @@ def draw_layer_norms(audit: Audit) -> Figure | None:
     remark(left, [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
     left.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     for p in (2.0, math.inf):
-        rows = [y + LIFT[p] for y in range(len(names))]
-        left.plot([layer.concentration(p) for layer in audit.layers], rows, **marker(p))
+        rows = [y + NORM_LIFT[p] for y in range(len(names))]
+        left.plot([layer.concentration(p) for layer in audit.layers], rows, **norm_look(p))
     norms = [(y, norm) for y, layer in enumerate(audit.layers) for norm in layer.operator_norms if norm.p != 1]
     for y, norm in norms:
-        _draw_range(right, norm, y + LIFT[norm.p])
+        if norm.exact:
+            right.plot([norm.upper], [y + NORM_LIFT[norm.p]], **norm_look(norm.p))
+        else:
+            sides, bar = np.clip([norm.lower, norm.upper], 1e-290, 1e290), SERIES[NORM_SERIES[norm.p]]
+            right.plot(sides, [y + NORM_LIFT[norm.p]] * 2, color=bar, lw=2.6, marker="|", ms=5, solid_capstyle="butt")
     log_scale(left, [1, *(layer.concentration(p) for layer in audit.layers for p in (2, math.inf))])
     log_scale(right, [side for _, norm in norms for side in (norm.lower, norm.upper)])
     left.set_title("Concentration factor (1: flat matrix)")
     right.set_title("Operator norm: bar from lower to upper bound")
-    legend(figure, [norm_key(2.0), norm_key(math.inf)], ["ℓ₂ (spectral)", "ℓ∞ (largest row)"])
+    legend(figure, [Line2D([], [], **norm_look(p)) for p in (2.0, math.inf)], ["ℓ₂ (spectral)", "ℓ∞ (largest row)"])
     return figure
 
 
@@ -169,7 +171,7 @@ def draw_sensitivity(audit: Audit) -> Figure | None:
     axis.set_xlabel("Change of the logits per change of the input, log scale")
     names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
     names += [PRODUCT] * any(products)
-    legend(figure, [Line2D([], [], **look) for look in list(_SIDES.values())[: len(names)]], names)
+    legend(figure, [Line2D([], [], **look) for look in list(SENSITIVITY_LOOKS.values())[: len(names)]], names)
     return figure
 
 
@@ -182,17 +184,25 @@ def draw_directions(audit: Audit) -> Figure | None:
     names = list(dict.fromkeys(response.layer for response in responses))
     columns = sorted({0, min(len(response.k) for response in responses) - 1})
     figure, axes = layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1)
-    rows = [(names.index(response.layer) + LIFT[response.p], response) for response in responses]
+    rows = [(names.index(response.layer) + NORM_LIFT[response.p], response) for response in responses]
     for axis, column in zip(axes, columns, strict=False):
-        _draw_energy(axis, rows, column)
+        ks = sorted({response.k[column] for _, response in rows})
+        axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
+        for y, response in rows:
+            share, chance = response.energy[column], response.isotropic[column]
+            axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
+            axis.plot([chance], [y], **hollow_look(response.p))
+            axis.plot([share], [y], **norm_look(response.p))
+        log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
     growth = [(y, r.p, r.amplification) for y, r in rows if r.amplification is not None]
     for y, p, value in growth:
-        axes[-1].plot([value], [y], **marker(p))
+        axes[-1].plot([value], [y], **norm_look(p))
     log_scale(axes[-1], [value for _, _, value in growth])
     axes[-1].set_title("Relative change of the output")
     norms = sorted({response.p for response in responses})
-    isotropic = Line2D([], [], **{**hollow(2.0), "markeredgecolor": INK})
-    legend(figure, [*map(norm_key, norms), isotropic], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"])
+    keys = [Line2D([], [], **norm_look(p)) for p in norms]
+    isotropic = Line2D([], [], **{**hollow_look(2.0), "markeredgecolor": INK})
+    legend(figure, [*keys, isotropic], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"])
     return figure
 
 
@@ -203,15 +213,17 @@ def draw_universal(audit: Audit) -> Figure | None:
     if not results:
         return None
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
-    kinds = {FITTED: (1, -0.24), DATA_FREE: (2, 0.0)}
+    kinds = {FITTED: (1, -0.24), DATA_FREE: (2, 0.0)}  # series, and lift from the middle of the budget's row
     figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
     for y, place in enumerate(budgets):
-        here = [result for result in results if (result.p, result.eps) == place]
-        for result in here:
-            series, lift = kinds[result.kind]
-            _draw_fooled(axis, y + lift, series, _percent(result.fooled), result.fooled.percent)
-        mean, (least, most) = here[0].random_mean, here[0].random_range
-        _draw_fooled(axis, y + 0.24, 0, (_percent(mean)[0], _percent(least)[0], _percent(most)[0]), mean.percent)
+        same_budget = [result for result in results if (result.p, result.eps) == place]
+        marks = [(*kinds[result.kind], _percent(result.fooled), result.fooled.percent) for result in same_budget]
+        mean, (least, most) = same_budget[0].random_mean, same_budget[0].random_range
+        marks += [(0, 0.24, (_percent(mean)[0], _percent(least)[0], _percent(most)[0]), mean.percent)]
+        for series, lift, (value, low, high), text in marks:
+            sides, look = [[value - low], [high - value]], series_look(series)
+            axis.errorbar([value], [y + lift], xerr=sides, elinewidth=1.4, capsize=2.5, **look)
+            axis.annotate(text, (high, y + lift), (6, 0), textcoords="offset points", va="center", fontsize=8)
     label_rows(axis, [f"{norm_name(p)}, eps {budget(eps)}" for p, eps in budgets])
     axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %")
     shown = {kind: kinds[kind][0] for kind in kinds if any(result.kind == kind for result in results)}
@@ -220,98 +232,69 @@ def draw_universal(audit: Audit) -> Figure | None:
     return figure
 
 
-def _draw_fooled(axis: Axes, y: float, series: int, sides: tuple[float, float, float], text: str) -> None:
-    value, low, high = sides
-    axis.errorbar(
-        [value], [y], xerr=[[value - low], [high - value]], elinewidth=1.4, capsize=2.5, **series_look(series)
-    )
-    axis.annotate(text, (high, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
-
-
-def _draw_range(axis: Axes, norm: NormBounds, y: float) -> None:
-    if norm.exact:
-        axis.plot([norm.upper], [y], **marker(norm.p))
-    else:
-        sides = np.clip([norm.lower, norm.upper], 1e-290, 1e290)
-        axis.plot(sides, [y, y], color=SERIES[PLACE[norm.p]], linewidth=2.6, marker="|", ms=5, solid_capstyle="butt")
-
-
-def _draw_energy(axis: Axes, rows: Sequence[tuple[float, LayerResponse]], column: int) -> None:
-    ks = sorted({response.k[column] for _, response in rows})
-    axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
-    for y, response in rows:
-        share, chance = response.energy[column], response.isotropic[column]
-        axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
-        axis.plot([chance], [y], **hollow(response.p))
-        axis.plot([share], [y], **marker(response.p))
-    log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
-
-
-def _attacked_curve(norm: NormResult) -> SecurityCurve | None:
+def _attacked(norm: NormResult) -> SecurityCurve | None:
     """The security curve, if any sample was counted for it."""
     return norm.curve if norm.curve and any(rate.n for rate in norm.curve.robust) else None
 
 
-def _certified_curve(norm: NormResult) -> CertifiedCurve | None:
+def _certified(norm: NormResult) -> CertifiedCurve | None:
     """The certified curve, if any sample was counted for it."""
     return norm.certified if norm.certified and any(rate.n for rate in norm.certified.certified) else None
 
 
-def _draw_curve(axis: Axes, curve: SecurityCurve, evaluation: Evaluation | None, clean: Rate | None) -> None:
-    colour = SERIES[PLACE[curve.p]]
-    points = {eps: rate for eps, rate in zip(curve.eps, curve.robust, strict=True) if rate.n}
-    if clean is not None and clean.n:
-        points = {0.0: clean} | points
-    eps, (value, lower, upper) = list(points), zip(*map(_percent, points.values()), strict=True)
+def _draw_curve(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
+    curve, evaluation, colour = _attacked(norm), norm.evaluation, SERIES[NORM_SERIES[norm.p]]
+    rates = [(0.0, clean)] if clean is not None else []
+    rates += zip(curve.eps, curve.robust, strict=True) if curve else []
+    eps, counted = zip(*((eps, rate) for eps, rate in rates if rate.n), strict=True)
+    value, lower, upper = zip(*map(_percent, counted), strict=True)
     axis.fill_between(eps, lower, upper, color=colour, alpha=0.2, linewidth=0)
     axis.plot(eps, value, color=colour, marker="o", markersize=3.6, linewidth=1.5)
-    if clean is not None and clean.n:
-        _mark_clean(axis, 0, clean)
+    _mark_clean(axis, 0, clean)
     if evaluation is not None and evaluation.n:
         robust, low, high = _percent(evaluation.robust_accuracy)
         sides = [[robust - low], [high - robust]]
         axis.errorbar([evaluation.eps], [robust], yerr=sides, fmt="s", color=INK, ms=4, capsize=2.5)
         _mark_standard(axis, evaluation.eps)
-    axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
+    axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(norm.p)}, input units")
     axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
-    axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
+    axis.set_title(f"{norm_name(norm.p)} attacks", pad=18)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.grid(visible=True, axis="y")
 
 
 def _draw_sandwich(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
-    proven, broken, evaluation = _certified_curve(norm), _attacked_curve(norm), norm.evaluation
-    standard = [evaluation] if evaluation is not None and evaluation.n else []
+    proven, broken, evaluation = _certified(norm), _attacked(norm), norm.evaluation
     low, high = _span(proven, broken)
     rates = {low: clean} if clean is not None else {}
     rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}
     attacked = {eps: _percent(rate)[0] for eps, rate in rates.items() if rate.n}
     if attacked:
         at, values = list(attacked), list(attacked.values())
-        axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=_BROKEN, alpha=0.2, linewidth=0)
-        axis.plot(at, values, drawstyle="steps-post", color=_BROKEN, marker="o", markersize=3.6, linewidth=1.5)
+        axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=BROKEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-post", color=BROKEN, marker="o", markersize=3.6, linewidth=1.5)
     if proven is None:
         remark(axis, [5], f"no certificate in {norm_name(norm.p)}", left=True)
     else:
         at = [low, *(eps for eps in proven.eps if low < eps < high), high]
         values = [_percent(proven.at(eps))[0] for eps in at]
-        axis.fill_between(at, 0, values, step="pre", color=_PROVEN, alpha=0.2, linewidth=0)
-        axis.plot(at, values, drawstyle="steps-pre", color=_PROVEN, linewidth=1.5)
+        axis.fill_between(at, 0, values, step="pre", color=PROVEN, alpha=0.2, linewidth=0)
+        axis.plot(at, values, drawstyle="steps-pre", color=PROVEN, linewidth=1.5)
     log_scale(axis, [low, high])
     axis.set(ylim=(0, 105), xlim=(low, high * (high / low) ** 0.02))
     axis.grid(visible=True, axis="y")
-    _name_the_open(axis, attacked, proven, [evaluation.eps for evaluation in standard])
-    if clean is not None and clean.n:
-        _mark_clean(axis, low, clean)
-    for evaluation in standard:
+    _name_open_region(axis, attacked, proven, evaluation)
+    _mark_clean(axis, low, clean)
+    if evaluation is not None and evaluation.n:
         ends = [evaluation.robust_accuracy, *([proven.at(evaluation.eps)] if proven else [])]
         axis.plot([evaluation.eps] * len(ends), [_percent(rate)[0] for rate in ends], "s", color=INK, ms=4)
         _mark_standard(axis, evaluation.eps)
 
 
-def _mark_clean(axis: Axes, at: float, clean: Rate) -> None:
-    axis.plot([at], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
-    axis.annotate(f"clean {clean.percent}", (at, _percent(clean)[0]), (8, 4), textcoords="offset points")
+def _mark_clean(axis: Axes, at: float, clean: Rate | None) -> None:
+    if clean is not None and clean.n:
+        axis.plot([at], [_percent(clean)[0]], marker="D", markersize=6, color=INK, linestyle="none", clip_on=False)
+        axis.annotate(f"clean {clean.percent}", (at, _percent(clean)[0]), (8, 4), textcoords="offset points")
 
 
 def _mark_standard(axis: Axes, eps: float) -> None:
@@ -328,21 +311,22 @@ def _span(proven: CertifiedCurve | None, broken: SecurityCurve | None) -> tuple[
     return 0.8 * min([eps for eps in (*falls[:1], *attacked) if eps <= high], default=high), high
 
 
-def _name_the_open(
-    axis: Axes, attacked: dict[float, float], proven: CertifiedCurve | None, lines: Sequence[float]
+def _name_open_region(
+    axis: Axes, attacked: dict[float, float], proven: CertifiedCurve | None, evaluation: Evaluation | None
 ) -> None:
-    """Write "not known" where the two accuracies leave most room for it, away from the lines, if anywhere."""
+    """Write "not known" where the two accuracies leave most room, beside the standard budget's line, if anywhere."""
     left, right = map(math.log, axis.get_xlim())
-    steps, half = np.linspace(left, right, 101), 12
+    line = math.log(evaluation.eps) if evaluation is not None and evaluation.n else -math.inf
+    steps, half = np.linspace(left, right, 101), 12  # the words are as wide as 25 of these steps
     tops = [min([robust for eps, robust in attacked.items() if eps <= math.exp(x)], default=100) for x in steps]
     floors = [100 * (proven.at(math.exp(x)).value or 0) if proven else 0.0 for x in steps]
-    best, place = 12.0, None
+    room, place = 12.0, None  # percent: less than that is too low for a line of text
     for middle in range(half + 2, len(steps) - half):
         window = slice(middle - half, middle + half + 1)
         low, high = max(floors[window]), min(tops[window])
-        crossed = any(steps[window][0] <= math.log(line) <= steps[window][-1] for line in lines)
-        if not crossed and high - low > best:
-            best, place = high - low, (math.exp(steps[middle]), (low + high) / 2)
+        crossed = steps[window][0] <= line <= steps[window][-1]
+        if not crossed and high - low > room:
+            room, place = high - low, (math.exp(steps[middle]), (low + high) / 2)
     if place is not None:
         axis.text(*place, "not known", ha="center", va="center", fontstyle="italic", alpha=0.8)
 
@@ -352,9 +336,9 @@ def _percent(rate: Rate) -> tuple[float, float, float]:
     return 100 * (rate.value or 0.0), 100 * low, 100 * high
 
 
-_SIDES: dict[str, dict[str, Any]] = {
-    "median": {**hollow(2.0), "markersize": 5},
-    "lower": {**marker(2.0), "markersize": 6.5},
+SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
+    "median": {**hollow_look(2.0), "markersize": 5},
+    "lower": {**norm_look(2.0), "markersize": 6.5},
     "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
     "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
 }
@@ -369,17 +353,17 @@ def _beaten_product(result: LipschitzResult) -> float | None:
 
 def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
     sides = {"median": result.median_lower, "lower": result.lower, "upper": result.upper}
-    found = {side: value for side, value in sides.items() if value is not None and drawable(value)}
-    if len(found) > 1:
-        axis.plot([min(found.values()), max(found.values())], [y, y], color=INK, alpha=0.35, linewidth=1)
+    shown = {side: value for side, value in sides.items() if value is not None and drawable(value)}
+    if len(shown) > 1:
+        axis.plot([min(shown.values()), max(shown.values())], [y, y], color=INK, alpha=0.35, linewidth=1)
     if (product := _beaten_product(result)) is not None:
-        axis.plot([product], [y], **_SIDES["product"])
-    for side, value in found.items():
-        axis.plot([value], [y], **_SIDES[side])
+        axis.plot([product], [y], **SENSITIVITY_LOOKS["product"])
+    for side, value in shown.items():
+        axis.plot([value], [y], **SENSITIVITY_LOOKS[side])
         if side != "median":
             away, end = (-3, "right") if side == "lower" else (3, "left")
             axis.annotate(number(value, side), (value, y), (away, 7), textcoords="offset points", ha=end, fontsize=8)
-    missing = {"largest found": "lower" not in found, "certified": "upper" not in found}
+    missing = {"largest found": "lower" not in shown, "certified": "upper" not in shown}
     if any(missing.values()):
         names = " and ".join(name for name, gone in missing.items() if gone)
         remark(axis, [y + 0.3], f"{names}: not available", left=not missing["certified"])
@@ -392,7 +376,7 @@ def _draw_profiles(axis: Axes, profiles: dict[str, np.ndarray[Any, Any]]) -> Non
         return axis.plot(np.linspace(0, 100, len(profiles[name])), profiles[name], **look)[0]
 
     notes = dict.fromkeys(profiles, "")
-    if len(profiles) > _MANY:
+    if len(profiles) > NAMED_PROFILES:
         names = sorted(profiles, key=lambda name: float(profiles[name].mean()))
         notes = dict.fromkeys(names[:2], "steepest: ") | dict.fromkeys(names[-2:], "flattest: ")
     for name in [name for name in profiles if name not in notes]:

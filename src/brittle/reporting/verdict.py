@@ -48,15 +48,15 @@ def _level(norms: Sequence[NormResult], doubted: bool) -> str:
     if not pairs:
         return "not attacked"
     pairs = [(evaluation, curve) for evaluation, curve in pairs if evaluation.clean_correct]
-    level = _of(evaluation.robust_correct / evaluation.clean_correct for evaluation, _ in pairs)
+    level = _level_of_share(evaluation.robust_correct / evaluation.clean_correct for evaluation, _ in pairs)
     if level not in UNPROVEN or not doubted:
         return level
-    proven = _of(curve.at(e.eps).hits / e.clean_correct if curve else 0.0 for e, curve in pairs)
+    proven = _level_of_share(curve.at(e.eps).hits / e.clean_correct if curve else 0.0 for e, curve in pairs)
     return level if level == proven else "unclear"
 
 
-def _of(rates: Iterable[float]) -> str:
-    smallest = min(rates, default=0.0)
+def _level_of_share(shares: Iterable[float]) -> str:
+    smallest = min(shares, default=0.0)
     return next(level for least, level in LEVELS if smallest >= least)
 
 
