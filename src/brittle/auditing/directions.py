@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from brittle.linear.convolution import apply
 from brittle.linear.norms import lp_norm
 from brittle.linear.spectrum import top_right_singular_vectors
+from brittle.models.activations import watch_calls
 from brittle.models.borrow import device_of, frozen
 from brittle.models.layers import LayerView
 from brittle.results import FRACTIONS, LayerResponse
@@ -155,26 +155,17 @@ def _record(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> dict[str
     """Input and output of every layer during one forward pass, each layer's first call."""
     inputs: dict[nn.Module, Tensor] = {}
     outputs: dict[nn.Module, Tensor] = {}
-    with _hooks(views, inputs, outputs):
+
+    def keep(module: nn.Module, read: Tensor | None, output: Tensor | None) -> None:
+        if read is not None and module not in inputs:
+            inputs[module] = read.clone()  # what follows may work in place
+        if output is not None and module not in outputs:
+            outputs[module] = output.clone()
+
+    with watch_calls((module for view in views for module in (view.module, view.output) if module is not None), keep):
         model(x)
     return {
         view.name: (inputs[view.module], outputs[view.output])
         for view in views
         if view.module in inputs and view.output is not None and view.output in outputs
     }
-
-
-@contextmanager
-def _hooks(
-    views: Sequence[LayerView], inputs: dict[nn.Module, Tensor], outputs: dict[nn.Module, Tensor]
-) -> Iterator[None]:
-    def note(module: nn.Module, args: tuple[object, ...], output: object) -> None:
-        if args and isinstance(args[0], Tensor):
-            inputs.setdefault(module, args[0].clone())  # what follows may work in place
-        if isinstance(output, Tensor):
-            outputs.setdefault(module, output.clone())
-
-    with ExitStack() as stack:
-        for module in {module for view in views for module in (view.module, view.output) if module is not None}:
-            stack.callback(module.register_forward_hook(note).remove)
-        yield

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from brittle.bounds.layer import row_bound, spectral_bound
-from brittle.errors import InputError, first_line
 from brittle.linear.compressibility import (
     effective_sparsity,
     k_term_error_curve,
@@ -19,7 +18,9 @@ from brittle.linear.compressibility import (
     spread,
 )
 from brittle.linear.convolution import bounds_of
+from brittle.models.activations import watch_calls
 from brittle.models.borrow import frozen, zero_like
+from brittle.models.forward import output_of
 from brittle.models.layers import LayerView
 from brittle.results import FRACTIONS, PROFILE_POINTS, LayerResult, NormBounds
 
@@ -96,27 +97,18 @@ def input_sizes(
     Raises:
         InputError: The model cannot run on that shape.
     """
-    sizes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[nn.Module, torch.Size] = {}
 
-    def note(name: str, axes: int) -> object:
-        return lambda module, args: sizes.setdefault(name, tuple(args[0].shape[-axes:])) and None
+    def note(module: nn.Module, read: Tensor | None, _: Tensor | None) -> None:
+        if read is not None:
+            shapes.setdefault(module, read.shape)
 
-    x = zero_like(model).new_zeros(1, *shape)
-    hooks = [
-        view.module.register_forward_pre_hook(note(view.name, view.weight.ndim - 2))  # type: ignore[arg-type]
-        for view in views
-        if view.convolution
-    ]
-    try:
-        with frozen(model), torch.no_grad():
-            model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        message = f"{argument}: the model cannot run on inputs of shape {tuple(shape)}: {first_line(error)}"
-        raise InputError(message) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sizes
+    convolutions = [view for view in views if view.convolution]
+    with frozen(model), torch.no_grad(), watch_calls((view.module for view in convolutions), note):
+        output_of(model, zero_like(model).new_zeros(1, *shape), argument)
+    return {
+        view.name: tuple(shapes[view.module][2 - view.weight.ndim :]) for view in convolutions if view.module in shapes
+    }
 
 
 def _operator_norms(

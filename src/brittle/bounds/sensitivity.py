@@ -12,6 +12,7 @@ from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, dual_exponent, lp_norm, per_sample
 from brittle.linear.spectrum import largest_singular_value, power_iteration
 from brittle.models.borrow import Model, device_of, frozen
+from brittle.models.forward import output_of
 
 MOST_CLASSES = 10
 """Rows of the Jacobian taken at each input: the classes of largest logits."""
@@ -235,11 +236,8 @@ def _random_unit(like: Tensor, p: float, seed: int) -> Tensor:
 
 def _in_double(model: Model, x: Tensor) -> tuple[Model, Tensor]:
     """A copy of the (frozen) model that runs in float64, and x in float64; both as they are where there is none."""
-    try:
-        with torch.no_grad():
-            logits = model(x[:1])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise InputError(f"x: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {error}") from error
+    with torch.no_grad():
+        logits = output_of(model, x[:1], "x")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.shape[1]:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"model: expected logits (N, classes); got {found}")

@@ -14,11 +14,12 @@ from brittle.attacks.losses import margins
 from brittle.attacks.pool import check_count
 from brittle.attacks.region import check_budget
 from brittle.data.checks import check_batch
-from brittle.errors import InputError, first_line
+from brittle.errors import InputError
 from brittle.linear.norms import lp_norm
 from brittle.linear.spectrum import power_iteration, top_right_singular_vectors
+from brittle.models.activations import watch_calls
 from brittle.models.borrow import Model, device_of, frozen, zero_like
-from brittle.models.forward import logits_of
+from brittle.models.forward import logits_of, output_of
 from brittle.models.layers import read_layers
 from brittle.results import Rate, UniversalResult
 from brittle.results.attacks import DATA_FREE, FITTED
@@ -140,25 +141,19 @@ def _first_layer(
     model: nn.Module, layers: Mapping[nn.Module, str] | Sequence[nn.Module], x: Tensor
 ) -> tuple[nn.Module, Tensor, Tensor] | None:
     """The first of the layers to yield a function of the input, the input as a leaf, and the layer's output there."""
-    found: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[nn.Module, Tensor]] = []
 
-    def note(module: nn.Module, args: object, output: object) -> None:
-        if not found and isinstance(output, Tensor) and output.requires_grad:
-            found.append((module, output.clone()))  # what follows may work in place
+    def note(module: nn.Module, _: Tensor | None, output: Tensor | None) -> None:
+        if not outputs and output is not None and output.requires_grad:
+            outputs.append((module, output.clone()))  # what follows may work in place
 
     x = x.detach().requires_grad_()
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        message = f"shape: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
-        raise InputError(message) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found or len(found[0][1]) != len(x):
+    with watch_calls(layers, note):
+        output_of(model, x, "shape")
+    if not outputs or len(outputs[0][1]) != len(x):
         return None
-    return found[0][0], x, found[0][1]
+    layer, output = outputs[0]
+    return layer, x, output
 
 
 def _affine(y: Tensor) -> bool:

@@ -31,15 +31,25 @@ def logits_of(model: Model, x: Tensor, y: Tensor, batch_size: int | None = None)
     return in_parts(lambda x, y: _logits(model, x, y), batch_size, x, y)
 
 
-def _logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
+def output_of(model: Model, x: Tensor, argument: str = "data") -> object:
+    """What the model yields for ``x``.
+
+    Raises:
+        InputError: The model cannot run on inputs of this shape or type; the message names the ``argument``. Running
+            out of memory stays the error that it is.
+    """
     try:
-        with torch.no_grad():
-            logits = model(x)
+        return model(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if out_of_memory(error):
             raise
-        message = f"data: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
+        message = f"{argument}: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
         raise InputError(message) from error
+
+
+def _logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = output_of(model, x)
     check_logits(logits, x, y)
     assert isinstance(logits, Tensor)
     return logits.detach()
