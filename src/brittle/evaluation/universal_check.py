@@ -26,7 +26,8 @@ from brittle.results.attacks import DATA_FREE, FITTED
 
 FIT_BATCH, JUDGE_BATCH = 64, 256
 """Samples at once while a perturbation is fitted, and while it is judged."""
-_ROWS = 256  # of a dense layer's matrix, read at once
+MATRIX_ROWS = 256
+"""Rows of a dense layer's matrix that are read at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,31 +97,24 @@ def data_free_perturbations(
         return ()
     generator = torch.Generator().manual_seed(seed)
     with frozen(model), torch.enable_grad():
-        names = _outputs(model)
-        first = _first_layer(model, names, _points(model, shape, bounds, generator))
-        if first is None:
+        names = _name_outputs(model)
+        first = _first_layer(model, names, _three_points(model, shape, bounds, generator))
+        if first is None or not _is_affine(first[2]):
             return ()
         layer, x, y = first
-        if not _affine(y):
-            return ()
-        if dense := y.ndim == 2:
-            A = _matrix(model, layer, x[:1], y.shape[1])
-            row = int(A.abs().sum(1).argmax())
-            what = f"sign of row {row} of" if p != 2 else "first right singular vector of"
-            v = A[row] if p != 2 else _first_singular_vector(A)
+        if is_dense := y.ndim == 2:
+            v, what = _dense_direction(_matrix(model, layer, x[:1], y.shape[1]), p)
         else:
-            what = "leading direction of" if p == 2 else "sign of the leading direction of"
-            v = _power_iteration(x, y, steps, generator)
+            v, what = _operator_direction(x, y, p, steps, generator)
     if not v.any():
         return ()
     v = v.double().cpu()
-    unit = v / v.norm() if p == 2 else v.sign()
-    u = (eps * unit).view(*shape).to(x)
-    where = f"{what} “{names[layer]}”" + ("" if dense else " (estimate)" if p == 2 else " (heuristic)")
-    return tuple(Candidate(f"{sign} {where}", factor * u, dense) for sign, factor in (("+", 1), ("−", -1)))
+    u = (eps * (v / v.norm() if p == 2 else v.sign())).view(*shape).to(x)
+    name = what.format(f"“{names[layer]}”")
+    return tuple(Candidate(f"{sign} {name}", factor * u, is_dense) for sign, factor in (("+", 1), ("−", -1)))
 
 
-def _outputs(model: nn.Module) -> dict[nn.Module, str]:
+def _name_outputs(model: nn.Module) -> dict[nn.Module, str]:
     """The modules that yield the layers' outputs, with the layers' names (three parts of one matrix count as one)."""
     names: dict[nn.Module, str] = {}
     for view in read_layers(model).views:
@@ -131,7 +125,9 @@ def _outputs(model: nn.Module) -> dict[nn.Module, str]:
     return names
 
 
-def _points(model: nn.Module, shape: Sequence[int], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _three_points(
+    model: nn.Module, shape: Sequence[int], bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """Two random inputs within the bounds and the point halfway between, ``(3, *shape)``."""
     a, b = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(2, *shape, generator=generator, dtype=torch.float64)
     return torch.stack([a, b, (a + b) / 2]).to(zero_like(model))
@@ -156,7 +152,7 @@ def _first_layer(
     return layer, x, output
 
 
-def _affine(y: Tensor) -> bool:
+def _is_affine(y: Tensor) -> bool:
     """Whether the last of three outputs lies halfway between the others, up to what rounding can do."""
     a, b, middle = y.detach().double()
     off, apart = ((a + b) / 2 - middle).abs().max(), (a - b).abs().max()
@@ -166,23 +162,26 @@ def _affine(y: Tensor) -> bool:
 def _matrix(model: nn.Module, layer: nn.Module, x: Tensor, rows: int) -> Tensor:
     """The map's matrix ``(rows, n)`` in float64 on the CPU: gradients of every entry of the output."""
     parts = []
-    for part in torch.eye(rows, dtype=x.dtype, device=x.device).split(_ROWS):
-        found = _first_layer(model, [layer], x.detach().expand(len(part), *x.shape[1:]))
-        assert found is not None
-        parts.append(torch.autograd.grad(found[2], found[1], part)[0].flatten(1).double().cpu())
+    for part in torch.eye(rows, dtype=x.dtype, device=x.device).split(MATRIX_ROWS):
+        again = _first_layer(model, [layer], x.detach().expand(len(part), *x.shape[1:]))
+        assert again is not None  # it was the first layer before
+        parts.append(torch.autograd.grad(again[2], again[1], part)[0].flatten(1).double().cpu())
     return torch.cat(parts)
 
 
-def _first_singular_vector(A: Tensor) -> Tensor:
-    """``(n,)``, its largest entry positive; zero for a zero matrix."""
-    if not A.any():
-        return torch.zeros_like(A[0])
-    v = top_right_singular_vectors(A, 1)[:, 0]
-    return v * v[v.abs().argmax()].sign()
+def _dense_direction(A: Tensor, p: float) -> tuple[Tensor, str]:
+    """The perturbation ``(n,)`` that A ``(m, n)`` moves furthest, up to its size, and what it is of a layer."""
+    if p != 2:
+        row = int(A.abs().sum(1).argmax())
+        return A[row], f"sign of row {row} of {{}}"
+    vectors = top_right_singular_vectors(A, 1)
+    v = vectors[:, 0] if vectors.shape[1] else torch.zeros_like(A[0])  # a zero matrix has none
+    # The vector is determined up to its sign: so that the candidates do not hang on rounding.
+    return v * v[v.abs().argmax()].sign(), "first right singular vector of {}"
 
 
-def _power_iteration(x: Tensor, y: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """The direction ``(n,)`` that ``A^T A`` leads to from a random start; zero when A maps it to zero.
+def _operator_direction(x: Tensor, y: Tensor, p: float, steps: int, generator: torch.Generator) -> tuple[Tensor, str]:
+    """The direction ``(n,)`` that ``A^T A`` leads to from a random start, zero when A maps it to zero, and its name.
 
     ``A v`` is the derivative of ``<A^T w, v>`` in w; all but the first sample stand still.
     """
@@ -196,7 +195,8 @@ def _power_iteration(x: Tensor, y: Tensor, steps: int, generator: torch.Generato
         return torch.autograd.grad(y, x, image, retain_graph=True)[0]
 
     gains, v = power_iteration(there_and_back, start, steps)
-    return (v[0] if gains[0] > 0 else torch.zeros_like(v[0])).flatten()
+    name = "leading direction of {} (estimate)" if p == 2 else "sign of the leading direction of {} (heuristic)"
+    return (v[0] if gains[0] > 0 else torch.zeros_like(v[0])).flatten(), name
 
 
 def judge_universal(
@@ -240,23 +240,21 @@ def judge_universal(
         return []
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator).to(x.device)
-    fit, held = order[: len(x) // 2], order[len(x) // 2 :]
+    fitting, judging = order[: len(x) // 2], order[len(x) // 2 :]
 
-    def right(rows: Tensor, u: Tensor) -> Tensor:
+    def is_right(rows: Tensor, u: Tensor) -> Tensor:
         logits = logits_of(model, (x[rows] + u.to(x)).clamp(*bounds), y[rows], JUDGE_BATCH)
         return margins(logits, y[rows]) > 0
 
     with frozen(model):
-        clean = right(held, torch.zeros_like(x[0]))
-        batches = [(x[part], y[part]) for part in fit.split(FIT_BATCH)]
-        fitted = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
-        chosen = [(FITTED, "projected ascent", fitted)]
-        free = data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed)
-        if free:
-            best = min(free, key=lambda candidate: int(right(fit, candidate.u).sum()))
-            chosen.append((DATA_FREE, best.name, best.u))
-        controls = [right(held, _random(x[:1], eps, p, generator)) for _ in range(draws)]
-        under = [right(held, u) for _, _, u in chosen]
+        clean = is_right(judging, torch.zeros_like(x[0]))
+        batches = [(x[part], y[part]) for part in fitting.split(FIT_BATCH)]
+        u = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
+        judged = [(FITTED, "projected ascent", is_right(judging, u))]
+        if candidates := data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed):
+            best = min(candidates, key=lambda candidate: int(is_right(fitting, candidate.u).sum()))
+            judged.append((DATA_FREE, best.name, is_right(judging, best.u)))
+        controls = [is_right(judging, _random(x[:1], eps, p, generator)) for _ in range(draws)]
     n = int(clean.sum())
     return [
         UniversalResult(
@@ -264,12 +262,12 @@ def judge_universal(
             eps=float(eps),
             kind=kind,
             direction=name,
-            fitted_on=len(fit),
-            fooled=Rate(int((clean & ~survives).sum()), n),
+            fitted_on=len(fitting),
+            fooled=Rate(int((clean & ~still_right).sum()), n),
             random_fooled=tuple(Rate(int((clean & ~control).sum()), n) for control in controls),
-            robust=Rate(int(survives.sum()), len(held)),
+            robust=Rate(int(still_right.sum()), len(judging)),
         )
-        for (kind, name, _), survives in zip(chosen, under, strict=True)
+        for kind, name, still_right in judged
     ]
 
 
