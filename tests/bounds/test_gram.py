@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from brittle.bounds.graph.read import read_graph
 from brittle.bounds.graph.rules import Conv, Dense, Op, Slope
-from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
+from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tighten
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.product import own_factors, product_bound
 from brittle.bounds.lipschitz.torus import mean_over_image
@@ -334,7 +334,7 @@ def test_optimised_multipliers_are_never_worse_and_still_a_bound(family: str) ->
         ops = read_graph(model, shape)
         factors = own_factors(ops, 2)
         before = gram_bound(ops, factors)
-        after = tightened(before, ops, factors, 25)
+        after = tighten(before, ops, factors, 25)
         assert after.upper <= before.upper * (1 + 1e-12)
         net = Patterned(model, shape, seed)
         for J in climb(net, after.gram) + search(net, 2, 4) + jacobians(model, shape, seed):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from brittle.attacks import apgd, pgd
 from brittle.bounds.graph.read import read_graph
-from brittle.bounds.lipschitz.gram import gram_bound, tightened
+from brittle.bounds.lipschitz.gram import gram_bound, tighten
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.product import own_factors
 from brittle.bounds.radius import certified_accuracy, certified_radii
@@ -71,7 +71,7 @@ def test_semidefinite_programming_confirms_the_multipliers(seed: int, widths: tu
     factors = own_factors(ops, 2)
     closed = gram_bound(ops, factors)
     assert best <= closed.upper * (1 + 1e-5)
-    optimised = tightened(closed, ops, factors, 300).upper
+    optimised = tighten(closed, ops, factors, 300).upper
     assert best * (1 - 1e-5) <= optimised <= closed.upper
     assert optimised <= 1.02 * best
     assert closed.upper <= 1.7 * best
@@ -81,7 +81,7 @@ def test_one_output_is_optimised_too() -> None:
     model, W = chain(1, 6, 8, 8, 1)
     ops = read_graph(model, (6,))
     factors = own_factors(ops, 2)
-    assert tightened(gram_bound(ops, factors), ops, factors, 300).upper <= 1.02 * lipsdp(W)
+    assert tighten(gram_bound(ops, factors), ops, factors, 300).upper <= 1.02 * lipsdp(W)
 
 
 @pytest.mark.parametrize("seed", range(3))

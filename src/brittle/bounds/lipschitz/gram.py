@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from brittle.bounds.graph.rules import Op
-from brittle.bounds.lipschitz.gram_walk import Recursion
+from brittle.bounds.lipschitz.gram_walk import Walk
 from brittle.linear.spectrum import WALK_ROUNDING
 
 
@@ -62,11 +62,11 @@ def gram_bound(
     Returns:
         The bound. With multipliers given that are not feasible, the affected segment falls back to norms.
     """
-    recursion = Recursion(ops, factors, dict(multipliers or {}))
-    return GramBound(recursion.run(start), recursion.multipliers)
+    walk = Walk(ops, factors, dict(multipliers or {}))
+    return GramBound(walk.run(start), walk.multipliers)
 
 
-def tightened(
+def tighten(
     bound: GramBound,
     ops: Sequence[Op],
     factors: Sequence[float],

@@ -1,7 +1,7 @@
-"""Which multipliers an activation inside a network gets: closed forms, judged by what reads its result.
+"""Diagonal matrices and Gram matrices: which multipliers an activation gets, and which diagonal lies above a matrix.
 
-What is chosen here is no bound by itself: any positive diagonal with ``2T - P > 0`` gives one. Theory page, section
-"Multipliers".
+Multipliers are closed forms, judged by what reads the activation's result. What is chosen here is no bound by itself:
+any positive diagonal with ``2T - P > 0`` gives one. Theory page, section "Multipliers".
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from brittle.bounds.graph.rules import Conv, Dense
-from brittle.bounds.lipschitz.gram_diagonal import Stuck, estimate, first_vectors
-from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor
+from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor, floored
 from brittle.linear.conv_symbol import symbol
 from brittle.linear.spectrum import power_iteration
 
@@ -22,7 +21,11 @@ Reader = Dense | Conv | None
 """A linear operation that reads a result, convolutions with zero padding; None for any other reading."""
 
 
-def chosen_multipliers(
+class Stuck(Exception):
+    """Raised where the walk cannot go on; the segment then counts with its product of norms."""
+
+
+def choose_multipliers(
     Q: Tensor, readers: Sequence[Reader], grid: Sequence[int], slopes: Slopes
 ) -> tuple[Tensor, Tensor]:
     """Multipliers by the best of a few closed forms, judged at the heaviest frequencies, and their factor.
@@ -45,7 +48,7 @@ def chosen_multipliers(
     heavy = energy.sum(1).topk(min(len(Q), 3)).indices
     few = Q[heavy]
     maps = [_matrix(reader, grid, heavy) for reader in readers]
-    scale = [max(estimate(few, w) * 1.0001, 1e-200) for w in forms]
+    scale = [max(estimate_eigenvalue(few, w) * 1.0001, 1e-200) for w in forms]
 
     def value(key: int, multiple: float) -> float:
         t = forms[key] * scale[key] * multiple
@@ -67,19 +70,70 @@ def outer_norms(readers: Sequence[Reader], n: int) -> Tensor:
     """Column norms ``(n,)`` of all readers of a result of n channels together; 1 for any reading that is not linear."""
     total = torch.zeros(n, dtype=torch.float64)
     for reader in readers:
-        columns = _column_squares(reader)
-        total += columns if columns is not None and len(columns) == n else torch.ones(n, dtype=torch.float64)
+        columns = torch.ones(n, dtype=torch.float64)
+        if isinstance(reader, Dense):
+            columns = reader.W.double().square().sum(0)
+        elif reader is not None:
+            squares = reader.K.double().square().flatten(2).sum(2)
+            columns = squares.unflatten(0, (reader.geometry.groups, -1)).sum(1).flatten()
+        total += columns if len(columns) == n else 1.0
     return total.sqrt() if float(total.max()) > 0 else torch.ones(n, dtype=torch.float64)
 
 
-def _column_squares(reader: Reader) -> Tensor | None:
-    """Squared column norms, one a channel."""
-    if reader is None:
-        return None
-    if isinstance(reader, Dense):
-        return reader.W.double().square().sum(0)
-    squares = reader.K.double().square().flatten(2).sum(2)
-    return squares.unflatten(0, (reader.geometry.groups, -1)).sum(1).flatten()
+def dominating_diagonal(P: Tensor, outer: Tensor) -> Tensor:
+    """A diagonal matrix above P at every frequency, of a few kinds the one with the least ``sum t_c outer_c^2``.
+
+    Args:
+        P: ``(F, n, n)``.
+        outer: Norms of the columns of what reads the result, ``(n,)``.
+
+    Returns:
+        Its entries ``(n,)``; no gradient flows through them.
+
+    Raises:
+        Stuck: P is not finite.
+    """
+    P = P.detach()
+    energy = P.diagonal(dim1=-2, dim2=-1).real.mean(0)
+    best, least = torch.ones_like(energy), math.inf
+    for w in (torch.ones_like(energy), floored(energy).sqrt(), floored(energy)):
+        t = w * largest_eigenvalue(P, w)
+        size = float((t * outer**2).sum())
+        if size < least * 0.999:
+            best, least = t, size
+    if not math.isfinite(least):
+        raise Stuck
+    return best
+
+
+def largest_eigenvalue(P: Tensor, w: Tensor | None = None) -> float:
+    """Upper bound, within some percent, of the largest eigenvalue of ``W^-1/2 P W^-1/2`` over the batch.
+
+    Certified by a Cholesky factorisation; infinite where none succeeds.
+    """
+    P = P.detach()
+    w = torch.ones(P.shape[-1], dtype=torch.float64) if w is None else w
+    traces = (P.diagonal(dim1=-2, dim2=-1).real / w).sum(1)
+    guess = estimate_eigenvalue(P[traces.topk(min(len(P), 4)).indices], w)
+    if not guess:
+        return 0.0 if not P.any() else math.inf
+    for doubling in range(20):
+        guess *= 1 + 0.003 * 2**doubling
+        if factor(2 * P, w * guess) is not None:  # 2 guess W - 2 P > 0
+            return guess
+    return math.inf
+
+
+def estimate_eigenvalue(Q: Tensor, w: Tensor, iterations: int = 20) -> float:
+    """Estimate, from below, of the largest eigenvalue of ``W^-1/2 Q W^-1/2`` over the batch, by power iteration."""
+    root = w.rsqrt().to(Q.dtype)[:, None]
+    return float(power_iteration(lambda v: root * (Q @ (root * v)), first_vectors(Q), iterations)[0].max())
+
+
+def first_vectors(like: Tensor) -> Tensor:
+    """Where power iterations on matrices ``(F, n, n)`` start: random, always the same, ``(F, n, 1)``."""
+    v = torch.randn(like.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return v.to(like.dtype).expand(len(like), -1, -1)
 
 
 def _matrix(reader: Reader, grid: Sequence[int], heavy: Tensor) -> Tensor | None:

@@ -1,8 +1,8 @@
 """The walk over a network's operations that turns one Gram matrix into the next.
 
-All live results are bounded together, by a diagonal (``gram_diagonal``) or by a joint matrix (``gram_joint``). Here is
-decided which of them serves an operation, what may be afforded, and where only the product of norms is left. Theory
-page, section "Multipliers".
+All live results are bounded together, by a diagonal or by a joint matrix (``gram_states``). Here is decided which of
+them serves an operation, what may be afforded, and where only the product of norms is left. Theory page, section
+"Multipliers".
 """
 
 from __future__ import annotations
@@ -16,31 +16,38 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.rules import Average, Concat, Conv, Dense, Multiple, Op, Rearrange, Scale, Slope, Sum, users
-from brittle.bounds.lipschitz.gram_diagonal import Diagonal, Stuck, above, weights_after
-from brittle.bounds.lipschitz.gram_joint import (
-    Joint,
-    cancelled,
-    combination,
-    eliminated,
-    extended,
-    side_by_side,
-    spread,
+from brittle.bounds.graph.rules import Average, Conv, Dense, Op, Rearrange, Slope, Sum, users
+from brittle.bounds.lipschitz.gram_multipliers import (
+    Reader,
+    Stuck,
+    choose_multipliers,
+    dominating_diagonal,
+    outer_norms,
 )
-from brittle.bounds.lipschitz.gram_multipliers import Reader, chosen_multipliers, outer_norms
+from brittle.bounds.lipschitz.gram_states import (
+    Diagonal,
+    Joint,
+    append_rows,
+    convolve_diagonal,
+    eliminate_activation,
+    joint_of_diagonal,
+    lost_by_cancellation,
+    rows_after,
+    weights_after,
+)
 from brittle.bounds.lipschitz.product import product_bound
-from brittle.bounds.lipschitz.torus import convolutions, fits, least_torus, mean_over_image, spills
+from brittle.bounds.lipschitz.torus import convolutions, fits, is_local, least_torus, mean_over_image, spills
 from brittle.bounds.pairs.multipliers import factor
 from brittle.linear.conv_symbol import frequencies, symbol
 
-_BUDGET = 8e11
+MOST_MULTIPLICATIONS = 8e11
 """Real multiplications of one recursion, about a minute on two cores; what is left then counts with its norms."""
-_WIDEST = 6e7
+MOST_ENTRIES = 6e7
 """Entries of a joint matrix that are kept in memory: about 1 GB."""
 
 
 @dataclass
-class Recursion:
+class Walk:
     """One walk over the operations in their order, with a bound of all live results: a diagonal or a joint matrix.
 
     Attributes:
@@ -65,19 +72,21 @@ class Recursion:
         """
         shape = self.ops[0].shape
         assert shape is not None
-        first = Diagonal(0, torch.ones(shape[1], dtype=torch.float64))
-        if start is not None:  # weights of the entries stand behind a flattening
-            first = Diagonal(0 if len(shape) == 2 else 1, start)
-        state: Diagonal | Joint = first
-        saved, number = state, first.alone + 1
+        state: Diagonal | Joint = Diagonal(0, torch.ones(shape[1], dtype=torch.float64))
+        number = 1
+        if start is not None and len(shape) == 2:
+            state = Diagonal(0, start)
+        elif start is not None:  # weights of the entries stand behind a flattening
+            state, number = Diagonal(1, start), 2
+        last_cut = state
         while number < len(self.ops):
             try:
                 state = self.step(state, number)
             except Stuck:
                 number = self.cuts.index(True, number)
-                state = self.skip(saved, number)
+                state = self.skip(last_cut, number)
             if state.alone is not None and self.cuts[number]:
-                saved = state
+                last_cut = state
             number += 1
         return self.finish(state)
 
@@ -103,7 +112,7 @@ class Recursion:
         """For every operation, whether everything after it reads nothing before its result."""
         return [last <= number for number, last in enumerate(accumulate(self.last_use[:-1], max, initial=0))]
 
-    def kept(self, state: Joint, number: int) -> list[int]:
+    def read_later(self, state: Joint, number: int) -> list[int]:
         """Live results that are read after an operation."""
         return [x for x in state.place if self.last_use[x] > number]
 
@@ -148,13 +157,13 @@ class Recursion:
         op, x = self.ops[number], state.alone
         convs = {reader: conv for reader in self.readers[x] if (conv := self.convs[reader]) is not None}
         if len(convs) == len(set(self.readers[x])) and len({conv.geometry.stride for conv in convs.values()}) == 1:
-            return self.convolved(state, convs)
+            return self.convolve(state, convs)
         shape = self.ops[x].shape
         assert shape is not None
         if len(self.readers[x]) > 1:
             grid = self.torus(x, [1] * len(shape[2:]))
             self.afford(frequencies(grid), shape[1])
-            joint = spread(x, state.t, grid)
+            joint = joint_of_diagonal(x, state.t, grid)
             if not self.stays(joint, number):
                 raise Stuck
             return self.append(joint, number)
@@ -162,16 +171,16 @@ class Recursion:
             W = op.rule.W.double()
             self.afford(1, W.shape[0], float(W.shape[0]) ** 2 * W.shape[1])
             return Joint(((W * state.t) @ W.mT)[None], {number: (0, W.shape[0])}, ())
-        return Diagonal(number, weights_after(op, state.t, shape))
+        return Diagonal(number, weights_after(op.rule, op, state.t, shape))
 
-    def convolved(self, state: Diagonal, convs: Mapping[int, Conv]) -> Joint:
+    def convolve(self, state: Diagonal, convs: Mapping[int, Conv]) -> Joint:
         """All convolutions that read the only live result, side by side."""
         stride = next(iter(convs.values())).geometry.stride
         grid = self.torus(state.alone, stride)
         out = sum(len(conv.K) for conv in convs.values())
         width = len(state.t) * math.prod(stride)
         self.afford(frequencies(grid), max(out, width), float(out) ** 2 * width)
-        return side_by_side(convs, state.t, grid)
+        return convolve_diagonal(convs, state.t, grid)
 
     def torus(self, x: int, stride: Sequence[int]) -> tuple[int, ...]:
         """A torus for the readers of a result; empty for a vector."""
@@ -188,9 +197,7 @@ class Recursion:
             return plain and fits(conv, before[2:], after[2:], state.grid)
         if isinstance(op.rule, Dense):
             return not state.grid and len(after) == 2
-        if isinstance(op.rule, Concat):
-            return op.rule.axis == 1
-        return isinstance(op.rule, Slope | Scale | Sum | Multiple)
+        return is_local(op.rule, op)
 
     def leave(self, state: Joint, number: int) -> Diagonal | Joint:
         """An operation on the only live result that cannot be done on its torus: by its mean, or by a diagonal."""
@@ -208,54 +215,66 @@ class Recursion:
         if not state.grid and (later or len(shape) != 2):
             raise Stuck
         outer = outer_norms(self.linear_readers([number]), state.P.shape[-1])
-        return self.from_diagonal(Diagonal(x, above(state.P, outer)), number)
+        return self.from_diagonal(Diagonal(x, dominating_diagonal(state.P, outer)), number)
 
     def append(self, state: Joint, number: int) -> Joint:
         """One more live result, on the same torus."""
         op, rule, conv = self.ops[number], self.ops[number].rule, self.convs[number]
         if isinstance(rule, Slope):
             return self.activate(state, number, rule)
-        kept, rows = self.kept(state, number), state.rows(op.inputs[0])
-        spilt = any(source in state.spilt for source in op.inputs)
         if conv is not None:
-            if spilt and (spills(conv) or any(map(any, conv.geometry.padding))):
-                raise Stuck  # the zeros around the image would have to be put back first
-            spilt = spilt or spills(conv)
-            if conv.geometry.groups == len(conv.K) == state.height(op.inputs):  # a diagonal matrix cancels nothing
-                k = symbol(conv.K, replace(conv.geometry, groups=1), state.grid)
-                return extended(state, number, lambda R: k * R[:, rows], kept, spilt=spilt)
-            A = symbol(conv.K, conv.geometry, state.grid)
-        elif isinstance(rule, Dense):
-            A = rule.W.to(state.P.dtype)[None]
-        else:
-            if isinstance(rule, Sum) and len({self.ops[n].shape for n in (number, *op.inputs)}) > 1:
+            return self.append_convolution(state, number, conv)
+        spilt = any(source in state.spilt for source in op.inputs)
+        if isinstance(rule, Dense):
+            return self.append_matrix(state, number, rule.W.to(state.P.dtype)[None], spilt=spilt)
+        lost = None
+        if isinstance(rule, Sum):
+            if len({self.ops[n].shape for n in (number, *op.inputs)}) > 1:
                 raise Stuck
-            lost = cancelled(state, op) if isinstance(rule, Sum) else None
-            return extended(state, number, combination(state, op), kept, spilt=spilt, lost=lost)
-        m, n = A.shape[-2:]
+            lost = lost_by_cancellation(state, op)
+        rows = rows_after(rule, op, state)
+        return append_rows(state, number, rows, self.read_later(state, number), spilt=spilt, lost=lost)
+
+    def append_convolution(self, state: Joint, number: int, conv: Conv) -> Joint:
+        """A convolution of stride 1 on the torus."""
+        (x,) = self.ops[number].inputs
+        spilt = x in state.spilt
+        if spilt and (spills(conv) or any(map(any, conv.geometry.padding))):
+            raise Stuck  # the zeros around the image would have to be put back first
+        spilt = spilt or spills(conv)
+        if conv.geometry.groups == len(conv.K) == state.height([x]):  # a diagonal matrix cancels nothing
+            k, rows = symbol(conv.K, replace(conv.geometry, groups=1), state.grid), state.rows(x)
+            return append_rows(state, number, lambda R: k * R[:, rows], self.read_later(state, number), spilt=spilt)
+        return self.append_matrix(state, number, symbol(conv.K, conv.geometry, state.grid), spilt=spilt)
+
+    def append_matrix(self, state: Joint, number: int, A: Tensor, *, spilt: bool) -> Joint:
+        """A linear map by its matrix, one a frequency or one for all, ``(F or 1, m, n)``."""
+        op, later = self.ops[number], self.read_later(state, number)
+        rows, (m, n) = state.rows(op.inputs[0]), A.shape[-2:]
         products = (float(m) * n * state.P.shape[-1], float(m) ** 2 * n)
-        self.afford(len(state.P), m + state.height(kept), *products)
-        return extended(state, number, lambda R: A @ R[:, rows], kept, spilt=spilt, lost=cancelled(state, op, A))
+        self.afford(len(state.P), m + state.height(later), *products)
+        lost = lost_by_cancellation(state, op, A)
+        return append_rows(state, number, lambda R: A @ R[:, rows], later, spilt=spilt, lost=lost)
 
     def activate(self, state: Joint, number: int, rule: Slope) -> Joint:
         """An activation, by its multipliers; they are chosen unless given."""
         (x,), low, high = self.ops[number].inputs, rule.low, rule.high
         if x in state.spilt:  # zeros around the image: slope 0
             low, high = min(low, 0.0), max(high, 0.0)
-        Q, kept = state.block(x, x), self.kept(state, number)
-        n, total = Q.shape[-1], Q.shape[-1] + state.height(kept)
+        Q, later = state.block(x, x), self.read_later(state, number)
+        n, total = Q.shape[-1], Q.shape[-1] + state.height(later)
         self.afford(len(Q), total, float(n) ** 3, float(n) ** 2 * total, float(n) * total**2)
         t, L = self.multipliers.get(number), None
         if t is None:
-            t, L = chosen_multipliers(Q, self.linear_readers(self.readers[number]), state.grid, (low, high))
+            t, L = choose_multipliers(Q, self.linear_readers(self.readers[number]), state.grid, (low, high))
         elif (L := factor(Q, t)) is None:
             raise Stuck
         self.multipliers[number] = t
-        return eliminated(state, x, number, (low, high), t, L, kept)
+        return eliminate_activation(state, x, number, (low, high), t, L, later)
 
     def afford(self, count: int, n: int, *products: float) -> None:
         """Stop before a step that would take too much memory (n x n matrices) or time (multiplications each)."""
         spent = self.spent + count * sum(products) * (4 if count > 1 else 1)
-        if float(count) * n * n > _WIDEST or spent > _BUDGET:
+        if float(count) * n * n > MOST_ENTRIES or spent > MOST_MULTIPLICATIONS:
             raise Stuck
         self.spent = spent

@@ -21,7 +21,7 @@ from brittle.bounds.chain import chain_bounds, coordinate_bounds
 from brittle.bounds.graph.read import read_graph
 from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
 from brittle.bounds.lipschitz.conv_pairs import paired_factors
-from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tightened
+from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tighten
 from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
 from brittle.bounds.lipschitz.product import own_factors, product_bound, stretching_factors
 from brittle.errors import InputError
@@ -290,7 +290,7 @@ class _Arguments:
             bound = gram_bound(self.ops, factors, start=start)
             if not math.isfinite(bound.upper):
                 return None
-            return tightened(bound, self.ops, factors, self.steps, start=start)
+            return tighten(bound, self.ops, factors, self.steps, start=start)
         except NoRule:
             return None
 

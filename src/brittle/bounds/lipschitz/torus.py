@@ -8,29 +8,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.rules import Average, Concat, Conv, Multiple, Op, Scale, Slope, Sum
+from brittle.bounds.graph.rules import (
+    Average,
+    Concat,
+    Conv,
+    Dense,
+    Input,
+    MaxPool,
+    Multiple,
+    Op,
+    Rearrange,
+    Scale,
+    Slope,
+    Softmax,
+    Sum,
+    no_rule,
+)
 from brittle.linear.conv_geometry import ConvGeometry
 
 
 def convolutions(ops: Sequence[Op]) -> list[Conv | None]:
     """Every operation as a convolution with zero padding, where it is one; pooling by averages is."""
-    return [_as_convolution(op, ops[op.inputs[0]]) if op.inputs else None for op in ops]
+    return [as_convolution(op.rule, op, ops[op.inputs[0]].shape if op.inputs else None) for op in ops]
 
 
-def _as_convolution(op: Op, source: Op) -> Conv | None:
-    if isinstance(op.rule, Conv):
-        return op.rule if op.rule.geometry.mode == "zeros" else None
-    if isinstance(op.rule, Average) and op.rule.stencil is not None:
-        kernel, stride, padding = op.rule.stencil
-        assert source.shape is not None
-        channels = source.shape[1]
-        K = torch.full((channels, 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
-        return Conv(K, ConvGeometry(stride, tuple((width, width) for width in padding), (1,) * len(kernel), channels))
+@singledispatch
+def as_convolution(rule: object, op: Op, before: tuple[int, ...] | None) -> Conv | None:
+    """One operation as a convolution with zero padding; None where it is none.
+
+    Args:
+        rule: The operation's rule.
+        op: The operation.
+        before: Shape of what it reads, with a batch of one.
+
+    Raises:
+        NoRule: The rule is unknown.
+    """
+    raise no_rule(op, "convolution")
+
+
+@as_convolution.register
+def _(
+    rule: Input | Dense | Scale | Slope | MaxPool | Rearrange | Sum | Concat | Multiple | Softmax,
+    op: Op, before: tuple[int, ...] | None,
+) -> None:  # fmt: skip
     return None
+
+
+@as_convolution.register
+def _(rule: Conv, op: Op, before: tuple[int, ...] | None) -> Conv | None:
+    return rule if rule.geometry.mode == "zeros" else None
+
+
+@as_convolution.register
+def _(rule: Average, op: Op, before: tuple[int, ...] | None) -> Conv | None:
+    if rule.stencil is None or before is None:
+        return None
+    kernel, stride, padding = rule.stencil
+    K = torch.full((before[1], 1, *kernel), 1 / math.prod(kernel), dtype=torch.float64)
+    return Conv(K, ConvGeometry(stride, tuple((width, width) for width in padding), (1,) * len(kernel), before[1]))
+
+
+@singledispatch
+def is_local(rule: object, op: Op) -> bool:
+    """Whether an operation works on every position by itself, in the same way: then a torus of any size serves it.
+
+    Raises:
+        NoRule: The rule is unknown.
+    """
+    raise no_rule(op, "torus")
+
+
+@is_local.register
+def _(rule: Slope | Scale | Sum | Multiple, op: Op) -> bool:
+    return True
+
+
+@is_local.register
+def _(rule: Concat, op: Op) -> bool:
+    return rule.axis == 1
+
+
+@is_local.register
+def _(rule: Input | Dense | Conv | MaxPool | Average | Rearrange | Softmax, op: Op) -> bool:
+    return False
 
 
 def spills(conv: Conv) -> bool:
@@ -58,7 +124,7 @@ def least_torus(ops: Sequence[Op], convs: Sequence[Conv | None], x: int, stride:
             for axis, (n, pads) in enumerate(zip(read[2:], conv.geometry.padding, strict=True)):
                 need = -(-(n + max(pads)) // conv.geometry.stride[axis])
                 points[axis] = max(points[axis], need, (op.shape or ())[2 + axis])
-        elif not isinstance(op.rule, Slope | Scale | Sum | Concat | Multiple):
+        elif not is_local(op.rule, op):
             break
     if points == [1] * len(stride):
         shape = ops[x].shape
