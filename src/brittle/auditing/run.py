@@ -34,6 +34,7 @@ from brittle.models.layers import LayerView, read_layers
 from brittle.models.quantised import count_parameters
 from brittle.reporting.verdict import judge
 from brittle.results import (
+    DATA_FREE,
     Audit,
     CertifiedCurve,
     Evaluation,
@@ -48,7 +49,6 @@ from brittle.results import (
     Setting,
     UniversalResult,
 )
-from brittle.results.attacks import DATA_FREE
 from brittle.results.wording import norm_name
 
 CURVE = (0.25, 0.5, 1.5, 2.0)

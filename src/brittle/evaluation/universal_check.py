@@ -21,8 +21,7 @@ from brittle.models.activations import watch_calls
 from brittle.models.borrow import Model, device_of, frozen, zero_like
 from brittle.models.forward import logits_of, output_of
 from brittle.models.layers import read_layers
-from brittle.results import Rate, UniversalResult
-from brittle.results.attacks import DATA_FREE, FITTED
+from brittle.results import DATA_FREE, FITTED, Rate, UniversalResult
 
 FIT_BATCH, JUDGE_BATCH = 64, 256
 """Samples at once while a perturbation is fitted, and while it is judged."""

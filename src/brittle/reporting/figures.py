@@ -35,6 +35,8 @@ from brittle.reporting.drawing import (
     styled,
 )
 from brittle.results import (
+    DATA_FREE,
+    FITTED,
     FRACTIONS,
     Audit,
     CertifiedCurve,
@@ -44,7 +46,6 @@ from brittle.results import (
     Rate,
     SecurityCurve,
 )
-from brittle.results.attacks import DATA_FREE, FITTED
 from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 
@@ -57,12 +58,12 @@ BROKEN, PROVEN = SERIES[1], SERIES[2]
 @styled
 def draw_security_curve(audit: Audit) -> Figure | None:
     """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
-    norms = [norm for norm in audit.norms if _attacked(norm)]
-    if not norms:
+    curves = [(norm.curve, norm.evaluation) for norm in audit.norms if norm.curve and norm.curve.n]
+    if not curves:
         return None
-    figure, axes = panels("Robust accuracy against the size of the perturbation", len(norms), 3.2)
-    for axis, norm in zip(axes, norms, strict=True):
-        _draw_curve(axis, norm, audit.clean_accuracy)
+    figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2)
+    for axis, (curve, evaluation) in zip(axes, curves, strict=True):
+        _draw_curve(axis, curve, evaluation, audit.clean_accuracy)
     axes[0].set_ylabel("Accuracy under attack, %")
     return figure
 
@@ -70,12 +71,16 @@ def draw_security_curve(audit: Audit) -> Figure | None:
 @styled
 def draw_certificate(audit: Audit) -> Figure | None:
     """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
-    norms = [norm for norm in audit.norms if _attacked(norm) or _certified(norm)]
-    if not any(_certified(norm) for norm in norms):
+    counted = [
+        (norm, norm.certified if norm.certified and norm.certified.n else None)
+        for norm in audit.norms
+        if any(curve and curve.n for curve in (norm.curve, norm.certified))
+    ]
+    if not any(proven for _, proven in counted):
         return None
-    figure, axes = panels("Accuracy under attack, between proof and attack", len(norms), 3.5)
-    for axis, norm in zip(axes, norms, strict=True):
-        _draw_sandwich(axis, norm, audit.clean_accuracy)
+    figure, axes = panels("Accuracy under attack, between proof and attack", len(counted), 3.5)
+    for axis, (norm, proven) in zip(axes, counted, strict=True):
+        _draw_sandwich(axis, norm, proven, audit.clean_accuracy)
         axis.set_xlabel(f"Budget eps in {norm_name(norm.p)}, input units, log scale")
         axis.set_title(norm_name(norm.p), pad=18)
     axes[0].set_ylabel("Accuracy under attack, %")
@@ -232,20 +237,9 @@ def draw_universal(audit: Audit) -> Figure | None:
     return figure
 
 
-def _attacked(norm: NormResult) -> SecurityCurve | None:
-    """The security curve, if any sample was counted for it."""
-    return norm.curve if norm.curve and any(rate.n for rate in norm.curve.robust) else None
-
-
-def _certified(norm: NormResult) -> CertifiedCurve | None:
-    """The certified curve, if any sample was counted for it."""
-    return norm.certified if norm.certified and any(rate.n for rate in norm.certified.certified) else None
-
-
-def _draw_curve(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
-    curve, evaluation, colour = _attacked(norm), norm.evaluation, SERIES[NORM_SERIES[norm.p]]
-    rates = [(0.0, clean)] if clean is not None else []
-    rates += zip(curve.eps, curve.robust, strict=True) if curve else []
+def _draw_curve(axis: Axes, curve: SecurityCurve, evaluation: Evaluation | None, clean: Rate | None) -> None:
+    colour = SERIES[NORM_SERIES[curve.p]]
+    rates = [*([(0.0, clean)] if clean is not None else []), *zip(curve.eps, curve.robust, strict=True)]
     eps, counted = zip(*((eps, rate) for eps, rate in rates if rate.n), strict=True)
     value, lower, upper = zip(*map(_percent, counted), strict=True)
     axis.fill_between(eps, lower, upper, color=colour, alpha=0.2, linewidth=0)
@@ -256,15 +250,16 @@ def _draw_curve(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
         sides = [[robust - low], [high - robust]]
         axis.errorbar([evaluation.eps], [robust], yerr=sides, fmt="s", color=INK, ms=4, capsize=2.5)
         _mark_standard(axis, evaluation.eps)
-    axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(norm.p)}, input units")
+    axis.set(ylim=(0, 105), xlabel=f"Budget eps in {norm_name(curve.p)}, input units")
     axis.set_xlim(-0.02 * max(eps), 1.04 * max(eps) or 1)
-    axis.set_title(f"{norm_name(norm.p)} attacks", pad=18)
+    axis.set_title(f"{norm_name(curve.p)} attacks", pad=18)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.grid(visible=True, axis="y")
 
 
-def _draw_sandwich(axis: Axes, norm: NormResult, clean: Rate | None) -> None:
-    proven, broken, evaluation = _certified(norm), _attacked(norm), norm.evaluation
+def _draw_sandwich(axis: Axes, norm: NormResult, proven: CertifiedCurve | None, clean: Rate | None) -> None:
+    """The region between what is certified, from below, and what attacks broke, from above."""
+    broken, evaluation = norm.curve, norm.evaluation
     low, high = _span(proven, broken)
     rates = {low: clean} if clean is not None else {}
     rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}

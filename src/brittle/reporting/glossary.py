@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from brittle.results import Audit
-from brittle.results.attacks import UNIVERSAL_KINDS
+from brittle.results import UNIVERSAL_KINDS, Audit
 from brittle.results.methods import METHODS
 
 GLOSSARY = {

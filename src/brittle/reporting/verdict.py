@@ -5,15 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from brittle.results import FRACTIONS, Evaluation, Flag, LayerResult, LipschitzResult, NormResult, Verdict
-from brittle.results.attacks import DATA_FREE, FITTED
+from brittle.results import (
+    DATA_FREE,
+    FITTED,
+    FRACTIONS,
+    Evaluation,
+    Flag,
+    LayerResult,
+    LipschitzResult,
+    NormResult,
+    Verdict,
+)
 from brittle.results.methods import PRODUCT
 from brittle.results.wording import budget, norm_name, number
 
-LEVELS = ((0.9, "robust"), (0.5, "weakened"), (0.1, "fragile"), (0.0, "broken"))
+LEVELS = {"robust": 0.9, "weakened": 0.5, "fragile": 0.1, "broken": 0.0}
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
 UNPROVEN = ("robust", "weakened")
 """Levels that rest on failed attacks: "unclear" with an honesty flag raised, unless certificates say the same."""
+HEADLINES = {
+    "robust": "The network holds up",
+    "weakened": "The network is weakened by attacks",
+    "fragile": "The network is fragile",
+    "broken": "The network breaks under attack",
+    "unclear": "It is unclear how robust the network is",
+}
+"""How the headline begins, by level."""
 
 
 def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Sequence[Flag] = ()) -> Verdict:
@@ -57,21 +74,15 @@ def _level(norms: Sequence[NormResult], doubted: bool) -> str:
 
 def _level_of_share(shares: Iterable[float]) -> str:
     smallest = min(shares, default=0.0)
-    return next(level for least, level in LEVELS if smallest >= least)
+    return next(level for level, least in LEVELS.items() if smallest >= least)
 
 
 def _headline(level: str, evaluations: Sequence[Evaluation], layers: Sequence[LayerResult]) -> str:
     if not evaluations:
         return f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
     robust = " and ".join(f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in evaluations)
-    words = {
-        "robust": "The network holds up",
-        "weakened": "The network is weakened by attacks",
-        "fragile": "The network is fragile",
-        "broken": "The network breaks under attack",
-        "unclear": "It is unclear how robust the network is",
-    }[level]
-    return f"{words}: {evaluations[0].clean_accuracy.percent} right without attack, {robust} under the worst attack."
+    clean = evaluations[0].clean_accuracy
+    return f"{HEADLINES[level]}: {clean.percent} right without attack, {robust} under the worst attack."
 
 
 def _distrust(raised: Sequence[Flag]) -> Iterator[str]:

@@ -1,6 +1,9 @@
 """What is found, as frozen data that needs no torch: rates, layers, attacks, whole audits."""
 
 from brittle.results.attacks import (
+    DATA_FREE,
+    FITTED,
+    UNIVERSAL_KINDS,
     CertifiedCurve,
     Evaluation,
     LayerResponse,
@@ -13,9 +16,12 @@ from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerR
 from brittle.results.rate import NotMeasured, Rate, Setting
 
 __all__ = [
+    "DATA_FREE",
+    "FITTED",
     "FRACTIONS",
     "PROFILE_POINTS",
     "SCHEMA_VERSION",
+    "UNIVERSAL_KINDS",
     "AttackResult",
     "Audit",
     "CertifiedCurve",

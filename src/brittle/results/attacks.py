@@ -130,6 +130,11 @@ class SecurityCurve:
     eps: tuple[float, ...]
     robust: tuple[Rate, ...]
 
+    @property
+    def n(self) -> int:
+        """Samples that were counted."""
+        return max((rate.n for rate in self.robust), default=0)
+
 
 @dataclass(frozen=True)
 class CertifiedCurve:
@@ -148,12 +153,17 @@ class CertifiedCurve:
     certified: tuple[Rate, ...]
     median_radius: float | None
 
+    @property
+    def n(self) -> int:
+        """Samples that were counted."""
+        return max((rate.n for rate in self.certified), default=0)
+
     def at(self, eps: float) -> Rate:
         """Certified accuracy at a budget, or at the next larger one that was counted (then from below)."""
         for point, rate in zip(self.eps, self.certified, strict=True):
             if point >= eps:
                 return rate
-        return Rate(0, self.certified[-1].n)
+        return Rate(0, self.n)
 
     def undecided(self, evaluation: Evaluation) -> Rate:
         """Samples that withstood the attack of an evaluation of the same data without being proven robust."""
