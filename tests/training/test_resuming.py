@@ -163,6 +163,39 @@ def test_penalties_and_constraints_of_ones_own_go_on_bit_for_bit(tmp_path):
     assert weights(train(varied(), some(), MOMENTUM, folder=tmp_path, **options())) == weights(whole)
 
 
+class Decaying:
+    """A constraint of one's own that remembers: it scales the head by less and less, and counts its calls."""
+
+    def __init__(self, model):
+        self.head, self.calls = model[-1], 0
+
+    def __call__(self):
+        self.calls += 1
+        with torch.no_grad():
+            self.head.weight.mul_(1 - 0.1 / self.calls)
+
+    def state_dict(self):
+        return {"calls": torch.tensor(self.calls)}
+
+    def load_state_dict(self, state):
+        self.calls = int(state["calls"])
+
+
+def test_a_constraint_of_ones_own_that_remembers_goes_on_and_is_called_once_a_step(tmp_path):
+    made = []
+
+    def constraint(model):
+        made.append(Decaying(model))
+        return made[-1]
+
+    own = Interventions(constraints=[constraint])
+    whole = train(varied(), some(), MOMENTUM, interventions=own)
+    assert made[-1].calls == whole.epochs[-1].steps  # not before the first step, where nothing has been counted
+    interrupted(tmp_path, recipe=MOMENTUM, interventions=own)
+    assert weights(train(varied(), some(), MOMENTUM, folder=tmp_path, interventions=own)) == weights(whole)
+    assert made[-1].calls == whole.epochs[-1].steps
+
+
 @pytest.mark.parametrize(
     ("name", "changed"),
     [

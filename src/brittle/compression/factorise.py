@@ -13,13 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
+from brittle.compression.surgery import Map, map_like, pointwise_map, replace_modules, replaceable_module
 from brittle.errors import InputError
 from brittle.models.layers import read_layers
-from brittle.models.selection import Chosen, chosen_layers
-
-Map = nn.Linear | nn.Conv2d
+from brittle.models.selection import Chosen, chosen_layers, matrix
 
 
 def factorised(
@@ -72,13 +70,13 @@ def factorised(
     ranks = {copied.get_submodule(name): r for name, r in rank.items()} if isinstance(rank, Mapping) else {}
     generator, pairs = torch.Generator().manual_seed(seed), dict[nn.Module, nn.Module]()
     for layer in chosen:
-        r = _fitting(layer, ranks.get(layer.modules[0], rank), named=names is not None)
+        r = _layer_rank(layer, ranks.get(layer.modules[0], rank), named=names is not None)
         if r is not None:
-            module = _replaceable(copied, layer)
-            matrix = module.weight.detach().flatten(1).double()
-            factors = _best(matrix, r) if initial == "svd" else _drawn(matrix, r, generator)
-            pairs[module] = _pair(module, *factors)
-    return _replaced(copied, pairs)
+            module = replaceable_module(copied, layer)
+            W = module.weight.detach().flatten(1).double()
+            factors = _best_factors(W, r) if initial == "svd" else _random_factors(W, r, generator)
+            pairs[module] = _make_pair(module, *factors)
+    return replace_modules(copied, pairs)
 
 
 def with_pairs(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
@@ -94,8 +92,8 @@ def with_pairs(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
     Raises:
         InputError: As :func:`factorised`.
     """
-    own = rank_map(model)
-    missing = {name: r for name, r in ranks.items() if own.get(name) != r}
+    there = rank_map(model)
+    missing = {name: r for name, r in ranks.items() if there.get(name) != r}
     return factorised(model, missing, initial="random") if missing else copy.deepcopy(model)
 
 
@@ -105,7 +103,7 @@ def rank_map(model: nn.Module) -> dict[str, int]:
     Raises:
         InputError: A weight holds NaN or infinite numbers.
     """
-    return {name: _weight(pair[0]).shape[0] for name, pair in _pairs(model).items()}
+    return {name: len(first.weight) for name, (_, first, _) in _find_pairs(model).items()}
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -121,16 +119,19 @@ def merged(model: nn.Module) -> nn.Module:
         InputError: A weight holds NaN or infinite numbers.
     """
     copied = copy.deepcopy(model)
-    return _replaced(copied, {pair: _product(pair) for pair in _pairs(copied).values()})
+    return replace_modules(
+        copied, {pair: _merge(*maps).train(pair.training) for pair, *maps in _find_pairs(copied).values()}
+    )
 
 
-def _fitting(layer: Chosen, rank: object, *, named: bool) -> int | None:
+def _layer_rank(layer: Chosen, rank: object, *, named: bool) -> int | None:
     """The layer's rank; None where it is to be left as it is."""
     if len(layer.modules) == 2:
         if named:
             raise InputError(f"layers: expected layers that are not yet low-rank pairs; got {layer.name!r}")
         return None
-    side = min(_weight(layer.modules[0]).flatten(1).shape)
+    with torch.no_grad():
+        side = min(matrix(layer).shape)
     if isinstance(rank, float) and 0 < rank < 1:
         rank = max(1, round(rank * side))
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -142,128 +143,47 @@ def _fitting(layer: Chosen, rank: object, *, named: bool) -> int | None:
     return None
 
 
-def _replaceable(model: nn.Module, layer: Chosen) -> Map:
-    module = layer.modules[0]
-    reason = _obstacle(model, module)
-    if reason is not None or not isinstance(module, Map):
-        raise InputError(f"layers: expected layers that a low-rank pair can replace; layer {layer.name!r} {reason}")
-    return module
+def _find_pairs(model: nn.Module) -> dict[str, tuple[nn.Sequential, Map, Map]]:
+    """Every ``nn.Sequential`` of exactly the two layers of a pair, with these, by name."""
+    seconds = {view.module: view.output for view in read_layers(model).views}
+    pairs = {}
+    for name, module in model.named_modules():
+        if type(module) is nn.Sequential and len(module) == 2 and seconds.get(module[0]) is module[1]:
+            first, second = module
+            assert isinstance(first, Map)
+            assert isinstance(second, Map)
+            pairs[name] = module, first, second
+    return pairs
 
 
-def _obstacle(model: nn.Module, module: nn.Module) -> str | None:
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"is a {type(module).__name__}, not a plain Linear or Conv2d"
-    if isinstance(module, nn.Conv2d) and module.groups != 1:
-        return f"has {module.groups} groups"
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks):
-        return "has hooks"
-    for other in model.modules():
-        if other is not module and any(p is module.weight for p in other.parameters(recurse=False)):
-            return "shares its weight with another module"
-        reads = type(other).__module__.startswith("torch.nn.") and not isinstance(other, _CONTAINERS)
-        if reads and any(child is module for child in other.children()):
-            return f"is part of a {type(other).__name__}, which reads its weight"
-    return None
-
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-def _pairs(model: nn.Module) -> dict[str, nn.Sequential]:
-    second = {view.module: view.output for view in read_layers(model).views}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Sequential and len(module) == 2 and second.get(module[0]) is module[1]
-    }
-
-
-def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():  # named_children leaves out the second name of a shared module
-            if child is not None and child in new:
-                parent._modules[name] = new[child]
-    return new.get(model, model)
-
-
-def _best(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+def _best_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     root = S[:rank].sqrt()
     return root[:, None] * Vh[:rank], U[:, :rank] * root
 
 
-def _drawn(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both factors have singular values near one before they are scaled, as those of the SVD are balanced."""
-    m, n = matrix.shape
-    A = torch.randn(rank, n, generator=generator, dtype=torch.float64).to(matrix.device) / n**0.5
-    B = torch.randn(m, rank, generator=generator, dtype=torch.float64).to(matrix.device) / m**0.5
-    scale = (matrix.norm() / (B @ A).norm()).sqrt()
+def _random_factors(W: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    m, n = W.shape
+    # Both have singular values near one before they are scaled alike, as the factors of the SVD are balanced.
+    A = torch.randn(rank, n, generator=generator, dtype=torch.float64).to(W.device) / n**0.5
+    B = torch.randn(m, rank, generator=generator, dtype=torch.float64).to(W.device) / m**0.5
+    scale = (W.norm() / (B @ A).norm()).sqrt()
     return scale * A, scale * B
 
 
-def _pair(module: Map, A: Tensor, B: Tensor) -> nn.Sequential:
-    weight, rank = module.weight, len(A)
-    place = {"device": weight.device, "dtype": weight.dtype}
-    first = _shaped(module, rank)
-    second: nn.Module
-    if isinstance(module, nn.Linear):
-        second = skip_init(nn.Linear, rank, len(B), bias=False, **place)
-    else:
-        second = skip_init(nn.Conv2d, rank, len(B), 1, bias=False, **place)
-    for layer, factor in ((first, A), (second, B)):
-        _fill(layer, factor).requires_grad_(weight.requires_grad)
-    _set_bias(second, module.bias)
+def _make_pair(module: Map, A: Tensor, B: Tensor) -> nn.Sequential:
+    first, second = map_like(module, A), pointwise_map(module, B)
+    second.bias = module.bias
     return nn.Sequential(first, second).train(module.training)
 
 
-def _product(pair: nn.Sequential) -> nn.Module:
-    first, second = pair
-    assert isinstance(first, Map)
-    A, B = _weight(first), _weight(second)
-    whole = _shaped(first, len(B))
-    _fill(whole, B.flatten(1).double() @ A.flatten(1).double()).requires_grad_(A.requires_grad)
-    bias: object = second.bias
+def _merge(first: Map, second: Map) -> Map:
+    """One map, the product of the two."""
+    B = second.weight.flatten(1).double()
+    whole = map_like(first, B @ first.weight.flatten(1).double())
+    whole.bias = second.bias
     if first.bias is not None:  # of a model's own pair: a constant, which the second map takes along
-        constant = B.flatten(1).double() @ first.bias.double()
-        total = constant + bias.double() if isinstance(bias, Tensor) else constant
-        bias = nn.Parameter(total.detach().to(A.dtype), first.bias.requires_grad)
-    _set_bias(whole, bias)
-    return whole.train(pair.training)
-
-
-def _shaped(module: Map, outputs: int) -> nn.Module:
-    """A map like the module, without bias, with another number of outputs; its weight is not initialised."""
-    place = {"device": module.weight.device, "dtype": module.weight.dtype}
-    if isinstance(module, nn.Linear):
-        return skip_init(nn.Linear, module.in_features, outputs, bias=False, **place)
-    return skip_init(
-        nn.Conv2d,
-        module.in_channels,
-        outputs,
-        module.kernel_size,
-        stride=module.stride,
-        padding=module.padding,
-        dilation=module.dilation,
-        bias=False,
-        padding_mode=module.padding_mode,
-        **place,
-    )
-
-
-def _set_bias(module: nn.Module, bias: object) -> None:
-    assert bias is None or isinstance(bias, nn.Parameter)
-    module.register_parameter("bias", bias)
-
-
-def _fill(module: nn.Module, matrix: Tensor) -> Tensor:
-    weight = _weight(module)
-    with torch.no_grad():
-        weight.copy_(matrix.view(weight.shape))
-    return weight
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
+        constant = B @ first.bias.double()
+        total = constant if second.bias is None else constant + second.bias.double()
+        whole.bias = nn.Parameter(total.detach().to(first.weight.dtype), first.bias.requires_grad)
+    return whole

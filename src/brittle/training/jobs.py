@@ -160,6 +160,6 @@ def _check_state(identity: dict[str, Any], folder: Path) -> None:
     for name, value in identity.items():
         if not isinstance(there, dict) or there.get(name) != value:
             raise InputError(
-                f"folder: {folder} holds the state of a training with another {name}; expected the same, another "
-                "folder, or --overwrite"
+                f"folder: expected the state of the same training, another folder, or --overwrite; got {folder}, of a "
+                f"training with another {name}"
             )

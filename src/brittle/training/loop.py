@@ -291,10 +291,10 @@ class _Loop:
         """Raise where training has diverged, before anything of it is kept."""
         for name, value in values.items():
             if not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                is_now = value if isinstance(value, float) else "no longer finite"
+                what = f"a {name} of {value}" if isinstance(value, float) else f"a {name} that is not finite"
                 raise InputError(
-                    f"lr: the {name} is {is_now} after step {self.standing.step} of epoch {self.standing.epoch + 1}; "
-                    f"expected a finite one: try a smaller learning rate than {self.job.recipe.lr:g}, or weaker "
+                    f"lr: expected finite numbers; got {what} after step {self.standing.step} of epoch "
+                    f"{self.standing.epoch + 1}: try a smaller learning rate than {self.job.recipe.lr:g}, or weaker "
                     "penalties"
                 )
 
@@ -323,8 +323,7 @@ class _Loop:
             self.standing = _Standing.read(facts["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise InputError(
-                f"folder: {self.job.folder} holds a state that does not fit this training ({error}); train anew with "
-                "--overwrite"
+                f"folder: expected a state that fits this training, or --overwrite; got {self.job.folder} ({error})"
             ) from error
 
     def _finish(self) -> Training:

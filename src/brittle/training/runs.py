@@ -28,9 +28,10 @@ from brittle.training.recipe import Recipe
 from brittle.training.snapshots import remove_snapshot
 
 CONFIG = "config.json"
-FILES = (WEIGHTS, CONFIG, "history.csv", "history.parquet", "layers.csv", "layers.parquet")
+"""The file that says what a run was made of."""
+RUN_FILES = (WEIGHTS, CONFIG, "history.csv", "history.parquet", "layers.csv", "layers.parquet")
 """What a finished run leaves in its folder."""
-VERSION = 1
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class RunConfig:
     start: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     version: str = __version__
-    schema_version: int = VERSION
+    schema_version: int = SCHEMA_VERSION
 
 
 def run_config(folder: str | Path) -> RunConfig:
@@ -80,8 +81,8 @@ def run_config(folder: str | Path) -> RunConfig:
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder}: expected the folder of a training run; it holds no {CONFIG}")
-    return from_json(path.read_bytes(), {VERSION: RunConfig}, str(path))
+        raise InputError(f"folder: expected the folder of a training run; got {folder}, which holds no {CONFIG}")
+    return from_json(path.read_bytes(), {SCHEMA_VERSION: RunConfig}, str(path))
 
 
 def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module, RunConfig]:
@@ -98,11 +99,15 @@ def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module,
     """
     config, folder = run_config(folder), Path(folder)
     if arch not in (None, config.arch):
-        raise InputError(f"arch: {folder} is a run of {config.arch}; expected the same or none, got {arch}")
+        raise InputError(f"arch: expected {config.arch}, of which {folder} is a run, or none; got {arch}")
     if arch is None and runs_code(config.arch):
-        raise InputError(f"arch: {folder} is built by calling {config.arch}; if you trust it, name it yourself as arch")
+        raise InputError(
+            f"arch: expected {config.arch}, which is called to build {folder}, named by you if you trust it; got none"
+        )
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder}: the run is not finished, it holds no {WEIGHTS}; run its command again to go on")
+        raise InputError(
+            f"folder: expected a finished run; got {folder}, not finished (no {WEIGHTS}): run its command again"
+        )
     network = run_network(config)
     fill(network, read_state(folder / WEIGHTS))
     return network.eval(), config
@@ -173,7 +178,7 @@ def train_run(
     if not overwrite and (folder / CONFIG).exists():
         run_config(folder)  # of something else it is not ours to replace
     if overwrite:
-        emptied(folder, FILES)
+        emptied(folder, RUN_FILES)
         remove_snapshot(folder)
     write_text(folder / CONFIG, to_json(config))
     return run_job(job, devices=names, callback=callback)
@@ -182,9 +187,9 @@ def train_run(
 def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:
     """The network to start from, and the configuration of its run."""
     if request.start is not None and request.start.is_dir():
-        network, config = _continued(request, request.start)
+        network, config = _load_start(request, request.start)
     else:
-        network, config = _built(request, data)
+        network, config = _build_fresh(request, data)
     ranks = config.ranks
     if request.rank is not None:
         initial = "random" if request.start is None else "svd"
@@ -194,14 +199,13 @@ def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig
         ranks = rank_map(network)
         if not ranks:
             raise InputError(f"rank: expected a rank below that of some chosen layer; got {request.rank}")
-    root = None if request.data_root is None else str(request.data_root.absolute())
     return network, dataclasses.replace(
         config,
         ranks=ranks,
         input_shape=tuple(data.inputs.shape[1:]),
         classes=data.classes,
         data=data.name,
-        data_root=root,
+        data_root=None if request.data_root is None else str(request.data_root.absolute()),
         limit=request.limit,
         image_size=request.image_size,
         start=None if request.start is None else str(request.start.absolute()),
@@ -209,40 +213,49 @@ def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig
     )
 
 
-def _built(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:
+def _build_fresh(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:
     """A network by name, fresh or filled from a file."""
     arch = request.arch or "fcn"
     mean, std = request.statistics or MEAN_STD.get(data.name) or statistics_of(data)
     if len(mean) not in (1, data.inputs.shape[1]):
         raise InputError(f"mean, std: expected one number for each of {data.inputs.shape[1]} channels; got {len(mean)}")
-    arguments = {**_fitting(arch, data), **request.arguments}
+    arguments = {**_arguments_from_data(arch, data), **request.arguments}
     inner = build_model(arch, arguments, seed=request.recipe.seed)
     network = normalised(inner, mean, std)
     if request.start is not None:
         state = read_state(request.start)
         fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
-    return network, RunConfig(arch, dict(arguments), tuple(mean), tuple(std), {}, (), data.classes, data.name)
+    return network, RunConfig(
+        arch=arch,
+        arguments=arguments,
+        mean=tuple(mean),
+        std=tuple(std),
+        ranks={},
+        input_shape=tuple(data.inputs.shape[1:]),
+        classes=data.classes,
+        data=data.name,
+    )
 
 
-def _continued(request: RunRequest, start: Path) -> tuple[nn.Module, RunConfig]:
+def _load_start(request: RunRequest, start: Path) -> tuple[nn.Module, RunConfig]:
     """The network of another run, with all that it was made of."""
     network, config = load_run(start, arch=request.arch if request.arch and runs_code(request.arch) else None)
     asked = {"arch": request.arch, **request.arguments}
-    own = {"arch": config.arch, **config.arguments}
-    others = [f"{name} {value!r}" for name, value in asked.items() if value is not None and own.get(name) != value]
+    made_with = {"arch": config.arch, **config.arguments}
+    other = [f"{name} {value!r}" for name, value in asked.items() if value not in (None, made_with.get(name))]
     if request.statistics not in (None, (config.mean, config.std)):
-        others.append(f"mean and std {request.statistics}")
-    if others:
+        other.append(f"mean and std {request.statistics}")
+    if other:
         raise InputError(
-            f"fine_tune: the run {start} was made with {own}; expected the same or none, got {', '.join(others)}"
+            f"fine_tune: expected what {start} was made with ({made_with}), or none; got {', '.join(other)}"
         )
     return network, config
 
 
-def _fitting(arch: str, data: Data) -> dict[str, object]:
+def _arguments_from_data(arch: str, data: Data) -> dict[str, object]:
     """The arguments of an architecture that follow from the data."""
     shape = tuple(data.inputs.shape[1:])
-    known: dict[str, object] = {
+    facts: dict[str, object] = {
         "in_features": math.prod(shape),
         "in_channels": shape[0],
         "classes": data.classes,
@@ -250,7 +263,6 @@ def _fitting(arch: str, data: Data) -> dict[str, object]:
         "image_size": shape[-1],
     }
     if arch in ARCHITECTURES:
-        return {
-            name: value for name, value in known.items() if name in inspect.signature(ARCHITECTURES[arch]).parameters
-        }
+        taken = inspect.signature(ARCHITECTURES[arch]).parameters
+        return {name: value for name, value in facts.items() if name in taken}
     return {"num_classes": data.classes} if arch.startswith(("torchvision:", "timm:")) else {}

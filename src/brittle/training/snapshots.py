@@ -57,7 +57,8 @@ def read_snapshot(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
         tensors = safetensors.torch.load_file(str(folder / Path(facts["tensors"]).name))
     except Exception as error:  # the reader of safetensors has an exception of its own
         raise InputError(
-            f"{folder}: its training state cannot be read: {error}; train anew with --overwrite"
+            f"folder: expected a training state that can be read, or --overwrite; got {folder}, whose state cannot be "
+            f"read: {error}"
         ) from error
     return tensors, facts
 

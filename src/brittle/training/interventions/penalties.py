@@ -74,8 +74,13 @@ def joint_l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
     if not pairs:
         names = ", ".join(layer.name for layer in chosen)
         raise InputError(f"layers: expected two consecutive layers of one Sequential that compose; got {names}")
-    products = (_product(_precise(matrix(second)), _precise(matrix(first))) for first, second in pairs)
-    return _total(row_norms(product, 1).sum() for product in products)
+
+    def product(first: Chosen, second: Chosen) -> Tensor:
+        inner, outer = (W.to(torch.promote_types(W.dtype, torch.float32)) for W in map(matrix, (first, second)))
+        with torch.autocast(inner.device.type, enabled=False):
+            return outer @ inner
+
+    return _total(row_norms(product(first, second), 1).sum() for first, second in pairs)
 
 
 def spread_control(
@@ -103,18 +108,19 @@ def spread_control(
         raise InputError(f"share: expected a number in (0, 1]; got {share}")
     if norm not in (1, 2):
         raise InputError(f"norm: expected 1 or 2; got {norm}")
-    return _total(_spread(W, share, norm, scale_free) for W in _matrices(model, layers))
 
+    def variance(W: Tensor) -> Tensor:
+        m = len(W)
+        # The margin undoes the rounding of 0.07 * 100 = 7.000000000000001.
+        t = min(m, max(2, math.ceil(share * m - 1e-9)))
+        with torch.no_grad():
+            top = row_norms(W, norm).topk(t, sorted=False).indices
+        norms = row_norms(W.index_select(0, top), norm)
+        mean = norms.mean()
+        deviation = (norms - mean).square().mean()
+        return _ratio(deviation, mean.square()) if scale_free else deviation
 
-def _spread(W: Tensor, share: float, norm: int, scale_free: bool) -> Tensor:
-    m = len(W)
-    t = min(m, max(2, math.ceil(share * m - 1e-9)))  # the margin undoes the rounding of 0.07 * 100 = 7.000000000000001
-    with torch.no_grad():
-        top = row_norms(W, norm).topk(t, sorted=False).indices
-    norms = row_norms(W.index_select(0, top), norm)
-    mean = norms.mean()
-    variance = (norms - mean).square().mean()
-    return _ratio(variance, mean.square()) if scale_free else variance
+    return _total(map(variance, _matrices(model, layers)))
 
 
 def row_norms(W: Tensor, norm: int = 2) -> Tensor:
@@ -156,15 +162,6 @@ def _matrices(model: nn.Module, layers: Layers) -> Iterator[Tensor]:
     return map(matrix, chosen_layers(model, layers))
 
 
-def _precise(W: Tensor) -> Tensor:
-    return W.to(torch.promote_types(W.dtype, torch.float32))
-
-
-def _product(second: Tensor, first: Tensor) -> Tensor:
-    with torch.autocast(first.device.type, enabled=False):
-        return second @ first
-
-
 def _total(values: Iterator[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum()
 
@@ -176,26 +173,29 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _consecutive(model: nn.Module, chosen: Sequence[Chosen]) -> Iterator[tuple[Chosen, Chosen]]:
+    """Every two chosen layers that follow one another in a Sequential and compose."""
     owner = {module: layer for layer in chosen for module in layer.modules}
     nested = {part for module in model.modules() if type(module) is nn.Sequential for part in module}
     for module in model.modules():
         if type(module) is not nn.Sequential or module in nested:
             continue
-        steps = [owner.get(part) for part in _flat(module) if part in owner or any(True for _ in part.parameters())]
+        # None stands for a layer with parameters that was not chosen: nothing is consecutive across it.
+        steps = [owner.get(part) for part in _flatten(module) if part in owner or any(True for _ in part.parameters())]
         for first, second in itertools.pairwise(steps):
             if first is not None and second is not None and first is not second and _compose(first, second):
                 yield first, second
 
 
-def _flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
+def _flatten(sequence: nn.Sequential) -> Iterator[nn.Module]:
     for part in sequence:
         if type(part) is nn.Sequential:
-            yield from _flat(part)
+            yield from _flatten(part)
         else:
             yield part
 
 
 def _compose(first: Chosen, second: Chosen) -> bool:
+    """Whether the product of the two matrices is what both compute together."""
     last, following = first.modules[-1], second.modules[0]
     if isinstance(last, nn.Linear) and isinstance(following, nn.Linear):
         return last.out_features == following.in_features
