@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import brittle
-from helpers.processes import run_code
+from helpers.processes import TESTS, run_code
 
 PACKAGE = Path(brittle.__file__).parent
 ROWS = [
@@ -185,3 +185,26 @@ def test_public_names_all_resolve():
     assert sorted(brittle.__all__) == sorted(name for names in brittle._HOMES.values() for name in names.split())
     for name in brittle.__all__:
         assert callable(getattr(brittle, name)) or inspect.isclass(getattr(brittle, name))
+
+
+# --- the tests themselves -----------------------------------------------------------------------------------
+
+
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+
+
+def test_tests_import_from_their_helpers_and_never_from_each_other():
+    names = [path.stem for path in TEST_FILES if path.stem.startswith("test_")]
+    assert len(set(names)) == len(names), "two files of one name cannot both be collected"
+    read = {path.name: {module.partition(".")[0] for module, _ in imports(path)} & set(names) for path in TEST_FILES}
+    assert {name: modules for name, modules in read.items() if modules} == {}
+
+
+def test_processes_are_started_by_the_helper_that_limits_and_ends_them():
+    starting = {
+        path.name
+        for path in TEST_FILES
+        for module, name in imports(path)
+        if module == "subprocess" and name not in {"PIPE", "DEVNULL"}
+    }
+    assert starting == {"processes.py"}
