@@ -30,18 +30,19 @@ FIGURE_WIDTH = 8.6
 """In inches: 826 CSS pixels, or 619 points, in which the SVG counts."""
 MOST_LABELS = 80
 """Most names down the side of a figure; of more layers, every second or third is named."""
-_SANS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
     **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8.5),
     **dict.fromkeys(("axes.labelsize", "axes.titlesize", "font.size"), 9),
     **{"axes.facecolor": "none", "axes.titlelocation": "left", "axes.titlepad": 9},
-    **{"grid.alpha": 0.14, "grid.color": INK, "svg.fonttype": "none", "svg.hashsalt": "brittle"},
+    **{"grid.alpha": 0.14, "grid.color": INK},
+    **{"svg.fonttype": "none", "svg.hashsalt": "brittle"},  # text stays text; ids depend on the drawing alone
     **{"figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.06},
 }
-styled = style.context(("default", _STYLE))
+styled = style.context(("default", STYLE))
+"""Decorates what draws: the caller's style is neither read nor changed."""
 
 
 @styled
@@ -52,16 +53,18 @@ def svg(figure: Figure) -> str:
     """
     title = html.escape(str(figure.get_label()))
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the page's own font will have it
-        figure.savefig(stream, format="svg", facecolor="none", metadata=nothing)
+        figure.savefig(stream, format="svg", facecolor="none", metadata=no_metadata)
     content = stream.getvalue().partition("<svg")[2].partition(">")[2]
+    # A style element would rule all drawings of the page; what it says stands in the root element below.
     content = re.sub(r"<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)
     prefix = f"f{hashlib.sha256((title + content).encode()).hexdigest()[:8]}-"
     content = re.sub(r"<[^>]*>", lambda tag: _inline(tag[0], prefix), content)
     box = "0 0 " + " ".join(f"{72 * side:g}" for side in figure.get_size_inches())
-    look = f"font-family: {_SANS}; stroke-linejoin: round; stroke-linecap: butt"
+    fonts = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+    look = f"font-family: {fonts}; stroke-linejoin: round; stroke-linecap: butt"
     root = f'xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{title}" viewBox="{box}" style="{look}"'
     return f"<svg {root}><title>{title}</title>{content.strip()}\n"
 
@@ -71,8 +74,9 @@ def _inline(tag: str, prefix: str) -> str:
     tag = re.sub(r"(?<=\s)id=\"", f'id="{prefix}', tag)
     tag = tag.replace('xlink:href="#', f'href="#{prefix}').replace("url(#", f"url(#{prefix}")
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag).replace(INK, "currentColor")
-    hundredths = r"(\.\d\d)\d+"
-    return re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(re.sub(hundredths, r"\1", path[0]).split()), tag)
+    # Less than a hundredth of a point cannot be seen.
+    more_than_hundredths = r"(\.\d\d)\d+"
+    return re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(re.sub(more_than_hundredths, r"\1", path[0]).split()), tag)
 
 
 def panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -120,6 +124,7 @@ def log_scale(axis: Axes, values: Iterable[float], room: float = 1.15) -> None:
     """A logarithmic x axis around ``values``, at most six ticks, at powers of ten or at 1, 2 and 5 of each."""
     usable = [value for value in values if drawable(value)] or [1.0]
     low, high = min(usable), max(usable)
+    # Over less than about a decade and a half, powers of ten alone would leave one or two ticks.
     steps = (1, 2, 5) if high / low < 40 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [step * 10.0**exponent for exponent in exponents for step in steps]

@@ -80,7 +80,7 @@ def draw_certificate(audit: Audit) -> Figure | None:
         return None
     figure, axes = panels("Accuracy under attack, between proof and attack", len(counted), 3.5)
     for axis, (norm, proven) in zip(axes, counted, strict=True):
-        _draw_sandwich(axis, norm, proven, audit.clean_accuracy)
+        _draw_gap(axis, norm, proven, audit.clean_accuracy)
         axis.set_xlabel(f"Budget eps in {norm_name(norm.p)}, input units, log scale")
         axis.set_title(norm_name(norm.p), pad=18)
     axes[0].set_ylabel("Accuracy under attack, %")
@@ -238,6 +238,7 @@ def draw_universal(audit: Audit) -> Figure | None:
 
 
 def _draw_curve(axis: Axes, curve: SecurityCurve, evaluation: Evaluation | None, clean: Rate | None) -> None:
+    """Robust accuracy over the budget with its interval, from the accuracy without attack on."""
     colour = SERIES[NORM_SERIES[curve.p]]
     rates = [*([(0.0, clean)] if clean is not None else []), *zip(curve.eps, curve.robust, strict=True)]
     eps, counted = zip(*((eps, rate) for eps, rate in rates if rate.n), strict=True)
@@ -257,14 +258,16 @@ def _draw_curve(axis: Axes, curve: SecurityCurve, evaluation: Evaluation | None,
     axis.grid(visible=True, axis="y")
 
 
-def _draw_sandwich(axis: Axes, norm: NormResult, proven: CertifiedCurve | None, clean: Rate | None) -> None:
+def _draw_gap(axis: Axes, norm: NormResult, proven: CertifiedCurve | None, clean: Rate | None) -> None:
     """The region between what is certified, from below, and what attacks broke, from above."""
     broken, evaluation = norm.curve, norm.evaluation
-    low, high = _span(proven, broken)
+    low, high = _budget_range(proven, broken)
     rates = {low: clean} if clean is not None else {}
     rates |= dict(zip(broken.eps, broken.robust, strict=True)) if broken else {}
     attacked = {eps: _percent(rate)[0] for eps, rate in rates.items() if rate.n}
     if attacked:
+        # Between two budgets each accuracy keeps the value of that end which makes it a bound: what was broken by the
+        # smaller budget stays broken, what is proven at the larger one is proven here.
         at, values = list(attacked), list(attacked.values())
         axis.fill_between([*at, high], [*values, values[-1]], 100, step="post", color=BROKEN, alpha=0.2, linewidth=0)
         axis.plot(at, values, drawstyle="steps-post", color=BROKEN, marker="o", markersize=3.6, linewidth=1.5)
@@ -297,7 +300,7 @@ def _mark_standard(axis: Axes, eps: float) -> None:
     axis.text(eps, 1.03, budget(eps), transform=axis.get_xaxis_transform(), ha="center", fontsize=8)
 
 
-def _span(proven: CertifiedCurve | None, broken: SecurityCurve | None) -> tuple[float, float]:
+def _budget_range(proven: CertifiedCurve | None, broken: SecurityCurve | None) -> tuple[float, float]:
     """Budgets to show: from below the first at which a certificate runs out, to the largest that was attacked."""
     rates = zip(pairwise(proven.certified), proven.eps[1:], strict=True) if proven else ()
     falls = [eps for (before, after), eps in rates if after.hits < before.hits and drawable(eps)]
@@ -327,6 +330,7 @@ def _name_open_region(
 
 
 def _percent(rate: Rate) -> tuple[float, float, float]:
+    """The rate and the ends of its 95 % interval, in percent; 0 to 100 % for a rate of nothing."""
     low, high = rate.interval or (0.0, 1.0)
     return 100 * (rate.value or 0.0), 100 * low, 100 * high
 
@@ -337,16 +341,18 @@ SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
     "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
     "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
 }
+"""Marks of a norm's row by side, in the order of the legend."""
 
 
 def _beaten_product(result: LipschitzResult) -> float | None:
-    """The product of norms where another argument gave a lower bound."""
+    """The product of norms, where another argument gave a smaller upper bound."""
     product = dict(result.arguments).get(PRODUCT)
     beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
     return product if beaten else None
 
 
 def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
+    """One norm's row: median, largest found and certified, each number on the outer side of its mark."""
     sides = {"median": result.median_lower, "lower": result.lower, "upper": result.upper}
     shown = {side: value for side, value in sides.items() if value is not None and drawable(value)}
     if len(shown) > 1:
