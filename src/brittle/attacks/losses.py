@@ -112,9 +112,9 @@ def loss_and_gradient(
         gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
         if gradient is None:
             raise InputError("model: expected logits that depend on the input through differentiable operations")
-    if gradient.stride() != x.stride():  # expanded, or laid out in another order: callers write into it
+    if gradient.stride() != x.stride():  # expanded, or in another order of memory: callers write into it
         gradient = torch.empty_like(x).copy_(gradient)
-    gradient.nan_to_num_(0.0, 0.0, 0.0)  # no direction is better than one that is no number
+    gradient.nan_to_num_(0.0, 0.0, 0.0)  # one NaN would spoil the whole step of a sample: that coordinate stays
     return values.detach().to(x.dtype), logits.detach().argmax(1) != y, gradient
 
 

@@ -15,6 +15,7 @@ matrix products of other shapes). A tensor may stay on the CPU, as counters do, 
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any, Protocol
 
@@ -70,7 +71,7 @@ def run(
     queue = _Queue(search, len(rows), total, device)
     finished = 0
     while len(rows):
-        measured = fitting(lambda state=state: search.measure(state), len(rows))  # type: ignore[misc]
+        measured = fitting(functools.partial(search.measure, state), len(rows))
         if measured is None:
             keep = len(rows) // 2
             logger.warning("out of memory with %d samples at once: going on with %d", len(rows), keep)

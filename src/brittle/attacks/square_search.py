@@ -138,7 +138,7 @@ class _Square:
     def begin(self, rows: Tensor) -> State:
         state = self.pool.begin(rows) | {"key": self.keys[rows], "step": torch.zeros_like(rows)}
         losses = torch.full(rows.shape, math.inf, dtype=torch.float64, device=rows.device)
-        best = self._stripes(state) if math.isinf(self.pool.p) else self._grid(state)
+        best = self._start_linf(state) if math.isinf(self.pool.p) else self._start_l2(state)
         return state | {"best": best.reshape(state["x"].shape), "best_loss": losses}
 
     def measure(self, state: State) -> tuple[Tensor, Tensor]:
@@ -151,27 +151,27 @@ class _Square:
     def advance(self, state: State, measured: tuple[Tensor, Tensor]) -> Tensor:
         losses, wrong = measured
         x, step, best = state["x"], state["step"], state["best"]
-        clean = step == 0  # the sample itself was measured, and "best" already holds the start
-        accepted = (wrong | ((losses < state["best_loss"]) & ~clean)).nonzero()[:, 0]
+        is_clean = step == 0  # the sample itself was measured, and "best" already holds the start
+        accepted = (wrong | ((losses < state["best_loss"]) & ~is_clean)).nonzero()[:, 0]
         best[accepted], state["best_loss"][accepted] = x[accepted], losses[accepted]
         done = wrong | (step > self.queries)
-        tried = self._corners(state) if math.isinf(self.pool.p) else self._moved(state)
-        state["x"], begun = tried.reshape(x.shape), clean.nonzero()[:, 0]
-        state["x"][begun] = best[begun]
+        following = self._next_linf(state) if math.isinf(self.pool.p) else self._next_l2(state)
+        state["x"], fresh = following.reshape(x.shape), is_clean.nonzero()[:, 0]
+        state["x"][fresh] = best[fresh]
         step += 1
         return done
 
     def finish(self, rows: Tensor, state: State, done: Tensor) -> None:
         self.pool.finish(rows, state["best"][done])
 
-    def _stripes(self, state: State) -> Tensor:
+    def _start_linf(self, state: State) -> Tensor:
         """The start for p = inf: columns at the box's lower or upper end."""
         low, high = _images(state["low"]), _images(state["high"])
         n, channels, _, width = low.shape
         signs = uniform(state["key"], state["step"], channels * width) < 0.5
         return torch.where(signs.view(n, channels, 1, width), low, high)
 
-    def _corners(self, state: State) -> Tensor:
+    def _next_linf(self, state: State) -> Tensor:
         """The next points for p = inf: a window of the best point at the box's lower or upper end."""
         low, high, best = (_images(state[name]) for name in ("low", "high", "best"))
         draws = uniform(state["key"], state["step"], 2 + low.shape[1])
@@ -180,7 +180,7 @@ class _Square:
         values = torch.where(draws[:, 2:, None] < 0.5, window.patches(low), window.patches(high))
         return window.write_(best.clone(memory_format=torch.contiguous_format), values)
 
-    def _grid(self, state: State) -> Tensor:
+    def _start_l2(self, state: State) -> Tensor:
         """The start for p = 2: pyramids side by side, about five an axis."""
         clean = _images(state["clean"])
         n, channels, height, width = clean.shape
@@ -194,9 +194,9 @@ class _Square:
         delta = torch.zeros(clean.shape, dtype=clean.dtype, device=clean.device)
         end = first[0] + down * tiles[0], first[1] + across * tiles[1]
         delta[:, :, first[0] : end[0], first[1] : end[1]] = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-        return self._scaled_(delta, state)
+        return self._scale_(delta, state)
 
-    def _moved(self, state: State) -> Tensor:
+    def _next_l2(self, state: State) -> Tensor:
         """The next points for p = 2: a pyramid into one window, with its energy, another's and what is left over."""
         delta = (_images(state["best"]) - _images(state["clean"])).contiguous()
         channels = delta.shape[1]
@@ -207,19 +207,19 @@ class _Square:
         old = into.read(delta)
         energy = _energy(old)
         into.write_(delta, torch.zeros_like(old))  # so that the windows' common pixels count once
-        wanted = spare[:, None, None] + energy + _energy(out_of.read(delta))
+        new_energy = spare[:, None, None] + energy + _energy(out_of.read(delta))
         out_of.write_(delta, torch.zeros_like(old))
         new = into.cut(self.pyramids, 2 * phase + (draws[:, 4] < 0.5)) * _signs(draws[:, 5:, None]).to(delta)
         new = new + old / (TINY + energy.sqrt())
-        into.write_(delta, new * (wanted.sqrt() / (TINY + _energy(new).sqrt())))
-        return self._scaled_(delta, state)
+        into.write_(delta, new * (new_energy.sqrt() / (TINY + _energy(new).sqrt())))
+        return self._scale_(delta, state)
 
     def _windows(self, state: State) -> tuple[Tensor, Tensor]:
         """Phases ``(n,)`` and window sizes ``(n, 2)`` of the points to try next."""
         phase = self.phase[(state["step"] - 1).clamp_min(0)]
         return phase, self.sizes[phase]
 
-    def _scaled_(self, delta: Tensor, state: State) -> Tensor:
+    def _scale_(self, delta: Tensor, state: State) -> Tensor:
         """In place, the points of the budget's sphere in the directions ``delta``, clipped to the bounds."""
         length = per_sample(state["eps"] / (lp_norm(delta, 2) + TINY), delta)
         return delta.mul_(length).add_(_images(state["clean"])).clamp_(*self.pool.bounds)
@@ -311,11 +311,7 @@ def _pyramid(height: int, width: int, *, lying: bool) -> Tensor:
     A window of one row or one column is split along it; one of a single pixel is -1.
     """
     if (lying and width > 1) or (height == 1 < width):
-        return _pyramid_upright(width, height).T
-    return _pyramid_upright(height, width)
-
-
-def _pyramid_upright(height: int, width: int) -> Tensor:
+        return _pyramid(width, height, lying=False).T
     pair = torch.cat([_layers(height // 2, width), -_layers(height - height // 2, width)])
     return pair / pair.norm()
 

@@ -240,10 +240,10 @@ MOST_CHANGE_REPEATED = 1e-3
 
 def different_answers(first: Tensor, second: Tensor) -> Flag:
     """Two passes over one batch, ``(N, classes)`` each; raised when they differ beyond :data:`MOST_CHANGE_REPEATED`."""
-    change = _change(first, second)
+    is_beyond, change = _compare(first, second, MOST_CHANGE_REPEATED)
     return DIFFERENT_ANSWERS.flag(
-        change > _tolerance(MOST_CHANGE_REPEATED, first),
-        f"Two passes over the same {len(first)} samples differ by at most {_percent(change)} of the logits' range.",
+        is_beyond,
+        f"Two passes over the same {len(first)} samples differ by at most {change} of the logits' range.",
     )
 
 
@@ -274,11 +274,10 @@ def answers_in_company(together: Tensor, alone: Tensor | InputError) -> Flag:
     """
     if isinstance(alone, InputError):
         return ANSWERS_IN_COMPANY.flag(True, f"A sample alone gets no answer: {alone}.")
-    change = _change(together, alone)
+    is_beyond, change = _compare(together, alone, MOST_CHANGE_IN_COMPANY)
     return ANSWERS_IN_COMPANY.flag(
-        change > _tolerance(MOST_CHANGE_IN_COMPANY, together),
-        f"Alone and in a batch, {len(alone)} samples get logits that differ by at most {_percent(change)} of their"
-        " range.",
+        is_beyond,
+        f"Alone and in a batch, {len(alone)} samples get logits that differ by at most {change} of their range.",
     )
 
 
@@ -594,16 +593,9 @@ def _above(rate: Rate, share: float) -> bool:
     return rate.interval is not None and rate.interval[0] > share
 
 
-def _change(one: Tensor, two: Tensor) -> float:
-    """Largest difference as a share of the range of all values; 0 where both agree."""
+def _compare(one: Tensor, two: Tensor, most: float) -> tuple[bool, str]:
+    """Whether logits differ beyond ``most``, a share of the range of all, and the largest such share in words."""
     low, high = torch.cat([one, two]).aminmax()
-    return float((one - two).abs().max() / (high - low)) if high > low else 0.0
-
-
-def _tolerance(share: float, logits: Tensor) -> float:
-    """The share, or more where the number format is coarser than single precision."""
-    return max(share, 8 * torch.finfo(logits.dtype).eps)
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share)} %"
+    change = float((one - two).abs().max() / (high - low)) if high > low else 0.0
+    most = max(most, 8 * torch.finfo(one.dtype).eps)  # number formats coarser than single precision round more
+    return change > most, f"{number(100 * change)} %"
