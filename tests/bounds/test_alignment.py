@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brittle.bounds.pairs.matrices import alignment, compressed_alignment
+from brittle.bounds.pairs.dense import alignment, compressed_alignment
 from brittle.errors import InputError
 from helpers.matrices import KINDS, matrix, quick
 

@@ -182,7 +182,7 @@ def plain(out, channels, kernel, seed=0, axes=2, **kwargs):
 def test_single_taps_are_the_matrices(seed):
     first, second = plain(5, 3, 1, seed), plain(4, 5, 1, seed + 10)
     W2, W1 = second.weight.flatten(1), first.weight.flatten(1)
-    bounds, dense = upper_of(second, first, (6, 5), steps=20), pair_two.uppers(W2, W1, steps=20)
+    bounds, dense = upper_of(second, first, (6, 5), steps=20), pair_two.upper(W2, W1, steps=20)
     assert bounds["half"] == pytest.approx(dense["half"], rel=1e-8)
     assert pair_two.exact(W2, W1) <= min(bounds.values()) * SLACK
     assert min(bounds.values()) == pytest.approx(min(dense.values()), rel=0.02)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brittle.bounds.pairs import inf as pair_inf
-from brittle.bounds.pairs.inf import compressed, entry_bounds, exact, half_entry_bounds, lower, row_bounds
+from brittle.bounds.pairs.inf import compressed, exact, lower, row_bounds, upper
+from brittle.bounds.pairs.matrices import pair_of
 from brittle.errors import InputError
 from helpers.matrices import KINDS, matrix, quick
 
@@ -43,6 +44,11 @@ def norms(W2, W1):
     return float(W2.abs().sum(1).max() * W1.abs().sum(1).max())
 
 
+def magnitudes(W2, W1):
+    """Rows of ``|W2| |W1| 1``: what no slopes in [-1, 1] exceed."""
+    return (W2.abs() @ W1.abs().sum(1)).numpy()
+
+
 def tiny(W2, W1):
     """What rounding may add to any sum."""
     return 1e-12 * norms(W2, W1)
@@ -62,17 +68,20 @@ def test_lower_is_below_exact_is_below_every_upper_bound(pair, slopes):
     for refine in (0, 2):
         bounds = row_bounds(*pair, slopes=slopes, refine=refine).numpy()
         assert (bounds * SLACK + tiny(*pair) >= rows).all()
-        assert (bounds <= largest * entry_bounds(*pair).numpy() * SLACK).all()
+        assert (bounds <= largest * magnitudes(*pair) * SLACK).all()
+    for bound in upper(*pair, slopes=slopes, refine=2).values():
+        assert rows.max() <= bound * (1 + 1e-12)
 
 
 @quick
 @given(pairs())
 def test_the_cheap_bounds_are_ordered(pair):
-    rows, first, second = brute_rows(*pair), entry_bounds(*pair).numpy(), half_entry_bounds(*pair).numpy()
-    assert (rows <= second * SLACK).all()
-    assert (second <= first * SLACK).all()
-    assert (row_bounds(*pair, refine=0).numpy() <= second * SLACK).all()
-    assert first.max() <= norms(*pair) * SLACK
+    bounds, rows = upper(*pair, refine=0), row_bounds(*pair, refine=0).numpy()
+    assert rows.max() == pytest.approx(bounds["spectral"], rel=1e-9)
+    assert bounds["spectral"] <= bounds["half entry"] * SLACK
+    assert bounds["half entry"] <= min(bounds["half"], bounds["entry"]) * SLACK
+    assert max(bounds["half"], bounds["entry"]) <= norms(*pair) * SLACK
+    assert (rows <= magnitudes(*pair) * SLACK).all()
 
 
 @quick
@@ -90,8 +99,8 @@ def test_without_negative_weights_nothing_cancels(pair, slopes):
     W2, W1 = (W.abs() for W in pair)
     largest = max(abs(slope) for slope in slopes)
     product = float((W2 @ W1).sum(1).max())
-    values = [exact(W2, W1), float(entry_bounds(W2, W1).max()), float(half_entry_bounds(W2, W1).max())]
-    values += [float(row_bounds(W2, W1).max()), lower(W2, W1)]
+    bounds = upper(W2, W1)
+    values = [exact(W2, W1), bounds["entry"], bounds["half entry"], float(row_bounds(W2, W1).max()), lower(W2, W1)]
     assert values == pytest.approx([product] * 5, rel=1e-9)
     assert exact(W2, W1, slopes=slopes) == pytest.approx(largest * product, rel=1e-9)
 
@@ -116,7 +125,7 @@ def test_the_alignment_is_a_share_that_ignores_scale(pair, c):
 @given(pair=pairs(largest=9, fewest=3), slopes=slopes_drawn)
 def test_branch_and_bound_is_enumeration(pair, slopes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair_inf, "ENUMERATED", 0)
+        patch.setattr(pair_inf, "MOST_ENUMERATED", 0)
         searched = exact(*pair, slopes=slopes)
     assert searched == pytest.approx(exact(*pair, slopes=slopes), rel=1e-6)
 
@@ -127,7 +136,7 @@ def test_branch_and_bound_is_enumeration(pair, slopes):
 def test_the_search_alone_finds_the_maximum(kind, h, n, slopes):
     """No help from the lower bound, and no row left out."""
     W2, W1 = matrix(kind, 2, h, 0), matrix(kind, h, n, 1)
-    pair = pair_inf._pair(W2, W1, slopes)
+    pair = pair_inf._used(pair_of(W2, W1, slopes))
     for i in range(2):
         signed = pair_inf._as_sign_problem(pair, i)
         assert len(signed) == min(h + (slopes != (-1.0, 1.0)), n)
@@ -139,8 +148,8 @@ def test_the_search_alone_finds_the_maximum(kind, h, n, slopes):
 def test_the_sign_problem_of_a_row_has_its_maximum():
     W2, W1 = matrix("gaussian", 3, 6, 2), matrix("heavy tails", 6, 5, 3)
     for slopes in SLOPES[:6]:
-        pair = pair_inf._pair(W2, W1, slopes)
-        values = [pair.size * pair_inf._enumerate(pair_inf._as_sign_problem(pair, i)) for i in range(3)]
+        pair = pair_inf._used(pair_of(W2, W1, slopes))
+        values = [pair.scale * pair_inf._enumerate(pair_inf._as_sign_problem(pair, i)) for i in range(3)]
         assert values == pytest.approx(list(brute_rows(W2, W1, slopes)), rel=1e-12)
 
 
@@ -199,8 +208,9 @@ def test_the_spectral_bound_makes_wide_layers_non_trivial():
     W2, W1 = matrix("gaussian", 256, 256, 0), matrix("gaussian", 256, 256, 1)
     size = norms(W2, W1)
     plain, refined = (float(row_bounds(W2, W1, refine=refine).max()) / size for refine in (0, 8))
-    assert float(entry_bounds(W2, W1).max()) / size > 0.85
-    assert float(half_entry_bounds(W2, W1).max()) / size > 0.45
+    bounds = upper(W2, W1, refine=0)
+    assert bounds["entry"] / size > 0.85
+    assert bounds["half entry"] / size > 0.45
     assert plain < 0.135
     assert refined < 0.98 * plain
     assert 0.08 < lower(W2, W1) / size < refined
@@ -287,7 +297,8 @@ def test_the_kept_rows_are_checked(ks, message):
 @pytest.mark.parametrize(("first", "second"), [("zero", "gaussian"), ("gaussian", "zero"), ("zero", "zero")])
 def test_zero_matrices_have_zero_bounds(first, second):
     W2, W1 = matrix(second, 3, 4, 0), matrix(first, 4, 5, 1)
-    for bounds in (entry_bounds(W2, W1), half_entry_bounds(W2, W1), row_bounds(W2, W1), row_bounds(W2, W1, refine=0)):
+    assert set(upper(W2, W1).values()) == {0}
+    for bounds in (row_bounds(W2, W1), row_bounds(W2, W1, refine=0)):
         assert torch.equal(bounds, torch.zeros(3, dtype=torch.float64))
     assert (exact(W2, W1), lower(W2, W1), compressed(W2, W1, 1, 1)) == (0, 0, (1, 1))
 
@@ -315,16 +326,16 @@ def test_single_precision_and_gradients_are_accepted():
 
 
 BAD = [
-    (torch.ones(3), torch.ones(3, 2), r"W2: expected a real matrix, not empty; got shape \(3,\)"),
-    (torch.ones(2, 3), torch.ones(0, 2), r"W1: .*got shape \(0, 2\)"),
-    (torch.ones(2, 3), torch.ones(3, 2, dtype=torch.complex64), "W1: expected a real matrix"),
-    (torch.ones(2, 3), torch.ones(2, 3), r"W1: expected 3 rows, one for each column of W2; got shape \(2, 3\)"),
-    (torch.tensor([[math.nan]]), torch.ones(1, 1), "W2: expected finite numbers"),
-    (torch.ones(1, 1), torch.tensor([[math.inf]]), "W1: expected finite numbers"),
+    (torch.ones(3), torch.ones(3, 2), r"B: expected a real matrix, not empty; got \(3,\)"),
+    (torch.ones(2, 3), torch.ones(0, 2), r"C: .*got \(0, 2\)"),
+    (torch.ones(2, 3), torch.ones(3, 2, dtype=torch.complex64), "C: expected a real matrix"),
+    (torch.ones(2, 3), torch.ones(2, 3), "C: expected 3 rows, as the next layer has columns; got 2"),
+    (torch.tensor([[math.nan]]), torch.ones(1, 1), "B: expected finite numbers"),
+    (torch.ones(1, 1), torch.tensor([[math.inf]]), "C: expected finite numbers"),
 ]
 
 
-@pytest.mark.parametrize("function", [entry_bounds, half_entry_bounds, row_bounds, exact, lower, compressed])
+@pytest.mark.parametrize("function", [upper, row_bounds, exact, lower, compressed])
 @pytest.mark.parametrize(("W2", "W1", "message"), BAD)
 def test_the_matrices_are_checked(function, W2, W1, message):
     extra = (1, 1) if function is compressed else ()
@@ -332,10 +343,10 @@ def test_the_matrices_are_checked(function, W2, W1, message):
         function(W2, W1, *extra)
 
 
-@pytest.mark.parametrize("function", [row_bounds, exact, lower])
+@pytest.mark.parametrize("function", [upper, row_bounds, exact, lower])
 @pytest.mark.parametrize("slopes", [(1.0, 0.0), (0.0, math.inf), (math.nan, 1.0)])
 def test_the_slopes_are_checked(function, slopes):
-    with pytest.raises(InputError, match="slopes: expected two finite numbers, the smaller first; got"):
+    with pytest.raises(InputError, match=r"slopes: expected \(alpha, gamma\) with alpha <= gamma, both finite; got"):
         function(torch.ones(2, 2), torch.ones(2, 2), slopes=slopes)
 
 

@@ -4,7 +4,7 @@ from brittle.bounds.chain import ChainBounds, chain_bounds
 from brittle.bounds.layer import layer_bound
 from brittle.bounds.layer_table import measure_layer
 from brittle.bounds.lipschitz.network import NetworkBound, lipschitz_upper_bound, network_bounds
-from brittle.bounds.pairs.matrices import Alignment, alignment
+from brittle.bounds.pairs.dense import Alignment, alignment
 from brittle.bounds.radius import adversarial_loss_bound, certified_accuracy, certified_radii
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from brittle.bounds.layer import layer_bound, spectral_bound
+from brittle.bounds.pairs import two as pair_two
 from brittle.bounds.pairs.inf import row_bounds
-from brittle.bounds.pairs.matrices import as_chain, normalised
-from brittle.bounds.pairs.two import upper as pair_upper
+from brittle.bounds.pairs.matrices import as_chain, normalise
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, operator_norm
 from brittle.linear.spectrum import ROUNDING
@@ -202,7 +202,7 @@ class _Layers:
             raise InputError("weights: expected a sequence of one matrix or more")
         names = tuple(f"weights[{l}]" for l in range(len(weights)))
         chain = as_chain(tuple(weights)[::-1], names[::-1])[::-1]
-        scaled, logs = zip(*(normalised(W, math.inf) for W in chain), strict=True)
+        scaled, logs = zip(*(normalise(W, math.inf) for W in chain), strict=True)
         slack = ROUNDING * max(max(W.shape) for W in chain) * len(chain)
         return cls(list(scaled), sum(logs), slack)
 
@@ -385,7 +385,7 @@ def _shared_alignments(
     for s, t in wanted:
         C, B = first.scaled(s)[0], second.scaled(t)[1]
         whole = (s == 0 and C.shape[1] == h) or (t == 0 and B.shape[0] == h)  # attained by D = I, it is exactly 1
-        found[s, t] = 1.0 if whole else min(1.0, pair_upper(B, C, steps=steps))
+        found[s, t] = 1.0 if whole else min(1.0, *pair_two.upper(B, C, steps=steps).values())
     return {(s, t): min(found[other] for other in found if other[0] <= s and other[1] <= t) for s, t in found}
 
 

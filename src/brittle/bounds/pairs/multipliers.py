@@ -19,7 +19,7 @@ from brittle.linear.spectrum import ritz
 SHIFT = 1e-9
 """Taken off the scaled matrix before it is factored; see :func:`eliminate`."""
 
-FLOOR = 1e-6
+LEAST_WEIGHT = 1e-6
 """Smallest norm or weight of a unit, as a share of the largest."""
 
 MULTIPLES = (0.52, 0.56, 0.62, 0.75, 0.87, 1.0)
@@ -126,12 +126,12 @@ def improve(P: Tensor, C: Tensor, t: Tensor, steps: int, slopes: Slopes = (0.0, 
         The multipliers of the smallest estimate, ``(h,)``: no bound, as for :func:`closed_form`.
     """
     point, best, best_value = t.log(), t, math.inf
-    last, mean, square = point, torch.zeros_like(point), torch.zeros_like(point)
-    X = _start(C, 12)
+    adam = torch.optim.Adam([point], betas=(0.9, 0.99), eps=1e-12)
+    X, feasible = _start(C, 12), point.clone()
     for step in range(steps):
         L = factor(P, point.exp())
         if L is None:
-            last = point = last + 0.02
+            point.copy_(feasible.add_(0.02))
             continue
         values, X = _top(L, C, point.exp(), slopes, X, rounds=2 if step else 12)
         value = float(values.max())
@@ -143,9 +143,10 @@ def improve(P: Tensor, C: Tensor, t: Tensor, steps: int, slopes: Slopes = (0.0, 
         U, V = _answer(L, C, (point / 2).exp()[:, None], slopes, X)
         slope = 2 * ((V - slopes[0] * U).conj() * (slopes[1] * U - V)).real
         gradient = (slope.movedim(-2, 0).flatten(1) * weights).sum(1) / value
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient.square()
-        direction = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
-        last, point = point, point - rate * 0.5 * (1 + math.cos(math.pi * step / steps)) * direction
+        feasible.copy_(point)
+        point.grad = gradient
+        adam.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        adam.step()
     return best
 
 
@@ -208,7 +209,7 @@ def _start(C: Tensor, p: int) -> Tensor:
     return block.expand(*C.shape[:-2], *block.shape)
 
 
-def floored(w: Tensor) -> Tensor:
-    """Non-negative numbers over their largest, none below :data:`FLOOR`; ones if all are zero."""
+def floored(w: Tensor, least: float = LEAST_WEIGHT) -> Tensor:
+    """Non-negative numbers over their largest, none below ``least``; ones if all are zero."""
     largest = w.max()
-    return (w / largest).clamp_min(FLOOR) if largest > 0 else torch.ones_like(w)
+    return (w / largest).clamp_min(least) if largest > 0 else torch.ones_like(w)
