@@ -37,13 +37,13 @@ def start(*arguments: object, env: dict[str, str] | None = None, **options: Any)
             kill_group(process)
 
 
-def run(*arguments: object, seconds: float = 60, **options: Any) -> subprocess.CompletedProcess:
+def run(*arguments: object, seconds: float = 120, **options: Any) -> subprocess.CompletedProcess:
     """Run Python with these arguments to its end within that many seconds; what it wrote comes back as text."""
     with start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         return finish(process, seconds)
 
 
-def run_code(code: str, seconds: float = 60, **options: Any) -> str:
+def run_code(code: str, seconds: float = 120, **options: Any) -> str:
     """Run Python code that has to succeed; what it printed."""
     done = run("-c", code, seconds=seconds, **options)
     assert done.returncode == 0, done.stderr
