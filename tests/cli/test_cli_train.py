@@ -24,6 +24,7 @@ from brittle.results import AttackResult, Audit
 from brittle.training import Adversary, Recipe, loop
 from brittle.training.runs import CONFIG, load_run, run_config
 from helpers.processes import finish, read_all, start, wait_until
+from helpers.trainings import contents
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 FIXED = ("--data", "digits", "--limit", "120", "--batch-size", "32", "--width", "12", "--epochs", "2")
@@ -52,10 +53,6 @@ def one_line(capsys, *parts):
     assert captured.err.startswith("brittle: ")
     for part in parts:
         assert part in captured.err
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def commands(page):

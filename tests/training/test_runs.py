@@ -24,6 +24,7 @@ from brittle.training.runs import (
     train_run,
 )
 from helpers.networks import digits, untouched
+from helpers.trainings import Interrupted, stopped_in
 
 SHORT = Recipe(epochs=1, batch_size=32, lr=0.01, measure_every=0)
 
@@ -368,21 +369,12 @@ def test_weights_that_are_truncated_are_refused(finished, tmp_path):
 # Going on
 
 
-class Interrupted(BaseException):
-    """As Ctrl-C."""
-
-
-def interrupt(moment):
-    if moment.epoch == 2:
-        raise Interrupted
-
-
 TWO = RunRequest("fcn", {"width": 16}, recipe=dataclasses.replace(SHORT, epochs=2))
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(Interrupted):
-        train_run(TWO, samples(), tmp_path / "a", callback=interrupt)
+        train_run(TWO, samples(), tmp_path / "a", callback=stopped_in(2))
     moments = []
     train_run(TWO, samples(), tmp_path / "a", callback=moments.append)
     train_run(TWO, samples(), tmp_path / "b")
@@ -393,7 +385,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 def test_a_refused_run_leaves_the_configuration(tmp_path):
     with pytest.raises(Interrupted):
-        train_run(TWO, samples(), tmp_path, callback=interrupt)
+        train_run(TWO, samples(), tmp_path, callback=stopped_in(2))
     before = (tmp_path / CONFIG).read_bytes()
     with pytest.raises(InputError, match="another recipe"):
         train_run(dataclasses.replace(TWO, recipe=dataclasses.replace(TWO.recipe, lr=0.5)), samples(), tmp_path)
