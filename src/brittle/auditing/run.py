@@ -15,8 +15,7 @@ from brittle.bounds.layer_table import input_sizes, measure_layer
 from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
-from brittle.data.batches import Data as Samples
-from brittle.data.batches import batches_of, chosen_budgets
+from brittle.data.batches import DataLike, batches_of, chosen_budgets
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.certify import proven_robust
@@ -65,7 +64,7 @@ Stage = Callable[[str, int, int | None], None]
 
 def audit(
     model: nn.Module,
-    data: Samples | None = None,
+    data: DataLike | None = None,
     *,
     p: float | Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
@@ -358,7 +357,7 @@ def certified_curve(radii: Tensor, correct: Tensor, p: float, budgets: Sequence[
     return CertifiedCurve(float(p), tuple(points), rates, median)
 
 
-def _gathered(data: Samples, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _gathered(data: DataLike, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     parts = [(x, y) for x, y, _ in batches_of(data, 1024)]
     if not parts:
         raise InputError("data: expected at least one sample; got none")

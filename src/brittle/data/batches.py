@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from brittle.data.load import OTHER_BUDGETS
-from brittle.data.load import Data as Labelled
+from brittle.data.load import OTHER_BUDGETS, Data
 from brittle.errors import InputError
 
-Data = Labelled | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+DataLike = Data | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """A :class:`brittle.data.Data`, a pair of tensors, any iterable of batches ``(x, y)`` (a DataLoader), or a Dataset."""
 
 
-def batches_of(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
+def batches_of(data: DataLike, batch_size: int) -> Iterator[tuple[Tensor, Tensor, int | None]]:
     """Batches ``(x, y, total)`` of whatever form the data come in; the total is None when it is unknown."""
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    if isinstance(data, Labelled):
+    if isinstance(data, Data):
         data = data.inputs, data.labels
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
@@ -61,7 +60,7 @@ def _checked(batch: object) -> tuple[Tensor, Tensor]:
 
 
 def chunks_of(
-    data: Data, size: int, batch_size: int, most_bytes: int | None = None
+    data: DataLike, size: int, batch_size: int, most_bytes: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor, int | None]]:
     """Chunks ``(x, y, total)`` of exactly ``size`` samples (the last may be smaller), whatever the batches were.
 
@@ -90,7 +89,7 @@ def chunks_of(
 
 
 def chosen_budgets(
-    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: Data | None
+    eps: float | Mapping[float, float] | None, norms: Sequence[float], data: DataLike | None
 ) -> dict[float, float]:
     """One budget for every norm: the given one, else the data set's own, else 8/255 (inf) and 0.5 (2).
 
@@ -102,7 +101,7 @@ def chosen_budgets(
     Raises:
         InputError: A budget is not above 0 and finite, or belongs to another norm.
     """
-    standard = data.budgets if isinstance(data, Labelled) else OTHER_BUDGETS
+    standard = data.budgets if isinstance(data, Data) else OTHER_BUDGETS
     given = dict(eps) if isinstance(eps, Mapping) else {} if eps is None else dict.fromkeys(norms, eps)
     if unknown := [q for q in given if q not in norms]:
         raise InputError(f"eps: expected budgets for p in {norms}; got one for {unknown[0]!r}")

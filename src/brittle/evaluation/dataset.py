@@ -16,7 +16,7 @@ from brittle.attacks import apgd
 from brittle.attacks.losses import margins
 from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.certify import Relaxation
-from brittle.data.batches import Data, chunks_of
+from brittle.data.batches import DataLike, chunks_of
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.certify import covered, worthwhile_relaxation
@@ -41,7 +41,7 @@ CHUNK_SAMPLES = 8192
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: DataLike,
     *,
     attack: str | Attack | Sequence[Attack] = apgd,
     eps: float,
@@ -160,7 +160,7 @@ class Chunk:
     total: int | None
 
 
-def _numbered(data: Data, batch_size: int, small: bool) -> Iterator[Chunk]:
+def _numbered(data: DataLike, batch_size: int, small: bool) -> Iterator[Chunk]:
     """Chunks with the number of their first sample; a few batches each where they are spread or kept."""
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
