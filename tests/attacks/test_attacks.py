@@ -598,17 +598,17 @@ BAD = {
     "eps infinite": ({"eps": math.inf}, "eps"),
     "p one": ({"p": 1}, "^p: expected 2 or inf; got 1"),
     "p text": ({"p": "inf"}, "^p: expected 2 or inf"),
-    "x nan": ({"x": nan_in(X)}, "^x must be finite; 1 of 384"),
-    "x outside": ({"x": 255 * X}, r"^x must lie in \[0, 1\].*127.5"),
-    "x below": ({"x": X - 1}, r"^x must lie in \[0, 1\].*-0.5"),
-    "x integer": ({"x": X.long()}, "^x must be a floating tensor.*int64"),
-    "x array": ({"x": X.numpy()}, "^x must be a floating tensor.*ndarray"),
-    "x empty": ({"x": X[:0], "y": Y[:0]}, "^x must hold at least one example"),
-    "y float": ({"y": Y.float()}, "^y must be an integer tensor.*float32"),
-    "y bool": ({"y": Y > 2}, "^y must be an integer tensor.*bool"),
+    "x nan": ({"x": nan_in(X)}, "^x: expected finite numbers; got 1 NaN or infinite ones of 384"),
+    "x outside": ({"x": 255 * X}, r"^x: expected values in \[0, 1\].*127.5"),
+    "x below": ({"x": X - 1}, r"^x: expected values in \[0, 1\].*-0.5"),
+    "x integer": ({"x": X.long()}, "^x: expected a floating tensor.*int64"),
+    "x array": ({"x": X.numpy()}, "^x: expected a floating tensor.*ndarray"),
+    "x empty": ({"x": X[:0], "y": Y[:0]}, "^x: expected at least one example"),
+    "y float": ({"y": Y.float()}, "^y: expected an integer tensor.*float32"),
+    "y bool": ({"y": Y > 2}, "^y: expected an integer tensor.*bool"),
     "y short": ({"y": Y[:5]}, "one N"),
     "y column": ({"y": Y[:, None]}, "one N"),
-    "y negative": ({"y": Y - 1}, "^y must be at least 0.*-1"),
+    "y negative": ({"y": Y - 1}, "^y: expected labels of at least 0.*-1"),
     "y large": ({"y": Y + 5}, "^y: expected labels from 0 to 9.*5 to 10"),
     "loss unknown": ({"loss": "hinge"}, "^loss: expected one of ce, dlr.*'hinge'"),
     "bounds reversed": ({"bounds": (1.0, 0.0)}, "^bounds"),
@@ -660,9 +660,9 @@ def test_bad_options_are_named(attack, options, message):
 
 
 def test_later_batches_of_the_universal_perturbation_are_checked_too():
-    with pytest.raises(InputError, match=r"^x must be finite"):
+    with pytest.raises(InputError, match=r"^x: expected finite numbers"):
         universal_perturbation(mlp(), [(X, Y), (nan_in(X), Y)], eps=0.1)
-    with pytest.raises(InputError, match=r"^x must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"^x: expected values in \[0, 1\]"):
         universal_perturbation(mlp(), [(X, Y), (255 * X, Y)], eps=0.1)
 
 

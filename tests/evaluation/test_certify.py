@@ -286,12 +286,12 @@ X, Y = few(6)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": (X * math.nan, Y)}, "^x must be finite"),
-        ({"data": (X * 255, Y)}, r"^x must lie in \[0, 1\]"),
-        ({"data": (X, Y - 10)}, "^y must be at least 0"),
+        ({"data": (X * math.nan, Y)}, "^x: expected finite numbers"),
+        ({"data": (X * 255, Y)}, r"^x: expected values in \[0, 1\]"),
+        ({"data": (X, Y - 10)}, "^y: expected labels of at least 0"),
         ({"data": (X, Y + 10)}, "^y: expected labels from 0 to 9"),
-        ({"data": (X, Y.float())}, "^y must be an integer tensor"),
-        ({"data": ((255 * X).byte(), Y)}, "^x must be a floating tensor"),
+        ({"data": (X, Y.float())}, "^y: expected an integer tensor"),
+        ({"data": ((255 * X).byte(), Y)}, "^x: expected a floating tensor"),
         pytest.param({"data": (X[:, :, :7], Y)}, r"^data: the model cannot run on inputs of shape \(1, 7, 8\)"),
         pytest.param({"data": (X.double(), Y)}, "^data: the model cannot run"),
         pytest.param({"data": (X.half(), Y)}, "^data: the model cannot run"),

@@ -175,7 +175,7 @@ def test_what_breaks_one_chunk_breaks_the_call():
     x, y = few(40)
     x = x.clone()
     x[21] = math.nan
-    with pytest.raises(InputError, match=r"^x must be finite"):
+    with pytest.raises(InputError, match=r"^x: expected finite numbers"):
         evaluate(hooked(mlp()), (x, y), attack=quick_apgd, eps=0.1, batch_size=1, devices=("cpu", "cpu"))
 
 
@@ -213,13 +213,13 @@ def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     assert len(list(tmp_path.glob("*.json"))) == 4
     wrong = x.clone()
     wrong[21] = math.nan
-    with pytest.raises(InputError, match="x must be finite"):
+    with pytest.raises(InputError, match="x: expected finite numbers"):
         run((wrong, y), ray_workers=2)
 
 
 def test_errors_of_a_cluster_read_as_those_of_one_process(cluster):
     x, y = few(8)
-    with pytest.raises(InputError, match=r"^x must be finite"):
+    with pytest.raises(InputError, match=r"^x: expected finite numbers"):
         evaluate(mlp(), (x * math.nan, y), attack=quick_apgd, eps=0.06, batch_size=3, ray_workers=2)
 
 

@@ -142,7 +142,8 @@ X, Y = few(6)
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [((X / 0, Y), "^x must be finite"), (((255 * X).byte(), Y), "^x must be a floating tensor")]
+    ("data", "message"),
+    [((X / 0, Y), "^x: expected finite numbers"), (((255 * X).byte(), Y), "^x: expected a floating tensor")],
 )
 def test_bad_data_are_named_for_presets_as_for_attacks(data, message):
     with pytest.raises(InputError, match=message):

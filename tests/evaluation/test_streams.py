@@ -150,11 +150,11 @@ def test_no_samples_are_an_error(devices, empty):
 
 
 BAD = {
-    "NaN": ((X * math.nan, Y), "^x must be finite"),
-    "beyond the bounds": ((X + 1, Y), "^x must lie in"),
+    "NaN": ((X * math.nan, Y), "^x: expected finite numbers"),
+    "beyond the bounds": ((X + 1, Y), "^x: expected values in"),
     "labels too large": ((X, Y + 10), "^y: expected labels from 0 to 9"),
-    "labels below 0": ((X, Y - 10), "^y must be at least 0"),
-    "labels that are no integers": ((X, Y + 0.5), "^y must be an integer tensor"),
+    "labels below 0": ((X, Y - 10), "^y: expected labels of at least 0"),
+    "labels that are no integers": ((X, Y + 0.5), "^y: expected an integer tensor"),
     "another size": ((X[:, :, :7], Y), "^data: "),
     "another rank": ((X[:, 0], Y), "^data: "),
     "fewer labels": ((X, Y[:-1]), "^(data|x)"),

@@ -311,16 +311,16 @@ def test_vit_without_positions_does_not_know_the_order_of_its_patches():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 12), (2, 1, 8, 8), (2, 3, 16, 4), (3, 8, 8)])
 def test_vit_refuses_other_images(shape):
-    with pytest.raises(InputError, match=r"x must be \(N, 3, 8, 8\) for this network"):
+    with pytest.raises(InputError, match=r"x: expected \(N, 3, 8, 8\) for this network"):
         vit(**TINY["vit"])(torch.rand(shape))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 9, "patch_size": 4}, "image_size must be a multiple of patch_size, 4; got 9"),
-        ({"width": 10, "heads": 3}, "width must be a multiple of heads, 3; got 10"),
-        *[({"mlp_ratio": r}, "mlp_ratio must be a number") for r in (0, -1, 0.001, float("nan"), float("inf"), "4")],
+        ({"image_size": 9, "patch_size": 4}, "image_size: expected a multiple of patch_size, 4; got 9"),
+        ({"width": 10, "heads": 3}, "width: expected a multiple of heads, 3; got 10"),
+        *[({"mlp_ratio": r}, "mlp_ratio: expected a number") for r in (0, -1, 0.001, float("nan"), float("inf"), "4")],
     ],
 )
 def test_vit_arguments_are_checked(arguments, message):
@@ -374,7 +374,7 @@ def test_gradients_reach_every_parameter(arch):
 )
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", True, None])
 def test_sizes_must_be_positive_integers(arch, name, value):
-    with pytest.raises(InputError, match=f"{name} must be a positive integer; got {value!r}"):
+    with pytest.raises(InputError, match=f"{name}: expected a positive integer; got {value!r}"):
         build_model(arch, {name: value})
 
 
@@ -435,12 +435,12 @@ def test_a_long_fcn_is_read_in_the_order_of_its_layers():
         ("fcn", {}, r"1\.weight, 3\.weight, \.\.\.; got nothing"),
         ("fcn", {"fc.weight": torch.ones(2, 3)}, r"got fc\.weight \(2, 3\)$"),
         ("fcn", {"1.weight": torch.ones(2, 3, 1, 1)}, r"got 1\.weight \(2, 3, 1, 1\)"),
-        ("fcn", {"1.weight": torch.ones(2, 3), "2.weight": torch.ones(2, 2)}, "state is not one of fcn"),
+        ("fcn", {"1.weight": torch.ones(2, 3), "2.weight": torch.ones(2, 2)}, "state: expected one of fcn"),
         ("resnet18-cifar", fcn(depth=4).state_dict(), r"conv1\.weight .* got .*, \.\.\.$"),
-        ("wide-resnet101-2", {}, "state is not one of wide-resnet101-2: expected a kernel conv1"),
+        ("wide-resnet101-2", {}, "state: expected one of wide-resnet101-2 with a kernel conv1"),
         ("vgg16", resnet18_cifar(width=1).state_dict(), r"kernel features\.0\.weight and a matrix classifier\.weight"),
-        ("vit", vgg16(width=1).state_dict(), r"state is not one of vit: expected patch_embed\.proj\.weight, pos_embed"),
-        ("resnet18-cifar", {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(2, 2)}, "state is not one of"),
+        ("vit", vgg16(width=1).state_dict(), r"state: expected one of vit with patch_embed\.proj\.weight, pos_embed"),
+        ("resnet18-cifar", {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(2, 2)}, "state: expected one of"),
     ],
 )
 def test_a_state_of_another_network_is_refused(arch, state, message):
@@ -480,8 +480,8 @@ def test_the_table_names_what_can_be_built():
         ("resnet18_cifar", r"did you mean resnet18-cifar\?"),
         ("zzzz", "got 'zzzz'$"),
         ("", "got ''"),
-        ("torchvision:", "arch must be one of"),
-        (":build", "arch must be one of"),
+        ("torchvision:", "arch: expected one of"),
+        (":build", "arch: expected one of"),
     ],
 )
 def test_unknown_architecture(arch, message):
@@ -490,7 +490,9 @@ def test_unknown_architecture(arch, message):
 
 
 def test_unknown_argument_is_named():
-    with pytest.raises(InputError, match=r"fcn cannot be built with the arguments .*'widht'.*TypeError"):
+    with pytest.raises(
+        InputError, match=r"fcn: expected arguments that it can be built with; got .*'widht'.*TypeError"
+    ):
         build_model("fcn", {"widht": 3})
 
 
@@ -552,11 +554,14 @@ def learns(model: nn.Module, size: int) -> None:
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("torchvision:resnet81", r"torchvision has no classification model 'resnet81'; did you mean resnet18"),
-        ("torchvision:fasterrcnn_resnet50_fpn", "no classification model"),
-        ("timm:resnt18", r"timm has no model 'resnt18'; did you mean .*resnet18"),
-        ("timm:hf-hub:timm/resnet18.a1_in1k", "timm has no model 'hf-hub:"),
-        ("timm:local-dir:weights", "timm has no model 'local-dir:"),
+        (
+            "torchvision:resnet81",
+            r"expected a classification model of torchvision; got 'resnet81'; did you mean resnet18",
+        ),
+        ("torchvision:fasterrcnn_resnet50_fpn", "expected a classification model"),
+        ("timm:resnt18", r"expected a model of timm; got 'resnt18'; did you mean .*resnet18"),
+        ("timm:hf-hub:timm/resnet18.a1_in1k", "expected a model of timm; got 'hf-hub:"),
+        ("timm:local-dir:weights", "expected a model of timm; got 'local-dir:"),
     ],
 )
 def test_unknown_zoo_models(arch, message):
@@ -569,14 +574,14 @@ def test_unknown_zoo_models(arch, message):
 @pytest.mark.parametrize("arch", ["torchvision:resnet18", "timm:resnet18"])
 @pytest.mark.parametrize("name", ["weights", "pretrained", "weights_backbone", "pretrained_cfg", "checkpoint_path"])
 def test_zoo_weights_are_refused(arch, name):
-    with pytest.raises(InputError, match=f"{arch} is built without weights.*remove {name}"):
+    with pytest.raises(InputError, match=f"{arch}: expected no weights.*got {name}"):
         build_model(arch, {name: "DEFAULT"})
 
 
 @pytest.mark.parametrize("arch", ["torchvision:squeezenet1_1", "timm:resnet10t"])
 def test_zoo_arguments_are_checked(arch):
     pytest.importorskip(arch.partition(":")[0])
-    with pytest.raises(InputError, match=f"{arch} cannot be built with the arguments .*'num_clases'"):
+    with pytest.raises(InputError, match=f"{arch}: expected arguments that it can be built with; got .*'num_clases'"):
         build_model(arch, {"num_clases": 3})
 
 
@@ -631,16 +636,19 @@ def test_a_users_module_cannot_change_the_globals(module):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def make(:\n", r"importing it failed: SyntaxError"),
-        ("import no_such_package\n", "importing it failed: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("raise SystemExit(3)\n", "importing it failed: SystemExit: 3"),
-        ("1 / 0\n", "importing it failed: ZeroDivisionError"),
-        ("def mak(): pass\n", r"has no function 'make'; did you mean mak\?"),
-        ("make = 3\n", "has no function 'make'$"),
-        ("def make(x): pass\n", r"cannot be built with the arguments \{\}: TypeError: make\(\) missing"),
+        ("def make(:\n", r"that can be imported; got SyntaxError"),
+        (
+            "import no_such_package\n",
+            "that can be imported; got ModuleNotFoundError: No module named 'no_such_package'",
+        ),
+        ("raise SystemExit(3)\n", "that can be imported; got SystemExit: 3"),
+        ("1 / 0\n", "that can be imported; got ZeroDivisionError"),
+        ("def mak(): pass\n", r"got 'make', which it does not have; did you mean mak\?"),
+        ("make = 3\n", "got 'make', which it does not have$"),
+        ("def make(x): pass\n", r"can be built with; got \{\}: TypeError: make\(\) missing"),
         ("def make(): raise ValueError('one\\ntwo')\n", "ValueError: one two$"),
-        ("def make(): return 3\n", "must return an nn.Module; got int"),
-        ("import torch\ndef make(): return torch.nn.ReLU\n", "must return an nn.Module; got type"),
+        ("def make(): return 3\n", "expected an nn.Module; got int"),
+        ("import torch\ndef make(): return torch.nn.ReLU\n", "expected an nn.Module; got type"),
     ],
 )
 def test_a_users_mistakes_are_named(module, source, message):
@@ -653,5 +661,7 @@ def test_a_users_mistakes_are_named(module, source, message):
 
 
 def test_a_missing_module():
-    with pytest.raises(InputError, match="arch no_such_module:f: importing it failed: ModuleNotFoundError"):
+    with pytest.raises(
+        InputError, match="arch: expected a module no_such_module that can be imported; got ModuleNotFoundError"
+    ):
         build_model("no_such_module:f")

@@ -414,14 +414,14 @@ def test_names_without_a_matrix_are_refused(names):
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.ReLU()), nn.Conv2d(1, 2, 3)])
 def test_a_default_that_leaves_no_layer_is_refused(net):
-    with pytest.raises(InputError, match="which leaves none in this model"):
+    with pytest.raises(InputError, match="leaves none in this model"):
         chosen_layers(net)
 
 
 def test_weights_that_are_not_real_numbers_are_refused():
-    with pytest.raises(InputError, match=r"expected weights of real numbers; that of '0'"):
+    with pytest.raises(InputError, match=r"expected weights of real numbers; got UninitializedParameter in '0'"):
         chosen_layers(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)))
-    with pytest.raises(InputError, match=r"that of '0' is torch\.complex64"):
+    with pytest.raises(InputError, match=r"got torch\.complex64 in '0'"):
         chosen_layers(nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64), nn.Linear(3, 2)))
     with pytest.raises(InputError, match=r"model: expected a torch\.nn\.Module"):
         chosen_layers([nn.Linear(2, 2)])

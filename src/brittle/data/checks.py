@@ -23,33 +23,34 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
         InputError: One of these does not hold; the message says which.
     """
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
-        raise InputError(f"bounds must be (low, high) with low < high, both finite; got {bounds}")
+        raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
     _check_kinds(x, y)
     x = x.detach()
     low, high = (float(v) for v in x.aminmax())  # NaN where there is one: a pass over large data is dear
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(x)).sum())
-        raise InputError(f"x must be finite; {bad} of {x.numel()} values are NaN or infinite")
+        raise InputError(f"x: expected finite numbers; got {bad} NaN or infinite ones of {x.numel()}")
     if low < bounds[0] - 1e-6 or high > bounds[1] + 1e-6:
         raise InputError(
-            f"x must lie in [{bounds[0]:g}, {bounds[1]:g}], with any normalisation inside the model; "
+            f"x: expected values in [{bounds[0]:g}, {bounds[1]:g}], with any normalisation inside the model; "
             f"got values from {low:g} to {high:g}"
         )
     least, most = (int(v) for v in y.to(torch.int64).aminmax())
     if least < 0 or (classes is not None and most >= classes):
         upper = "" if classes is None else f" and below the number of classes, {classes}"
-        raise InputError(f"y must be at least 0{upper}; got labels from {least} to {most}")
+        raise InputError(f"y: expected labels of at least 0{upper}; got labels from {least} to {most}")
 
 
 def _check_kinds(x: Tensor, y: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError(f"x must be a floating tensor (N, ...); got {_kind(x)}")
+        raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}")
     if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
-        raise InputError(f"y must be an integer tensor (N,); got {_kind(y)}")
+        raise InputError(f"y: expected an integer tensor (N,); got {_kind(y)}")
     if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
-        raise InputError(f"x must be (N, ...) and y (N,) with one N; got x {tuple(x.shape)} and y {tuple(y.shape)}")
+        shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
+        raise InputError(f"x, y: expected shapes (N, ...) and (N,) with one N; got {shapes}")
     if x.numel() == 0:
-        raise InputError(f"x must hold at least one example; got shape {tuple(x.shape)}")
+        raise InputError(f"x: expected at least one example; got shape {tuple(x.shape)}")
 
 
 def _kind(value: object) -> str:

@@ -33,9 +33,9 @@ def download(spec: str, root: Path | None) -> None:
         MissingExtra: torchvision is not installed.
     """
     if spec not in _SETS:
-        raise InputError(f"data to download must be one of {', '.join(_SETS)}; got {spec!r}")
+        raise InputError(f"data to download: expected one of {', '.join(_SETS)}; got {spec!r}")
     if root is None:
-        raise InputError(f"downloading {spec} needs root, the folder that is to hold its files")
+        raise InputError(f"root: expected the folder that is to hold the files of {spec}; got None")
     name, products = _SETS[spec]
     root = Path(root)
     missing = [product for product in products if not (root / product).exists()]
@@ -54,4 +54,6 @@ def download(spec: str, root: Path | None) -> None:
                 os.replace(Path(beside, product), root / product)
     except Exception as error:  # torchvision passes on whatever urllib, tarfile, gzip or the disk raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{spec}: torchvision.datasets.{name} could not be downloaded to {root}: {reason}") from error
+        raise InputError(
+            f"{spec}: expected a download of torchvision.datasets.{name} to {root}; got {reason}"
+        ) from error

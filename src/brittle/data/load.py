@@ -129,7 +129,7 @@ def load_data(
         case ("npz", ":", path) if path:
             x, y, classes = read_npz(_relative(path, root), split, choose)
         case _:
-            raise InputError(f"data must be one of {FORMS}; got {spec!r}")
+            raise InputError(f"data: expected one of {FORMS}; got {spec!r}")
     inputs, labels = _scaled(x), torch.from_numpy(y.astype(np.int64))
     del x  # before the checks take memory
     try:
@@ -168,17 +168,17 @@ def statistics_of(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _check_options(spec: str, split: str, image_size: tuple[int, int] | None) -> None:
     if split not in ("train", "test"):
-        raise InputError(f"split must be 'train' or 'test'; got {split!r}")
+        raise InputError(f"split: expected 'train' or 'test'; got {split!r}")
     if image_size is not None and not spec.startswith(("folder:", "imagenet")):
-        raise InputError(f"image_size is for imagenet and folder:PATH only; got it with data {spec!r}")
+        raise InputError(f"image_size: expected only for imagenet and folder:PATH; got it with data {spec!r}")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise InputError(f"image_size must be (height, width) in pixels, both at least 1; got {image_size}")
+        raise InputError(f"image_size: expected (height, width) in pixels, both at least 1; got {image_size}")
 
 
 def _choose(n: int, limit: int | None, seed: int) -> Array:
     """Return ``limit`` of the indices 0 ... n-1 in ascending order, or all of them."""
     if limit is not None and limit < 1:
-        raise InputError(f"limit (n of take) must be at least 1; got {limit}")
+        raise InputError(f"limit (n of take): expected at least 1; got {limit}")
     if limit is None or limit >= n:
         return np.arange(n)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -187,7 +187,9 @@ def _choose(n: int, limit: int | None, seed: int) -> Array:
 
 def _rooted(spec: str, root: Path | None) -> Path:
     if root is None:
-        raise InputError(f"data {spec!r} needs root, the folder that holds its files; nothing is downloaded")
+        raise InputError(
+            f"root: expected the folder that holds the files of {spec!r}; got None, and nothing is downloaded"
+        )
     return Path(root)
 
 

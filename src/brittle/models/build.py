@@ -67,9 +67,11 @@ def build_model(
     except InputError:
         raise
     except Exception as error:  # the builder may be anyone's: whatever it raises, these arguments did not suit it
-        raise InputError(f"{arch} cannot be built with the arguments {given}: {_reason(error)}") from error
+        raise InputError(
+            f"{arch}: expected arguments that it can be built with; got {given}: {_reason(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{arch} must return an nn.Module; got {type(model).__name__}")
+        raise InputError(f"{arch}: expected an nn.Module; got {type(model).__name__}")
     return model
 
 
@@ -84,13 +86,13 @@ def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
     source, colon, name = arch.partition(":")
     if not (source and colon and name):
         raise InputError(
-            f"arch must be one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or module:function; "
+            f"arch: expected one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or module:function; "
             f"got {arch!r}{_suggestion(arch, ARCHITECTURES)}"
         )
     if source not in ("torchvision", "timm"):
         return _imported(source, name)
     if refused := sorted(FORBIDDEN & set(arguments)):
-        raise InputError(f"{arch} is built without weights, which come from a file; remove {', '.join(refused)}")
+        raise InputError(f"{arch}: expected no weights, which come from a file; got {', '.join(refused)}")
     return _torchvision_builder(name) if source == "torchvision" else _timm_builder(name)
 
 
@@ -102,7 +104,9 @@ def _torchvision_builder(name: str) -> Builder:
     # Only classification models: the others fetch the weights of a backbone unless told not to.
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise InputError(f"torchvision has no classification model {name!r}{_suggestion(name, names)}")
+        raise InputError(
+            f"arch: expected a classification model of torchvision; got {name!r}{_suggestion(name, names)}"
+        )
     return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
 
 
@@ -112,7 +116,7 @@ def _timm_builder(name: str) -> Builder:
     except ImportError:
         raise MissingExtra("timm", "vision", f"the architecture timm:{name}") from None
     if not timm.is_model(name):  # true for hf-hub:... and local-dir:..., which would read from elsewhere
-        raise InputError(f"timm has no model {name!r}{_suggestion(name, timm.list_models())}")
+        raise InputError(f"arch: expected a model of timm; got {name!r}{_suggestion(name, timm.list_models())}")
     return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
 
 
@@ -124,14 +128,14 @@ def _imported(module: str, function: str) -> Builder:
         with _own_globals(0):  # scripts set seeds and dtypes at their top
             found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise InputError(f"arch {module}:{function}: importing it failed: {_reason(error)}") from error
+        raise InputError(f"arch: expected a module {module} that can be imported; got {_reason(error)}") from error
     finally:
         with suppress(ValueError):
             sys.path.remove(here)
     builder = getattr(found, function, None)
     if not callable(builder):
         hint = _suggestion(function, [name for name, value in vars(found).items() if callable(value)])
-        raise InputError(f"arch {module}:{function}: {module} has no function {function!r}{hint}")
+        raise InputError(f"arch: expected a function of {module}; got {function!r}, which it does not have{hint}")
     return builder
 
 

@@ -43,8 +43,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing"
-        raise InputError(f"{path} must be a file of weights (.safetensors, .pt, .pth); found {found} there")
+        instead = "a folder" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a file of weights (.safetensors, .pt, .pth); got {instead} there")
     is_safe = path.suffix.lower() == ".safetensors"
     state = _plain_state(path, _read_safetensors(path) if is_safe else _read_torch(path))
     _check_finite(state, str(path))
@@ -69,7 +69,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     full = {short: key for key, short in _unwrapped(own).items()}
     given = {full.get(key, key): tensor for key, tensor in state.items()}
     if problems := _mismatches(own, given):
-        raise InputError(f"state does not fit the model: {'; '.join(problems)}")
+        raise InputError(f"state: expected the model's names and shapes; got {'; '.join(problems)}")
     cast = {key: tensor.to(own[key].dtype) for key, tensor in given.items()}
     _check_finite(cast, "state")
     model.load_state_dict(cast, strict=True)
@@ -87,7 +87,7 @@ def save_state(model: nn.Module, path: Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
-        raise InputError(f"path must end in .safetensors; got {path}")
+        raise InputError(f"path: expected the ending .safetensors; got {path}")
     state = model.state_dict()
     _check_tensors(state, f"the state of {type(model).__name__}")
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
@@ -111,7 +111,7 @@ def _read_safetensors(path: Path) -> object:
     try:
         return safetensors.torch.load_file(str(path))
     except Exception as error:  # the reader has an exception of its own beside OSError and others
-        raise InputError(f"{path} must be a whole safetensors file; reading it failed: {error}") from error
+        raise InputError(f"{path}: expected a whole safetensors file; reading it failed: {error}") from error
 
 
 def _read_torch(path: Path) -> object:
@@ -122,12 +122,14 @@ def _read_torch(path: Path) -> object:
     except Exception as error:  # what a broken file raises depends on where it breaks
         code = re.search(r"GLOBAL ([\w.]+)|TorchScript", str(error))
         if code or isinstance(error, pickle.UnpicklingError):
-            what = f"it asks for {code[1] or code[0]}" if code else "it is a pickle of another kind or none"
+            what = f"one that asks for {code[1] or code[0]}" if code else "a pickle of another kind or none"
             raise InputError(
-                f"{path} must hold plain tensors as torch.save writes them; {what}, and code is never unpickled; "
+                f"{path}: expected plain tensors as torch.save writes them; got {what}, and code is never unpickled; "
                 f"{REMEDY}"
             ) from error
-        raise InputError(f"{path} must be a whole checkpoint of torch.save; it is truncated or corrupt") from error
+        raise InputError(
+            f"{path}: expected a whole checkpoint of torch.save; got one that is truncated or corrupt"
+        ) from error
 
 
 def _plain_state(path: Path, content: object) -> dict[str, Tensor]:
@@ -139,7 +141,7 @@ def _plain_state(path: Path, content: object) -> dict[str, Tensor]:
         content = inner
     if not isinstance(content, Mapping) or not content:
         got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
-        raise InputError(f"{path} must hold a state dict, tensors by name; got {got}")
+        raise InputError(f"{path}: expected a state dict, tensors by name; got {got}")
     _check_tensors(content, str(path))
     return {key: tensor.detach() for key, tensor in content.items()}
 
@@ -154,7 +156,7 @@ def _check_tensors(state: Mapping[Any, object], where: str) -> None:
             or value.is_meta
         ):
             got = f"{type(value).__name__} under {key!r}"
-            raise InputError(f"{where} must hold only dense tensors by name; got {got}")
+            raise InputError(f"{where}: expected only dense tensors by name; got {got}")
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
@@ -163,7 +165,9 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
             continue
         values = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite knows few 8-bit types
         if (bad := int((~torch.isfinite(values)).sum())) > 0:
-            raise InputError(f"{where}: {bad} of {tensor.numel()} values of {key} are NaN or infinite")
+            raise InputError(
+                f"{where}: expected finite numbers; got {bad} NaN or infinite ones of {tensor.numel()} in {key}"
+            )
 
 
 def _unwrapped(keys: Iterable[str]) -> dict[str, str]:

@@ -35,12 +35,12 @@ class Normalize(nn.Module):
         """
         super().__init__()
         if len(mean) != len(std) or len(mean) == 0:
-            raise InputError(f"mean and std must hold one number per channel; got {len(mean)} and {len(std)}")
+            raise InputError(f"mean, std: expected one number per channel each; got {len(mean)} and {len(std)}")
         self.channels = len(mean)
         self.register_buffer("mean", torch.tensor([float(v) for v in mean]))
         self.register_buffer("std", torch.tensor([float(v) for v in std]))
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std > 0).all()):
-            raise InputError(f"mean must be finite and std finite and positive; got {list(mean)} and {list(std)}")
+            raise InputError(f"mean, std: expected finite numbers, std above 0; got {list(mean)} and {list(std)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` of shape ``(N, C, ...)``; raises RuntimeError for another number of channels."""

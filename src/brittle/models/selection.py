@@ -60,8 +60,8 @@ def chosen_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list
         acting = {*linears[:-1], *images[1:]}
         if not acting:
             raise InputError(
-                "layers: the default takes every Linear but the last and every Conv2d but the first, which leaves "
-                "none in this model; expected their names"
+                "layers: expected their names, since every Linear but the last and every Conv2d but the first, the "
+                "default, leaves none in this model; got None"
             )
     else:
         acting = {_named(model, name, pairs, seconds) for name in _checked(layers)}
@@ -141,11 +141,11 @@ def _named(
     try:
         module = model.get_submodule(name)
     except AttributeError:
-        raise InputError(f"layers: the model has no module {name!r}") from None
+        raise InputError(f"layers: expected names of the model's modules; got {name!r}") from None
     if type(module) is nn.Sequential and len(module) == 2 and pairs.get(module[0]) is module[1]:
         module = module[0]
     if not isinstance(module, nn.Linear | layer_view.Conv):
-        raise InputError(f"layers: expected Linear or convolution modules; {name!r} is a {type(module).__name__}")
+        raise InputError(f"layers: expected Linear or convolution modules; got {name!r}, a {type(module).__name__}")
     return seconds.get(module, module)
 
 
@@ -153,6 +153,7 @@ def _check_weight(module: nn.Module, name: str) -> None:
     if is_parametrized(module, "weight"):
         return
     weight = module.weight
-    if isinstance(weight, nn.UninitializedParameter) or not (isinstance(weight, Tensor) and weight.is_floating_point()):
-        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise InputError(f"layers: expected weights of real numbers; that of {name!r} is {kind}")
+    if not isinstance(weight, Tensor) or isinstance(weight, nn.UninitializedParameter):
+        raise InputError(f"layers: expected weights of real numbers; got {type(weight).__name__} in {name!r}")
+    if not weight.is_floating_point():
+        raise InputError(f"layers: expected weights of real numbers; got {weight.dtype} in {name!r}")

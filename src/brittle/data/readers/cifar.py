@@ -24,7 +24,9 @@ def read_cifar10(root: Path, split: str, choose: Choose) -> Read:
     elif binary.is_dir():
         parts = [_binary_batch(binary / f"{name}.bin") for name in names]
     else:
-        raise InputError(f"{pickled} (or {binary.name} beside it) is missing, and nothing is downloaded")
+        raise InputError(
+            f"{pickled}: expected this folder or {binary.name} beside it; got neither, and nothing is downloaded"
+        )
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     chosen = choose(len(x))
     return x[chosen].reshape(-1, 3, 32, 32), y[chosen], 10
@@ -44,7 +46,7 @@ def read_cifar100(root: Path, split: str, choose: Choose) -> Read:
 def _binary_batch(path: Path) -> tuple[Array, Array]:
     content = contents(path, "a CIFAR-10 batch in the binary version")
     if not content or len(content) % 3073:
-        raise InputError(f"{path} must hold records of 3073 bytes and is truncated: {len(content)} bytes")
+        raise InputError(f"{path}: expected whole records of 3073 bytes; got {len(content)} bytes")
     records = np.frombuffer(content, np.uint8).reshape(-1, 3073)
     return records[:, 1:], records[:, 0].astype(np.int64)
 
@@ -55,11 +57,11 @@ def _pickled_batch(path: Path, labels: str) -> tuple[Array, Array]:
         batch = plain_dict(content)
         x, y = (plain_array(batch.get(key, batch.get(key.encode()))) for key in ("data", labels))
     except Exception as error:  # what a broken pickle raises depends on where it breaks
-        raise InputError(f"{path} is not a CIFAR batch of plain arrays: {error}") from error
+        raise InputError(f"{path}: expected a CIFAR batch of plain arrays; reading it failed: {error}") from error
     fits = x.ndim == 2 and x.shape[1] == 3072 and y.shape == x.shape[:1]
     if x.dtype != np.uint8 or y.dtype.kind not in "iu" or not fits:
         raise InputError(
-            f"{path} must hold data (N, 3072) of uint8 and N integer {labels}; "
+            f"{path}: expected data (N, 3072) of uint8 and N integer {labels}; "
             f"got data {x.shape} of {x.dtype}, {labels} {y.shape} of {y.dtype}"
         )
     return x, y.astype(np.int64)

@@ -28,6 +28,6 @@ def contents(path: Path, expected: str) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: expected {expected} there, and nothing is downloaded") from None
+        raise InputError(f"{path}: expected {expected}; got no file, and nothing is downloaded") from None
     except Exception as error:  # gzip reports damage by four unrelated exceptions
-        raise InputError(f"{path} cannot be read as {expected}: {error}") from error
+        raise InputError(f"{path}: expected {expected}; reading it failed: {error}") from error

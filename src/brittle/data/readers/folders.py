@@ -71,8 +71,8 @@ def _read(path: Path, choose: Choose, fit: Callable[[Image], Image], *, grey: bo
     for file, image in zip(picked, images, strict=True):
         if image.shape[1:] != first.shape[1:]:
             raise InputError(
-                f"all images must have one size unless image_size is given; {picked[0]} has (height, width) "
-                f"{first.shape[1:]} and {file} has {image.shape[1:]}"
+                f"{path}: expected images of one size, or image_size; got (height, width) {first.shape[1:]} in "
+                f"{picked[0]} and {image.shape[1:]} in {file}"
             )
     x = np.empty((len(images), max(len(image) for image in images), *first.shape[1:]), np.uint8)
     for i, image in enumerate(images):
@@ -83,15 +83,15 @@ def _read(path: Path, choose: Choose, fit: Callable[[Image], Image], *, grey: bo
 def _list_images(path: Path) -> tuple[list[Path], Array, int]:
     """List the images, class by class and by name, with their labels and the number of classes."""
     if not path.is_dir():
-        raise InputError(f"{path} is missing: expected a folder there, and nothing is downloaded")
+        raise InputError(f"{path}: expected a folder; got nothing there, and nothing is downloaded")
     folders = _subfolders(path)
     if not folders:
-        raise InputError(f"{path} must hold one subfolder of images per class; it has no subfolder")
+        raise InputError(f"{path}: expected one subfolder of images per class; got no subfolder")
     files = [_images(folder) for folder in folders]
     for folder, found in zip(folders, files, strict=True):
         if not found:
             deeper = f"; did you mean folder:{folder}?" if any(f.is_dir() for f in folder.iterdir()) else ""
-            raise InputError(f"{folder} must hold images ({', '.join(IMAGE_SUFFIXES)}); it has none{deeper}")
+            raise InputError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}); got none{deeper}")
     labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
     return [file for found in files for file in found], labels, len(folders)
 
@@ -108,8 +108,8 @@ def _check_same_classes(train: Path, held_out: Path) -> None:
     one, other = ({folder.name for folder in _subfolders(part)} for part in (train, held_out))
     if one != other:
         raise InputError(
-            f"{train} and {held_out} must hold the same classes, which are numbered by name; "
-            f"only one of them has {', '.join(sorted(one ^ other)[:5])}"
+            f"{train} and {held_out}: expected the same classes, which are numbered by name; "
+            f"got only in one of them {', '.join(sorted(one ^ other)[:5])}"
         )
 
 
@@ -118,8 +118,8 @@ def _check_memory(path: Path, n: int, shape: Sequence[int]) -> None:
     needed, memory = BYTES * n * int(np.prod(shape)), _memory()
     if memory is not None and needed > memory / 2:
         raise InputError(
-            f"{path}: {n} images of (channels, height, width) {tuple(shape)} need {needed / 1e9:.1f} GB of memory, "
-            f"more than half of this machine's {memory / 1e9:.1f} GB; give limit, at most "
+            f"{path}: expected images that need at most half of this machine's {memory / 1e9:.1f} GB of memory; "
+            f"got {n} images of (channels, height, width) {tuple(shape)}, {needed / 1e9:.1f} GB; give limit, at most "
             f"{max(1, int(n * memory / 2 / needed))}"
         )
 
@@ -139,12 +139,12 @@ def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     try:
         with Image.open(path) as image:
             if image.mode[0] in "IF":
-                raise InputError(f"{path} must have 8 bits per channel; got Pillow's mode {image.mode}")
+                raise InputError(f"{path}: expected 8 bits per channel; got Pillow's mode {image.mode}")
             pixels = np.asarray(fit(image.convert("L" if grey and image.mode in ("1", "L", "LA") else "RGB")))
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+        raise InputError(f"{path}: expected an image; reading it failed: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -21,7 +21,7 @@ def read_mnist(root: Path, split: str, choose: Choose) -> Read:
     stem = root / "MNIST" / "raw" / {"train": "train", "test": "t10k"}[split]
     x, y = _read_idx(Path(f"{stem}-images-idx3-ubyte"), 3), _read_idx(Path(f"{stem}-labels-idx1-ubyte"), 1)
     if len(x) != len(y):
-        raise InputError(f"{stem}-* must hold one label for each image; got {len(x)} images, {len(y)} labels")
+        raise InputError(f"{stem}-*: expected one label for each image; got {len(x)} images and {len(y)} labels")
     chosen = choose(len(x))
     return x[chosen][:, None], y[chosen], 10
 
@@ -33,9 +33,8 @@ def _read_idx(path: Path, axes: int) -> Array:
     content = contents(path, f"an idx file of unsigned bytes with {axes} axes")
     start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
     if len(content) < start or content[:4] != magic:
-        raise InputError(f"{path} must begin with the idx magic {magic.hex()}; got {content[:4].hex() or None}")
+        raise InputError(f"{path}: expected the idx magic {magic.hex()} at the start; got {content[:4].hex() or None}")
     shape = struct.unpack(f">{axes}I", content[4:start])
     if len(content) - start != math.prod(shape):
-        held = f"{math.prod(shape)} values and holds {len(content) - start}"
-        raise InputError(f"{path} is truncated or corrupt: it announces {held}")
+        raise InputError(f"{path}: expected the {math.prod(shape)} values it announces; got {len(content) - start}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

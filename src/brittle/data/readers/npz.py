@@ -17,23 +17,23 @@ def read_npz(path: Path, split: str, choose: Choose) -> Read:
         InputError: The file is missing, broken, asks for code to be unpickled, or holds no labelled inputs.
     """
     if not path.is_file():
-        raise InputError(f"{path} is missing: expected an npz file there, and nothing is downloaded")
+        raise InputError(f"{path}: expected an npz file; got no file, and nothing is downloaded")
     try:
         x, y, classes = _npz_arrays(path, split)
     except InputError:
         raise
     except Exception as error:  # a broken archive raises by what is broken: zip, header, compression, pickle
-        raise InputError(f"{path} cannot be read as an npz file of plain arrays: {error}") from error
+        raise InputError(f"{path}: expected an npz file of plain arrays; reading it failed: {error}") from error
     if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise InputError(f"{path}: inputs must be uint8 or floating in [0, 1]; got {x.dtype}")
+        raise InputError(f"{path}: expected inputs of uint8 or floating in [0, 1]; got {x.dtype}")
     if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) == 0:
-        raise InputError(f"{path}: labels must be integers (N,), N > 0; got {y.dtype} of shape {y.shape}")
+        raise InputError(f"{path}: expected integer labels (N,), N > 0; got {y.dtype} of shape {y.shape}")
     if x.ndim not in (2, 4) or len(x) != len(y):
-        raise InputError(f"{path}: inputs must be (N, D) or (N, C, H, W), with N = {len(y)} labels; got {x.shape}")
+        raise InputError(f"{path}: expected inputs (N, D) or (N, C, H, W), with N = {len(y)} labels; got {x.shape}")
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         raise InputError(
-            f"{path}: inputs must be (N, C, H, W); the last axis of {x.shape} looks like the channels, "
-            "so store x.transpose(0, 3, 1, 2)"
+            f"{path}: expected inputs (N, C, H, W); got {x.shape}, whose last axis looks like the channels: "
+            "store x.transpose(0, 3, 1, 2)"
         )
     chosen = choose(len(x))
     return x[chosen], y[chosen], int(y.max()) + 1 if classes is None else classes
@@ -46,8 +46,8 @@ def _npz_arrays(path: Path, split: str) -> tuple[Array, Array, int | None]:
         names = next((pair for pair in pairs if set(pair) <= set(stored.files)), None)
         if names is None:
             forms = ", ".join(" and ".join(pair) for pair in pairs)
-            raise InputError(f"{path} must hold one of the pairs {forms}; it holds {', '.join(stored.files)}")
+            raise InputError(f"{path}: expected one of the pairs {forms}; got {', '.join(stored.files)}")
         classes = stored["classes"] if "classes" in stored.files else None
         if classes is not None and (classes.shape != () or classes.dtype.kind not in "iu"):
-            raise InputError(f"{path}: classes must be one integer; got {classes.dtype} of shape {classes.shape}")
+            raise InputError(f"{path}: expected one integer as classes; got {classes.dtype} of shape {classes.shape}")
         return stored[names[0]], stored[names[1]], None if classes is None else int(classes)

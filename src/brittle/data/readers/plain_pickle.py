@@ -41,7 +41,7 @@ class _StoredType:
     def __init__(self, code: str | bytes, *_: object) -> None:
         name = code.decode("ascii") if isinstance(code, bytes) else str(code)
         if not re.fullmatch(r"[iuf][1248]", name):
-            raise InputError(f"an array of {name!r} where numbers were expected")
+            raise InputError(f"expected an array of numbers; got one of {name!r}")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: Sequence[Any]) -> None:

@@ -18,23 +18,21 @@ def read_svhn(root: Path, split: str, choose: Choose) -> Read:
     """
     path = root / f"{split}_32x32.mat"
     if not path.is_file():
-        raise InputError(f"{path} is missing: expected a MATLAB file there, and nothing is downloaded")
+        raise InputError(f"{path}: expected a MATLAB file; got no file, and nothing is downloaded")
     from scipy.io import loadmat
 
     try:
         stored = loadmat(path, appendmat=False, variable_names=["X", "y"])
         x, y = (np.asarray(stored[name]) for name in ("X", "y"))
     except Exception as error:  # scipy raises by what is broken: header, compression, a variable that is not there
-        raise InputError(f"{path} cannot be read as a MATLAB file with X and y: {error}") from error
+        raise InputError(f"{path}: expected a MATLAB file with X and y; reading it failed: {error}") from error
     fits = x.ndim == 4 and x.shape[:3] == (32, 32, 3) and y.shape in ((x.shape[3], 1), (x.shape[3],))
     if x.dtype != np.uint8 or y.dtype.kind not in "iuf" or not fits:
         raise InputError(
-            f"{path} must hold X (32, 32, 3, N) of uint8 and y (N, 1) of numbers; "
+            f"{path}: expected X (32, 32, 3, N) of uint8 and y (N, 1) of numbers; "
             f"got X {x.shape} of {x.dtype}, y {y.shape} of {y.dtype}"
         )
     if not np.isin(y, np.arange(1, 11)).all():
-        raise InputError(
-            f"{path}: y must hold labels from 1 to 10, where 10 is the digit 0; got {y.min()} to {y.max()}"
-        )
+        raise InputError(f"{path}: expected labels y from 1 to 10, where 10 is the digit 0; got {y.min()} to {y.max()}")
     chosen = choose(len(y))
     return np.ascontiguousarray(x[..., chosen].transpose(3, 2, 0, 1)), y.reshape(-1)[chosen] % 10, 10

@@ -14,14 +14,14 @@ def check_sizes(**sizes: object) -> None:
     """Raise InputError unless every argument is a positive integer."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"{name} must be a positive integer; got {size!r}")
+            raise InputError(f"{name}: expected a positive integer; got {size!r}")
 
 
 def refuse(state: Mapping[str, Tensor], arch: str, expected: str) -> NoReturn:
     """Raise the InputError for a ``state`` that is not one of ``arch``."""
     shapes = [f"{key} {tuple(tensor.shape)}" for key, tensor in list(state.items())[:3]]
     got = f"got {', '.join(shapes) or 'nothing'}{', ...' if len(state) > 3 else ''}"
-    raise InputError(f"state is not one of {arch}: expected {expected}; {got}")
+    raise InputError(f"state: expected one of {arch} with {expected}; {got}")
 
 
 def kernel_and_head(state: Mapping[str, Tensor], arch: str, kernel: str, head: str) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,9 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, S, S)`` to ``(N, (S / patch_size)^2, D)``; raises InputError for other images."""
         if tuple(x.shape[1:]) != self.shape:
-            raise InputError(f"x must be (N, {', '.join(map(str, self.shape))}) for this network; got {tuple(x.shape)}")
+            raise InputError(
+                f"x: expected (N, {', '.join(map(str, self.shape))}) for this network; got {tuple(x.shape)}"
+            )
         tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
         return tokens
 
@@ -168,11 +170,11 @@ def vit(
         classes=classes, in_channels=in_channels,
     )  # fmt: skip
     if image_size % patch_size:
-        raise InputError(f"image_size must be a multiple of patch_size, {patch_size}; got {image_size}")
+        raise InputError(f"image_size: expected a multiple of patch_size, {patch_size}; got {image_size}")
     if width % heads:
-        raise InputError(f"width must be a multiple of heads, {heads}; got {width}")
+        raise InputError(f"width: expected a multiple of heads, {heads}; got {width}")
     if not isinstance(mlp_ratio, int | float) or not 1 <= mlp_ratio * width < math.inf:
-        raise InputError(f"mlp_ratio must be a number and leave at least one of {width} neurons; got {mlp_ratio!r}")
+        raise InputError(f"mlp_ratio: expected a number that leaves at least one of {width} neurons; got {mlp_ratio!r}")
     hidden = round(mlp_ratio * width)
     return VisionTransformer(image_size, patch_size, width, depth, heads, hidden, classes, in_channels, class_token)
 
