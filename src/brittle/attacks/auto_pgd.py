@@ -221,9 +221,10 @@ class Schedule:
         At a checkpoint w_j a sample halves eta and returns to its best point when
 
         1. at most ``rho (w_j - w_{j-1})`` of the losses since ``w_{j-1}`` rose, ``f_k > f_{k-1}``, or
-        2. neither eta nor the best loss has changed at or since ``w_{j-1}``
+        2. neither eta was halved at ``w_{j-1}`` nor the best loss has risen since
 
-        (Croce & Hein 2020, Algorithm 1 and conditions 1 and 2 of section 3.2).
+        (Croce & Hein 2020, Algorithm 1 and conditions 1 and 2 of section 3.2; "at most" as their implementation has
+        it, "less than" there).
 
         Args:
             state: The counters of :meth:`begin`, replaced by those after the step.
