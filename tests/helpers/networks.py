@@ -115,6 +115,21 @@ def convnet(dtype: torch.dtype = torch.float32) -> nn.Module:
     return copy.deepcopy(seeded(_conv)).to(dtype)
 
 
+def narrow_resnet18(classes: int = 10) -> nn.Module:
+    """Torchvision's ResNet-18, every layer of it, with an eighth of the channels: its bounds take seconds."""
+    from torchvision.models.resnet import BasicBlock, resnet18
+
+    def make() -> nn.Module:
+        net = resnet18(num_classes=classes)
+        net.conv1, net.bn1, net.inplanes = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), 8
+        for stage, stride in enumerate((1, 2, 2, 2)):
+            setattr(net, f"layer{stage + 1}", net._make_layer(BasicBlock, 8 * 2**stage, 2, stride))
+        net.fc = nn.Linear(64, classes)
+        return net
+
+    return seeded(make)
+
+
 def untidy() -> nn.Module:
     """The convolutional network as a user may leave it: mixed modes, mixed ``requires_grad``, some gradients."""
     net = convnet()
