@@ -91,30 +91,31 @@ def tighten(
     Returns:
         The least certified upper bound met.
     """
-    keys, best, logs = list(bound.multipliers), bound, [t.log() for t in bound.multipliers.values()]
+    best, keys, logs = bound, list(bound.multipliers), [t.log() for t in bound.multipliers.values()]
     if not steps or not logs:
         return best
-    mean, square = [torch.zeros_like(t) for t in logs], [torch.zeros_like(t) for t in logs]
+    # Adam by hand: its bias corrections count infeasible steps as well, which torch.optim.Adam never sees. Without them
+    # bounds come out up to 0.4 percent different, in either direction (29 small networks, 40 steps).
+    means, squares = [torch.zeros_like(t) for t in logs], [torch.zeros_like(t) for t in logs]
     for step in range(1, steps + 1):
         logs = [t.detach().requires_grad_() for t in logs]
         with torch.enable_grad():
-            tried = {key: t.exp() for key, t in zip(keys, logs, strict=True)}
-            now = gram_bound(ops, factors, start=start, multipliers=tried)
-            found = now.gram.requires_grad and bool(now.gram.isfinite().all())
-            if found:
+            multipliers = {key: t.exp() for key, t in zip(keys, logs, strict=True)}
+            now = gram_bound(ops, factors, start=start, multipliers=multipliers)
+            feasible = now.gram.requires_grad and bool(now.gram.isfinite().all())
+            if feasible:
                 values = torch.linalg.eigvalsh(now.gram).clamp_min(1e-300)
-                slopes = torch.autograd.grad(torch.logsumexp(8 * values.log(), 0) / 8, logs, allow_unused=True)
-        if not found:
+                loss = torch.logsumexp(8 * values.log(), 0) / 8
+                slopes = torch.autograd.grad(loss, logs, allow_unused=True, materialize_grads=True)
+        if not feasible:
             logs = [t.detach() + 0.02 for t in logs]
             continue
         if now.upper < best.upper:
             best = GramBound(now.gram.detach(), {k: t.detach() for k, t in now.multipliers.items()})
-        moved = []
-        for k, (t, slope) in enumerate(zip(logs, slopes, strict=True)):
-            slope = torch.zeros_like(t) if slope is None else slope
-            mean[k] = 0.9 * mean[k] + 0.1 * slope
-            square[k] = 0.99 * square[k] + 0.01 * slope**2
-            stride = rate * (mean[k] / (1 - 0.9**step)) / ((square[k] / (1 - 0.99**step)).sqrt() + 1e-12)
-            moved.append(t.detach() - stride)
-        logs = moved
+        means = [0.9 * mean + 0.1 * slope for mean, slope in zip(means, slopes, strict=True)]
+        squares = [0.99 * square + 0.01 * slope**2 for square, slope in zip(squares, slopes, strict=True)]
+        logs = [
+            t.detach() - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-12)
+            for t, mean, square in zip(logs, means, squares, strict=True)
+        ]
     return best
