@@ -48,10 +48,17 @@ class Scale:
 
 @dataclass(frozen=True, eq=False)
 class Slope:
-    """An elementwise function whose difference quotients lie in ``[low, high]``."""
+    """An elementwise function whose difference quotients lie in ``[low, high]``.
+
+    Attributes:
+        low: Smallest slope.
+        high: Largest slope.
+        kinked: Whether it is ``max(z, low z)`` with ``low`` from 0 to 1: then it has linear relaxations.
+    """
 
     low: float
     high: float
+    kinked: bool = False
 
     @property
     def steepest(self) -> float:

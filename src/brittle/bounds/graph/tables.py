@@ -149,6 +149,11 @@ def _softplus(name: str, module: Any, shape: Shape) -> Slope:
     return RISING
 
 
+def _leaky_relu(name: str, module: Any, shape: Shape) -> Slope:
+    below = module.negative_slope
+    return Slope(min(1.0, below), max(1.0, below), kinked=0 <= below <= 1)
+
+
 def _prelu(name: str, module: Any, shape: Shape) -> Slope:
     slopes = module.weight.detach()
     return Slope(min(1.0, float(slopes.min())), max(1.0, float(slopes.max())))
@@ -162,7 +167,7 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (int(value),) * axes
 
 
-RISING, SIGMOID = Slope(0.0, 1.0), Slope(0.0, 0.25)
+RELU, RISING, SIGMOID = Slope(0.0, 1.0, kinked=True), Slope(0.0, 1.0), Slope(0.0, 0.25)
 # The extreme slopes of these are rounded outwards; theory page, section "Networks".
 GELU, SILU, MISH, HARDSWISH = Slope(-0.13, 1.13), Slope(-0.0999, 1.0999), Slope(-0.1127, 1.0887), Slope(-0.5, 1.5)
 
@@ -182,10 +187,11 @@ MODULES: Mapping[type[nn.Module], ModuleReader] = {
     nn.Flatten: lambda name, module, shape: Rearrange(module, flattens=True),
     **dict.fromkeys((nn.Unflatten, nn.ZeroPad2d), lambda name, module, shape: Rearrange(module)),
     nn.Softmax: _always(Softmax()),
-    **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.LogSigmoid), _always(RISING)),
+    **dict.fromkeys((nn.ReLU6, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.LogSigmoid), _always(RISING)),
     nn.Softplus: _softplus,
     nn.Sigmoid: _always(SIGMOID), nn.Hardsigmoid: _always(Slope(0.0, 1 / 6)),
-    nn.LeakyReLU: lambda name, module, shape: Slope(min(1.0, module.negative_slope), max(1.0, module.negative_slope)),
+    nn.ReLU: _always(RELU),
+    nn.LeakyReLU: _leaky_relu,
     nn.PReLU: _prelu,
     nn.ELU: lambda name, module, shape: Slope(min(0.0, module.alpha), max(1.0, module.alpha)),
     nn.GELU: _always(GELU), nn.SiLU: _always(SILU), nn.Mish: _always(MISH), nn.Hardswish: _always(HARDSWISH),
@@ -275,7 +281,8 @@ def _leaves(value: Any) -> list[Any]:
 
 
 SLOPES: Mapping[Any, Slope] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_", F.relu6, torch.tanh, F.tanh, "tanh"), RISING),
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), RELU),
+    **dict.fromkeys((F.relu6, torch.tanh, F.tanh, "tanh"), RISING),
     **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), SIGMOID),
     F.gelu: GELU, F.silu: SILU, F.mish: MISH, F.hardswish: HARDSWISH,
 }  # fmt: skip

@@ -6,16 +6,31 @@ section "Relaxations".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from brittle.bounds.graph.rules import Concat, Input, MaxPool, Slope, Sum
+from brittle.bounds.graph.rules import (
+    Average,
+    Concat,
+    Conv,
+    Dense,
+    Input,
+    MaxPool,
+    Multiple,
+    Op,
+    Rearrange,
+    Scale,
+    Slope,
+    Sum,
+    no_rule,
+)
 from brittle.bounds.relaxation.interval import Ball, Interval, Network, Reach, activation
 from brittle.bounds.relaxation.linear_maps import sum_factor
-from brittle.bounds.relaxation.pooling import Pooled
 
 Through = Callable[[int, Tensor], Tensor]
 """Number of an activation or max pooling and coefficients of its result, to the coefficients of its input."""
@@ -32,6 +47,9 @@ def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> I
 
     Yields:
         Number of an operation and the coefficients of its result ``(N, R, *shape)``.
+
+    Raises:
+        NoRule: An operation on the way has no linear relaxation.
     """
     waiting = {start: rows}
     for number in range(start, -1, -1):
@@ -39,20 +57,49 @@ def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> I
             continue
         g, op = waiting.pop(number), network.ops[number]
         yield number, g
-        if isinstance(op.rule, Input):
-            continue
-        if isinstance(op.rule, Slope | MaxPool):
-            parts = [through(number, g)]
-        elif isinstance(op.rule, Sum):
-            parts = [g if sign == 1 else -g for sign in op.rule.signs]
-        elif isinstance(op.rule, Concat):
-            axis = op.rule.axis % (g.ndim - 1)  # an axis of (N, *shape)
-            parts = list(g.split([network.shape(source)[axis - 1] for source in op.inputs], axis + 1))
-        else:
-            parts = [network.maps[number].transpose(g.flatten(0, 1)).unflatten(0, g.shape[:2])]
-        del g
+        parts = pull_through(op.rule, op, number, g, network, through)
+        del g  # large; not kept while the rest of the network is passed
         for source, part in zip(op.inputs, parts, strict=True):
             waiting[source] = waiting[source] + part if source in waiting else part
+
+
+@singledispatch
+def pull_through(rule: object, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
+    """Coefficients ``(N, R, *shape)`` of all that an operation reads, from those of its result.
+
+    Raises:
+        NoRule: It has no linear relaxation.
+    """
+    raise no_rule(op, "linear relaxation")
+
+
+@pull_through.register
+def _(rule: Input, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
+    return ()
+
+
+@pull_through.register
+def _(rule: Slope | MaxPool, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
+    return (through(number, g),)
+
+
+@pull_through.register
+def _(rule: Sum, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
+    return [g if sign == 1 else -g for sign in rule.signs]
+
+
+@pull_through.register
+def _(rule: Concat, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
+    axis = rule.axis % (g.ndim - 1)  # an axis of (N, *shape)
+    return g.split([network.shape(source)[axis - 1] for source in op.inputs], axis + 1)
+
+
+@pull_through.register
+def _(
+    rule: Dense | Conv | Scale | Average | Rearrange | Multiple,
+    op: Op, number: int, g: Tensor, network: Network, through: Through,
+) -> Sequence[Tensor]:  # fmt: skip
+    return (network.maps[number].transpose(g.flatten(0, 1)).unflatten(0, g.shape[:2]),)
 
 
 def lower_ends(
@@ -79,10 +126,10 @@ def lower_ends(
         rule, flat = network.ops[number].rule, g.flatten(2)
         negative = flat.clamp_max(0)
         if isinstance(rule, MaxPool):
-            pooled = Pooled.of(rule, reach, number)
+            pooled = _Pool.of(rule, reach, number)
             loose = (pooled.excess > 0)[:, None]
             falls.append(_dot(-negative, pooled.rise * loose[:, 0]) * _sum_factor(flat))
-            return pooled.spread(torch.where(loose, flat - negative, flat).view(g.shape))
+            return pooled.place_back(torch.where(loose, flat - negative, flat).view(g.shape))
         if watched is not None:
             watched[number] = flat
         lines = _Lines.of(network, reach, number)
@@ -119,10 +166,10 @@ def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Inter
     def through(number: int, g: Tensor) -> Tensor:
         rule, flat = network.ops[number].rule, g.flatten(2)
         if isinstance(rule, MaxPool):
-            pooled = Pooled.of(rule, reach, number)
+            pooled = _Pool.of(rule, reach, number)
             middles.append(_dot(flat, pooled.excess / 2))
             radii.append(_dot(flat.abs(), pooled.excess / 2) * _sum_factor(flat))
-            return pooled.spread(g)
+            return pooled.place_back(g)
         slope = chord(*_flat(reach.ranges[number]), network.low(number))
         middle, radius = offsets(network, reach, number, slope)
         middles.append(_dot(flat, middle))
@@ -142,9 +189,9 @@ def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Inter
 
 def unit_ends(network: Network, reach: Reach, start: int, units: Tensor) -> Interval:
     """:func:`both_ends` of single entries of a result, given as numbers ``(N, R)`` within the flattened sample."""
-    own = network.maps.get(start)
-    if own is not None and own.matrix is not None:
-        low, high = both_ends(network, reach, network.ops[start].inputs[0], own.matrix[units])
+    linear = network.maps.get(start)
+    if linear is not None and linear.matrix is not None:
+        low, high = both_ends(network, reach, network.ops[start].inputs[0], linear.matrix[units])
         error = reach.errors[start][:, None]
         return low - error, high + error
     shape = torch.Size(network.shape(start))
@@ -209,6 +256,53 @@ class _Lines:
         value = activation(z, kink)
         below, above = (value - lower * z).clamp_min(0), (value - (upper * z + top)).clamp_max(0)
         return _Lines(lower, upper - lower, below, above)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Max pooling around clean values, i the entry that is largest there: between ``x_i`` and what any can reach.
+
+    Attributes:
+        place: i, as a number within the channel's plane, ``(N, C, P)`` for P windows.
+        plane: Spatial shape of the input.
+        excess: Upper bound of ``max x' - x'_i``, ``(N, C * P)``; 0 where i stays the largest.
+        rise: Upper bound of ``max x' - max x``, ``(N, C * P)``.
+    """
+
+    place: Tensor
+    plane: tuple[int, ...]
+    excess: Tensor
+    rise: Tensor
+
+    @staticmethod
+    def of(rule: MaxPool, reach: Reach, number: int) -> _Pool:
+        """Read off the ranges of the inputs."""
+        z, (low, high) = reach.inputs[number], reach.ranges[number]
+        top, place = _pool_with_places(rule, z)
+        place = place.flatten(2)
+        others = high
+        if rule.overlap == 1:  # every entry in one window: leave i out
+            others = high.flatten(2).scatter(2, place, -torch.inf).view_as(high)
+        excess = rule.run(others).flatten(2) - low.flatten(2).gather(2, place)
+        rise = (rule.run(high) - top).flatten(1)
+        return _Pool(place, tuple(z.shape[2:]), excess.clamp_min(0).flatten(1), rise.clamp_min(0))
+
+    def place_back(self, g: Tensor) -> Tensor:
+        """Coefficients ``(N, R, C, *windows)`` of ``x_i`` as coefficients of the input."""
+        flat = g.flatten(3)
+        size = int(torch.Size(self.plane).numel())
+        places = self.place[:, None].expand_as(flat)
+        return flat.new_zeros(*flat.shape[:3], size).scatter_add_(3, places, flat).unflatten(3, self.plane)
+
+
+def _pool_with_places(rule: MaxPool, z: Tensor) -> tuple[Tensor, Tensor]:
+    m = rule.run
+    assert isinstance(m, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d)
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rule.axes - 1]
+    result: tuple[Tensor, Tensor] = pool(
+        z, m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode, return_indices=True
+    )
+    return result
 
 
 def _flat(ends: Interval) -> Interval:

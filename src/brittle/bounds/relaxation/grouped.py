@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.rules import Concat, Input, Op, Slope, Sum
+from brittle.bounds.graph.rules import Op, Slope
 from brittle.bounds.relaxation.crown import offsets, pull_back
-from brittle.bounds.relaxation.interval import Interval, Network, Reach
+from brittle.bounds.relaxation.interval import Interval, Network, Reach, is_curved
 from brittle.bounds.relaxation.linear_maps import sum_factor
 
 MOST_ENTRIES = 2**25
@@ -77,17 +77,16 @@ class Groups:
 
 
 def targets(network: Network) -> list[int]:
-    """Activations whose ranges gain from relaxation: those behind another one."""
+    """Activations whose ranges gain from relaxation: those behind another one, or behind a max pooling."""
     behind: set[int] = set()
-    found = []
+    gaining = []
     for number, op in enumerate(network.ops):
-        if any(source in behind for source in op.inputs):
+        relaxed_before = any(source in behind for source in op.inputs)
+        if is_curved(op.rule, op) or relaxed_before:
             behind.add(number)
-            if isinstance(op.rule, Slope):
-                found.append(number)
-        elif not isinstance(op.rule, Input) and number not in network.maps and not isinstance(op.rule, Sum | Concat):
-            behind.add(number)
-    return found
+        if relaxed_before and isinstance(op.rule, Slope):
+            gaining.append(number)
+    return gaining
 
 
 def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | None:
@@ -101,18 +100,17 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
     Returns:
         The groups, or None where there is nothing to gain or the network is too large.
     """
-    wanted = targets(network)
+    gaining = targets(network)
     entries, watched = 0, set()
-    for target in wanted:
-        before = _before(network.ops, target)
-        if not all(isinstance(network.ops[k].rule, Slope | Sum | Concat | Input) or k in network.maps for k in before):
+    for target in gaining:
+        curved = [k for k in _before(network.ops, target) if is_curved(network.ops[k].rule, network.ops[k])]
+        if not all(isinstance(network.ops[k].rule, Slope) for k in curved):  # max pooling has no slope to share
             return None
-        active = [k for k in before if isinstance(network.ops[k].rule, Slope)]
-        watched.update(active)
+        watched.update(curved)
         width = _numel(network, network.ops[target].inputs[0])
-        entries += width * (_numel(network, 0) + sum(_numel(network, k) for k in active))
+        entries += width * (_numel(network, 0) + sum(_numel(network, k) for k in curved))
     count = min(most, len(next(iter(inputs.values()))) if inputs else 0, MOST_ENTRIES // max(entries, 1))
-    if not wanted or count < 1:
+    if not gaining or count < 1:
         return None
     order = tuple(sorted(watched))
     patterns = _patterns(inputs, order)
@@ -127,7 +125,7 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
     for centre in centres:
         shares = dict(zip(order, centre.split(widths), strict=True))
         slopes = {k: network.low(k) + (1 - network.low(k)) * share for k, share in shares.items()}
-        stretches.append(tuple(_stretch(network, target, slopes) for target in wanted))
+        stretches.append(tuple(_stretch(network, target, slopes) for target in gaining))
     return Groups(order, centres, tuple(stretches))
 
 
@@ -150,8 +148,7 @@ def _stretch(network: Network, target: int, slopes: dict[int, Tensor]) -> Stretc
         elif number not in network.maps or network.maps[number].terms:
             flat = g[0].flatten(1)
             sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat.shape[1], flat)
-    own = {number: slopes[number] for number in inner}
-    return Stretch(target, source, own, inner, sums)
+    return Stretch(target, source, {number: slopes[number] for number in inner}, inner, sums)
 
 
 def _patterns(inputs: dict[int, Tensor], watched: tuple[int, ...]) -> Tensor:
@@ -165,14 +162,14 @@ def _nearest(patterns: Tensor, centres: Tensor) -> Tensor:
 
 def _before(ops: tuple[Op, ...], target: int) -> set[int]:
     """Numbers of all operations that one depends on."""
-    found: set[int] = set()
+    before: set[int] = set()
     waiting = list(ops[target].inputs)
     while waiting:
         number = waiting.pop()
-        if number not in found:
-            found.add(number)
+        if number not in before:
+            before.add(number)
             waiting += ops[number].inputs
-    return found
+    return before
 
 
 def _numel(network: Network, number: int) -> int:

@@ -7,12 +7,27 @@ theory page, section "Relaxations".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from brittle.bounds.graph.rules import Concat, Input, MaxPool, Op, Slope, Sum
+from brittle.bounds.graph.rules import (
+    Average,
+    Concat,
+    Conv,
+    Dense,
+    Input,
+    MaxPool,
+    Multiple,
+    Op,
+    Rearrange,
+    Scale,
+    Slope,
+    Sum,
+    no_rule,
+)
 from brittle.bounds.relaxation.linear_maps import Map, unit_roundoff
 
 Interval = tuple[Tensor, Tensor]
@@ -41,6 +56,26 @@ class Network:
         rule = self.ops[number].rule
         assert isinstance(rule, Slope)
         return rule.low
+
+
+@singledispatch
+def is_curved(rule: object, op: Op) -> bool:
+    """Whether an operation is relaxed between lines, because it is neither linear nor a sum or concatenation.
+
+    Raises:
+        NoRule: It has no linear relaxation.
+    """
+    raise no_rule(op, "linear relaxation")
+
+
+@is_curved.register
+def _(rule: Slope | MaxPool, op: Op) -> bool:
+    return True
+
+
+@is_curved.register
+def _(rule: Input | Dense | Conv | Scale | Average | Rearrange | Multiple | Sum | Concat, op: Op) -> bool:
+    return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,97 +138,149 @@ def activation(z: Tensor, low: float) -> Tensor:
     return z.clamp_min(0) if low == 0 else torch.maximum(z, low * z)
 
 
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """Intervals on their way through the network, filled operation by operation, by number.
+
+    Attributes:
+        network: The operations.
+        values: Clean results of all operations, ``(N, ...)``.
+        ball: Differences of the inputs.
+        tighter: Ranges of the inputs of activations and max pooling that are known from elsewhere.
+        inputs: As in :class:`Reach`.
+        ranges: As in :class:`Reach`.
+        errors: As in :class:`Reach`.
+        moved: Middle and half-width of the differences of every result.
+        lengths: Upper bounds of the differences' l_2 norms ``(N,)``, where they are known.
+    """
+
+    network: Network
+    values: Mapping[int, Tensor]
+    ball: Ball
+    tighter: Mapping[int, Interval]
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    ranges: dict[int, Interval] = field(default_factory=dict)
+    errors: dict[int, Tensor] = field(default_factory=dict)
+    moved: dict[int, Interval] = field(default_factory=dict)
+    lengths: dict[int, Tensor] = field(default_factory=dict)
+
+
 def intervals(
-    network: Network, values: dict[int, Tensor], ball: Ball, known: Mapping[int, Interval] | None = None
+    network: Network, values: Mapping[int, Tensor], ball: Ball, tighter: Mapping[int, Interval] | None = None
 ) -> Reach:
-    """Pass the ball through the network; ranges ``known`` from elsewhere are intersected."""
-    inputs: dict[int, Tensor] = {}
-    ranges: dict[int, Interval] = {}
-    errors: dict[int, Tensor] = {}
-    moved: dict[int, Interval] = {}
-    longest: dict[int, Tensor] = {}
+    """Pass the ball through the network; ranges that are known from elsewhere are intersected.
+
+    Args:
+        network: The operations.
+        values: Clean results of all operations, by number.
+        ball: Differences of the inputs.
+        tighter: Ranges of the inputs of activations and max pooling, by number.
+
+    Raises:
+        NoRule: An operation has no linear relaxation.
+    """
+    state = Propagation(network, values, ball, tighter or {})
     for number, op in enumerate(network.ops):
-        rule, sources = op.rule, op.inputs
-        if isinstance(rule, Input):
-            moved[number] = (ball.mid, ball.rad)
-            if ball.length is not None:
-                longest[number] = ball.rad.new_full((len(ball.rad),), ball.length)
-        elif isinstance(rule, Slope | MaxPool):
-            source, z = sources[0], values[sources[0]]
-            mid, rad = moved[source]
-            low, high = z + (mid - rad), z + (mid + rad)
-            if known is not None and number in known:
-                low, high = torch.maximum(low, known[number][0]), torch.minimum(high, known[number][1])
-            inputs[number], ranges[number] = z, (low, high)
-            size = torch.maximum(low.abs(), high.abs()).flatten(1).amax(1)
-            errors[number] = 32 * unit_roundoff(z.dtype) * size
-            ends = [_applied(rule, end) - values[number] for end in (low, high)]
-            moved[number] = _halves(ends[0], ends[1], errors[number])
-            if isinstance(rule, Slope) and source in longest:
-                longest[number] = longest[source]
-        elif number in network.maps:
-            moved[number], errors[number] = _mapped(network, number, values[sources[0]], moved, longest)
-        else:
-            moved[number], errors[number] = _combined(rule, [moved[s] for s in sources], [values[s] for s in sources])
-    return Reach(ball, inputs, ranges, errors, moved[network.ops[-1].inputs[0]])
+        pass_on(op.rule, op, number, state)
+    final = state.moved[network.ops[-1].inputs[0]]
+    return Reach(ball, state.inputs, state.ranges, state.errors, final)
 
 
-def _applied(rule: Slope | MaxPool, z: Tensor) -> Tensor:
-    return activation(z, rule.low) if isinstance(rule, Slope) else rule.run(z)
+@singledispatch
+def pass_on(rule: object, op: Op, number: int, state: Propagation) -> None:
+    """Pass the intervals through one operation.
+
+    Raises:
+        NoRule: It has no linear relaxation.
+    """
+    raise no_rule(op, "linear relaxation")
 
 
-def _halves(low: Tensor, high: Tensor, error: Tensor) -> Interval:
-    wide = error.view(-1, *[1] * (low.ndim - 1))
-    return (low + high) / 2, (high - low).clamp_min(0) / 2 + wide
+@pass_on.register
+def _(rule: Input, op: Op, number: int, state: Propagation) -> None:
+    ball = state.ball
+    state.moved[number] = (ball.mid, ball.rad)
+    if ball.length is not None:
+        state.lengths[number] = ball.rad.new_full((len(ball.rad),), ball.length)
 
 
-def _mapped(
-    network: Network,
-    number: int,
-    value: Tensor,
-    moved: dict[int, Interval],
-    longest: dict[int, Tensor],
-) -> tuple[Interval, Tensor]:
-    """Range of the differences after a linear map, and its rounding between two points.
+@pass_on.register
+def _(rule: Slope | MaxPool, op: Op, number: int, state: Propagation) -> None:
+    source = op.inputs[0]
+    z, (mid, rad) = state.values[source], state.moved[source]
+    low, high = z + (mid - rad), z + (mid + rad)
+    if number in state.tighter:
+        bottom, top = state.tighter[number]
+        low, high = torch.maximum(low, bottom), torch.minimum(high, top)
+    state.inputs[number], state.ranges[number] = z, (low, high)
+    error = 32 * unit_roundoff(z.dtype) * _most(torch.maximum(low.abs(), high.abs()))
+    bottom, top = (
+        (activation(end, rule.low) if isinstance(rule, Slope) else rule.run(end)) - state.values[number]
+        for end in (low, high)
+    )
+    state.errors[number] = error
+    state.moved[number] = ((bottom + top) / 2, (top - bottom).clamp_min(0) / 2 + _beside(error, top))
+    if isinstance(rule, Slope) and source in state.lengths:  # no difference grows; in max pooling windows overlap
+        state.lengths[number] = state.lengths[source]
+
+
+@pass_on.register
+def _(rule: Dense | Conv | Scale | Average | Rearrange | Multiple, op: Op, number: int, state: Propagation) -> None:
+    """A linear map; its rounding holds between any two points.
 
     An entry rounds by at most ``rounding`` times the magnitudes of its summands, at either point; twice the same of
     the differences covers the arithmetic of the bound itself.
     """
-    own, source = network.maps[number], network.ops[number].inputs[0]
-    mid, rad = moved[source]
-    if not own.terms:  # only the places change
-        if source in longest:
-            longest[number] = longest[source]
-        return (own.forward(mid), own.magnitude(rad)), value.new_zeros(len(value))
+    linear, source = state.network.maps[number], op.inputs[0]
+    value, (mid, rad), length = state.values[source], state.moved[source], state.lengths.get(source)
+    if not linear.terms:  # only the places change
+        if length is not None:
+            state.lengths[number] = length
+        state.moved[number] = (linear.forward(mid), linear.magnitude(rad))
+        state.errors[number] = value.new_zeros(len(value))
+        return
     difference = mid.abs() + rad
-    whole, part = _summands(own, value.abs() + difference), _summands(own, difference)
-    error = own.rounding * (2 * (whole + own.offset) + 2 * part)
-    low_mid, low_rad = own.forward(mid), own.magnitude(rad)
-    if source in longest:
-        if own.lengths is not None:
-            low_rad = torch.minimum(low_rad, longest[source].view(-1, *[1] * (low_rad.ndim - 1)) * own.lengths)
-        elif low_mid.shape == mid.shape:  # a diagonal
-            longest[number] = longest[source] * own.row_sum
-    return (low_mid, low_rad + error.view(-1, *[1] * (low_rad.ndim - 1))), error
+    whole, part = _summands(linear, value.abs() + difference), _summands(linear, difference)
+    error = linear.rounding * (2 * (whole + linear.offset) + 2 * part)
+    middle, radius = linear.forward(mid), linear.magnitude(rad)
+    if length is not None and linear.lengths is not None:
+        radius = torch.minimum(radius, _beside(length, radius) * linear.lengths)
+    elif length is not None and middle.shape == mid.shape:  # a diagonal
+        state.lengths[number] = length * linear.row_sum
+    state.moved[number], state.errors[number] = (middle, radius + _beside(error, radius)), error
 
 
-def _summands(own: Map, size: Tensor) -> Tensor:
+@pass_on.register
+def _(rule: Sum, op: Op, number: int, state: Propagation) -> None:
+    parts, values = [state.moved[n] for n in op.inputs], [state.values[n] for n in op.inputs]
+    mid = torch.stack([sign * m for sign, (m, _) in zip(rule.signs, parts, strict=True)]).sum(0)
+    rad = torch.stack([r for _, r in parts]).sum(0)
+    sizes = [_most(v.abs() + m.abs() + r) for v, (m, r) in zip(values, parts, strict=True)]
+    error = 8 * len(parts) * unit_roundoff(rad.dtype) * torch.stack(sizes).sum(0)
+    state.moved[number], state.errors[number] = (mid, rad + _beside(error, rad)), error
+
+
+@pass_on.register
+def _(rule: Concat, op: Op, number: int, state: Propagation) -> None:
+    mids, rads = zip(*(state.moved[n] for n in op.inputs), strict=True)
+    state.moved[number] = (torch.cat(mids, rule.axis), torch.cat(rads, rule.axis))
+    state.errors[number] = mids[0].new_zeros(len(mids[0]))
+
+
+def _most(size: Tensor) -> Tensor:
+    """The largest entry of every sample, ``(N,)``."""
+    return size.flatten(1).amax(1)
+
+
+def _beside(numbers: Tensor, like: Tensor) -> Tensor:
+    """One number a sample ``(N,)`` with the axes of a result."""
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
+def _summands(linear: Map, size: Tensor) -> Tensor:
     """Upper bound of every entry of ``|A| size``, ``(N,)``, by Hoelder's inequality."""
     flat = size.flatten(1)
-    largest = own.row_sum * flat.amax(1)
-    if own.lengths is None:
+    largest = linear.row_sum * flat.amax(1)
+    if linear.lengths is None:
         return largest
-    return torch.minimum(largest, own.lengths.max() * torch.linalg.vector_norm(flat, dim=1) * (1 + 1e-3))
-
-
-def _combined(rule: object, parts: list[Interval], values: list[Tensor]) -> tuple[Interval, Tensor]:
-    """Sums and concatenations."""
-    mids, rads = [mid for mid, _ in parts], [rad for _, rad in parts]
-    if isinstance(rule, Concat):
-        return (torch.cat(mids, rule.axis), torch.cat(rads, rule.axis)), values[0].new_zeros(len(values[0]))
-    assert isinstance(rule, Sum)
-    mid = torch.stack([sign * m for sign, m in zip(rule.signs, mids, strict=True)]).sum(0)
-    rad = torch.stack(rads).sum(0)
-    sizes = [(v.abs() + m.abs() + r).flatten(1).amax(1) for v, m, r in zip(values, mids, rads, strict=True)]
-    error = 8 * len(parts) * unit_roundoff(rad.dtype) * torch.stack(sizes).sum(0)
-    return (mid, rad + error.view(-1, *[1] * (rad.ndim - 1))), error
+    return torch.minimum(largest, linear.lengths.max() * torch.linalg.vector_norm(flat, dim=1) * (1 + 1e-3))

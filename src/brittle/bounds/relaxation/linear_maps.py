@@ -84,9 +84,7 @@ def _(rule: Input | MaxPool | Sum | Concat, op: Op, shape: tuple[int, ...], call
 
 @as_map.register
 def _(rule: Slope, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> None:
-    """Relaxed are activations ``max(z, a z)`` with a from 0 to 1: those whose only kink lies at 0."""
-    leaky = type(called) is nn.LeakyReLU and 0 <= called.negative_slope <= 1
-    if not (leaky or type(called) is nn.ReLU or called in (F.relu, torch.relu, torch.relu_, "relu", "relu_")):
+    if not rule.kinked:
         name = type(called).__name__ if isinstance(called, nn.Module) else getattr(called, "__name__", called)
         raise NoRule(f"{op.name}: no linear relaxation for {name}")
 
