@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from brittle.bounds import layer_bound
-from brittle.bounds.layer_table import input_sizes, kept, measure_layer
+from brittle.bounds.layer import entries_kept
+from brittle.bounds.layer_table import input_sizes, measure_layer
 from brittle.errors import InputError
 from brittle.models.build import resnet18_cifar
 from brittle.models.layers import read_layers
@@ -31,6 +32,10 @@ def linear(W):
 def view_of(layer):
     (view,) = read_layers(nn.Sequential(layer)).views
     return view
+
+
+def kept(d):
+    return [entries_kept(share, d) for share in FRACTIONS]
 
 
 def tail(x, k):

@@ -12,13 +12,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from brittle.bounds.layer import layer_bound, spectral_bound
+from brittle.bounds.layer import entries_kept, layer_bound, spectral_bound
 from brittle.bounds.pairs import two as pair_two
 from brittle.bounds.pairs.inf import row_bounds
 from brittle.bounds.pairs.matrices import as_chain, normalise
@@ -39,9 +38,6 @@ from brittle.results.methods import (
     SHARP_FORM,
     WEIGHTED_SEGMENTS,
 )
-
-SUPPORT = 1e-12
-"""Singular values above this share of the largest are kept where a spectrum is raised to the power 0."""
 
 FORMS = (PAPER_FORM, SHARP_FORM)
 """Theorem 3.2 with the norms bounded by Theorem 3.1, in two forms."""
@@ -129,11 +125,11 @@ def chain_bounds(
         raise InputError(f"steps: expected a number of at least 0; got {steps}")
     layers = _Layers.of(weights)
     if layers.zero:
-        found = _zero(p, k_fraction is not None, exponents, len(layers.weights))
+        shares = _shares_of_zero(p, k_fraction is not None, exponents, len(layers.weights))
     else:
-        found = _two(layers, k_fraction, steps, exponents) if p == 2 else _inf(layers, k_fraction)
-    values = tuple((name, layers.value(log)) for name, log in found.logs.items())
-    return ChainBounds(p, layers.inputs, layers.outputs, values, tuple(found.alignments), found.pairs)
+        shares = _shares_two(layers, k_fraction, steps, exponents) if p == 2 else _shares_inf(layers, k_fraction)
+    values = tuple((name, layers.value(log)) for name, log in shares.logs.items())
+    return ChainBounds(p, layers.inputs, layers.outputs, values, tuple(shares.alignments), shares.pairs)
 
 
 def best_disjoint_pairs(log_alignment: Sequence[float]) -> tuple[int, ...]:
@@ -234,11 +230,7 @@ class _Layers:
         return torch.minimum((signed + plain) / 2 + self.slack * plain, plain)
 
 
-def _forward(weights: Sequence[Tensor], x: Tensor) -> Tensor:
-    return reduce(lambda radii, W: W.abs() @ radii, weights, x)
-
-
-class _Found(NamedTuple):
+class _Shares(NamedTuple):
     """Logarithms of the bounds over the product of l_inf norms, alignments of the pairs, and the pairs in use."""
 
     logs: dict[str, float]
@@ -246,38 +238,37 @@ class _Found(NamedTuple):
     pairs: tuple[int, ...]
 
 
-def _zero(p: float, forms: bool, exponents: bool, L: int) -> _Found:
+def _shares_of_zero(p: float, forms: bool, exponents: bool, L: int) -> _Shares:
     """A chain with a zero layer: alignments are 1 by convention, every bound is 0."""
     names = [PRODUCT, *(FORMS if forms else ())]
     if p == 2:
         names += [PATH, ALL_PAIRS, *([ENDS, EXPONENTS] if exponents else [])]
     else:
         names += [DISJOINT_PAIRS, CHAIN, PATH, SEGMENTS, WEIGHTED_SEGMENTS]
-    return _Found(dict.fromkeys(names, -math.inf), [1.0] * (L - 1), tuple(range(L - 1)) if p == 2 else ())
+    return _Shares(dict.fromkeys(names, -math.inf), [1.0] * (L - 1), tuple(range(L - 1)) if p == 2 else ())
 
 
 # --- p = inf ------------------------------------------------------------------------------------------------
 
 
-def _inf(layers: _Layers, k_fraction: float | None) -> _Found:
-    """The l_inf bounds, as logarithms of shares of the product of norms."""
-    found = _segments(layers)
-    logs = [_log(pair) for pair in found.pairs]
-    pairs = best_disjoint_pairs(logs)
-    gained = sum(logs[pair] for pair in pairs)
-    values = {PRODUCT: 0.0}
+def _shares_inf(layers: _Layers, k_fraction: float | None) -> _Shares:
+    """The l_inf bounds; the layers' norms are 1."""
+    segments = _segments(layers)
+    alignments = [_log(pair) for pair in segments.pairs]
+    pairs = best_disjoint_pairs(alignments)
+    gained = sum(alignments[pair] for pair in pairs)
+    logs = {PRODUCT: 0.0}
     if k_fraction is not None:
-        for form in FORMS:
-            bounds = [layer_bound(W, math.inf, _kept(k_fraction, len(W))) for W in layers.weights]
-            values[form] = _sum([*(_log_factor(bound, form) for bound in bounds), gained])
-    values |= {
+        bounds = [layer_bound(W, math.inf, entries_kept(k_fraction, len(W))) for W in layers.weights]
+        logs |= {form: _sum([log, gained]) for form, log in _theorem_31(bounds).items()}
+    logs |= {
         DISJOINT_PAIRS: gained,
-        CHAIN: _log(float(_forward(layers.weights, torch.ones(layers.inputs, dtype=torch.float64)).max())),
-        PATH: _log(found.path),
-        SEGMENTS: _shortest(found.costs, len(layers.weights)),
-        WEIGHTED_SEGMENTS: _log(float(found.radii.max())),
+        CHAIN: _log(segments.chain),
+        PATH: _log(segments.path),
+        SEGMENTS: _shortest(segments.costs, len(layers.weights)),
+        WEIGHTED_SEGMENTS: _log(float(segments.radii.max())),
     }
-    return _Found(values, found.pairs, pairs)
+    return _Shares(logs, segments.pairs, pairs)
 
 
 @dataclass(frozen=True)
@@ -287,12 +278,14 @@ class _Segments:
     Attributes:
         costs: Bound of the segment of layers ``i ... j - 1``, by (i, j).
         pairs: Bounds of the pairs of consecutive layers: their alignments.
-        path: Path bound of the whole chain.
+        chain: Chain bound of the whole chain.
+        path: Its path bound.
         radii: Weighted bounds of every output ``(h_L,)``.
     """
 
     costs: dict[tuple[int, int], float]
     pairs: list[float]
+    chain: float
     path: float
     radii: Tensor
 
@@ -302,7 +295,7 @@ def _segments(layers: _Layers) -> _Segments:
     L = len(weights)
     radii = [torch.ones(layers.inputs, dtype=torch.float64)]
     radii += [torch.ones(len(W), dtype=torch.float64) for W in weights]
-    costs, pairs, path = {}, [], 1.0
+    costs, pairs, chain, path = {}, [], 1.0, 1.0
     for i in range(L):
         d = radii[i]
         product, plain, weighted = None, torch.ones_like(d), d
@@ -313,7 +306,7 @@ def _segments(layers: _Layers) -> _Segments:
             plain, weighted = W.abs() @ plain, W.abs() @ weighted
             rows, weighted_rows = layers.rows(sizes.sum(1), plain), layers.rows(sizes @ d, weighted)
             if (i, j) == (0, L):
-                path = float(rows.max())
+                chain, path = float(plain.max()), float(rows.max())
             if j == i + 2:
                 pair = torch.minimum(row_bounds(W, weights[i]), rows)
                 pairs.append(min(1.0, float(pair.max())))
@@ -322,7 +315,7 @@ def _segments(layers: _Layers) -> _Segments:
                     weighted_rows = torch.minimum(weighted_rows, row_bounds(W, weights[i] * d))
             costs[i, j] = float(rows.max())
             radii[j] = torch.minimum(radii[j], weighted_rows)
-    return _Segments(costs, pairs, path, radii[L])
+    return _Segments(costs, pairs, chain, path, radii[L])
 
 
 def _shortest(costs: dict[tuple[int, int], float], L: int) -> float:
@@ -336,8 +329,8 @@ def _shortest(costs: dict[tuple[int, int], float], L: int) -> float:
 # --- p = 2 --------------------------------------------------------------------------------------------------
 
 
-def _two(layers: _Layers, k_fraction: float | None, steps: int, exponents: bool) -> _Found:
-    """The l2 bounds, as logarithms of shares of the product of l_inf norms."""
+def _shares_two(layers: _Layers, k_fraction: float | None, steps: int, exponents: bool) -> _Shares:
+    """The l2 bounds."""
     spectra = [_Spectrum(*torch.linalg.svd(W, full_matrices=False)) for W in layers.weights]
     L = len(spectra)
     norms = sum(_log(float(spectrum.sigma[0])) for spectrum in spectra)
@@ -347,19 +340,18 @@ def _two(layers: _Layers, k_fraction: float | None, steps: int, exponents: bool)
     ]
     halves = [row[0.5, 0.5] for row in table]
     gained = _log(math.prod(halves))
-    values = {PRODUCT: norms}
+    logs = {PRODUCT: norms}
     if k_fraction is not None:
-        for form in FORMS:
-            bounds = [spectral_bound(spectrum.sigma, _kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
-            factors = [_log_factor(bound, form) for bound in bounds]
-            values[form] = _sum([norms, *factors, _rounded_up(gained, layers)])
-    values[PATH] = min(norms, _log(_path_norm(layers)))
-    values[ALL_PAIRS] = norms + _rounded_up(gained, layers)
+        bounds = [spectral_bound(spectrum.sigma, entries_kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
+        rounded = _rounded_up(gained, layers)
+        logs |= {form: _sum([norms, log, rounded]) for form, log in _theorem_31(bounds).items()}
+    logs[PATH] = min(norms, _log(_path_norm(layers)))
+    logs[ALL_PAIRS] = norms + _rounded_up(gained, layers)
     if exponents:
         outer = [row[1.0 if l == 0 else 0.5, 1.0 if l == L - 2 else 0.5] for l, row in enumerate(table)]
-        values[ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
-        values[EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
-    return _Found(values, halves, tuple(range(L - 1)))
+        logs[ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
+        logs[EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
+    return _Shares(logs, halves, tuple(range(L - 1)))
 
 
 class _Spectrum(NamedTuple):
@@ -371,7 +363,7 @@ class _Spectrum(NamedTuple):
 
     def scaled(self, power: float) -> tuple[Tensor, Tensor]:
         """``(U Sigma^power, Sigma^power Vh)`` with Sigma over sigma_1; at power 0 of the retained support only."""
-        kept = int((self.sigma > SUPPORT * self.sigma[0]).sum()) if power == 0 else len(self.sigma)
+        kept = int((self.sigma > pair_two.SUPPORT * self.sigma[0]).sum()) if power == 0 else len(self.sigma)
         weights = (self.sigma[:kept] / self.sigma[0]) ** power
         return self.U[:, :kept] * weights, weights[:, None] * self.Vh[:kept]
 
@@ -380,13 +372,12 @@ def _shared_alignments(
     first: _Spectrum, second: _Spectrum, left: Sequence[float], right: Sequence[float], steps: int, exponents: bool
 ) -> dict[tuple[float, float], float]:
     """Upper bounds of ``A_2^(s,t)`` by (s, t), falling in both: of (1/2, 1/2), and with ``exponents`` of all shares."""
-    wanted = {(0.5, 0.5), *(itertools.product(left, right) if exponents else ())}
-    h, found = len(first.U), {}
-    for s, t in wanted:
+    h, bounds = len(first.U), {}
+    for s, t in {(0.5, 0.5), *(itertools.product(left, right) if exponents else ())}:
         C, B = first.scaled(s)[0], second.scaled(t)[1]
         whole = (s == 0 and C.shape[1] == h) or (t == 0 and B.shape[0] == h)  # attained by D = I, it is exactly 1
-        found[s, t] = 1.0 if whole else min(1.0, *pair_two.upper(B, C, steps=steps).values())
-    return {(s, t): min(found[other] for other in found if other[0] <= s and other[1] <= t) for s, t in found}
+        bounds[s, t] = 1.0 if whole else min(1.0, *pair_two.upper(B, C, steps=steps).values())
+    return {(s, t): min(bounds[a, b] for a, b in bounds if a <= s and b <= t) for s, t in bounds}
 
 
 def _best_shares(table: Sequence[dict[tuple[float, float], float]]) -> float:
@@ -423,11 +414,10 @@ def _rounded_up(log_share: float, layers: _Layers) -> float:
     return _log(min(1.0, math.exp(log_share) + layers.slack))
 
 
-def _log_factor(bound: LayerBound, form: str) -> float:
-    """How far a layer's bound in one form exceeds its norm."""
-    factor = bound.scale * (bound.paper if form == PAPER_FORM else bound.sharp) / bound.norm
-    return _log(max(1.0, factor))
+def _theorem_31(bounds: Sequence[LayerBound]) -> dict[str, float]:
+    """How far the product of all layers' bounds exceeds that of their norms, by form."""
 
+    def excess(bound: LayerBound, form: str) -> float:
+        return max(1.0, bound.scale * (bound.paper if form == PAPER_FORM else bound.sharp) / bound.norm)
 
-def _kept(fraction: float, d: int) -> int:
-    return max(1, math.ceil(fraction * d - 1e-9))
+    return {form: sum(_log(excess(bound, form)) for bound in bounds) for form in FORMS}

@@ -16,6 +16,11 @@ from brittle.linear.compressibility import k_term_error, row_norms, singular_val
 from brittle.results import LayerBound
 
 
+def entries_kept(share: float, d: int) -> int:
+    """How many of d entries a share from 0 to 1 keeps: rounded up, at least one."""
+    return max(1, math.ceil(share * d - 1e-9))  # the margin undoes the rounding of 0.07 * 100 = 7.000000000000001
+
+
 def largest_entry_factors(k: int, error: float, beta: float, d: int) -> tuple[float, float]:
     r"""Lemma V2: ``L ||x||_2 <= max |x_i| <= U ||x||_2`` for a vector of d entries.
 

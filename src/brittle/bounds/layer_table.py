@@ -1,4 +1,4 @@
-"""One layer view to one :class:`~brittle.results.LayerResult`: pure functions of the weights."""
+"""What one layer's weights tell: a row of the layer table, and the sizes of images that convolutions read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from brittle.bounds.layer import row_bound, spectral_bound
+from brittle.bounds.layer import entries_kept, row_bound, spectral_bound
 from brittle.linear.compressibility import (
     effective_sparsity,
     k_term_error_curve,
@@ -39,7 +39,7 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
     W = view.matrix.double().cpu()
     nu, sigma = row_norms(W), singular_values(W, view.groups)
     ranks = spectral_summary(sigma)
-    k_rows, k_spectrum = kept(len(nu)), kept(len(sigma))
+    k_rows, k_columns, k_spectrum = ([entries_kept(share, d) for share in FRACTIONS] for d in (*W.shape, len(sigma)))
     n, frobenius, row_curve = W.shape[1], float(W.norm()), k_term_error_curve(W, q=2)
     return LayerResult(
         name=view.name,
@@ -66,18 +66,13 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
         bounds=(
             *(
                 row_bound(nu, row_curve[:, k_row], k, k_row, n=n, scale=frobenius)
-                for k, k_row in zip(k_rows, kept(n), strict=True)
+                for k, k_row in zip(k_rows, k_columns, strict=True)
             ),
             *(spectral_bound(sigma, k) for k in k_spectrum),
         ),
         input_size=input_size if view.convolution else None,
         degenerate=not bool(W.any()),
     )
-
-
-def kept(d: int) -> tuple[int, ...]:
-    """How many of d entries each of :data:`~brittle.results.FRACTIONS` keeps: rounded up, at least one."""
-    return tuple(max(1, math.ceil(fraction * d - 1e-9)) for fraction in FRACTIONS)
 
 
 def input_sizes(
@@ -119,8 +114,8 @@ def _operator_norms(
         return [NormBounds(p, exact[p], exact[p], "exact") for p in norms]
     if view.geometry is None:
         return []
-    found = (bounds_of(view.weight, view.geometry, p, size) for p in norms)
-    return [bounds for bounds in found if math.isfinite(bounds.upper)]
+    every = (bounds_of(view.weight, view.geometry, p, size) for p in norms)
+    return [bounds for bounds in every if math.isfinite(bounds.upper)]
 
 
 def _pick(curve: Tensor, ks: Sequence[int]) -> tuple[float, ...]:

@@ -45,7 +45,7 @@ def adversarial_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, ep
         InputError: A shape does not fit, a label or ``eps`` is out of range, or a value is NaN.
     """
     gaps, bounds = _gaps_and_bounds(logits, labels, lipschitz)
-    return _loss(gaps + _times(_budget(eps), bounds))
+    return _loss(gaps + _reach(eps, bounds))
 
 
 def linear_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, eps: float) -> Tensor:
@@ -57,7 +57,7 @@ def linear_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, eps: fl
         ``(N,)`` in nats, float64.
     """
     gaps, bounds = _gaps_and_bounds(logits, labels, lipschitz)
-    return _loss(gaps) + _times(_budget(eps), bounds).amax(1)
+    return _loss(gaps) + _reach(eps, bounds).amax(1)
 
 
 def binary_loss_bound(
@@ -84,11 +84,11 @@ def binary_loss_bound(
     """
     scores, ulps = _finite(scores, "scores", 1), _rounding(scores)
     if labels.shape != scores.shape or not bool(((labels == 1) | (labels == -1)).all()):
-        raise InputError(f"labels: expected -1 or +1 for each of {len(scores)} scores; got {_found(labels)}")
+        raise InputError(f"labels: expected -1 or +1 for each of {len(scores)} scores; got {_describe(labels)}")
     _check_constant(lipschitz, "lipschitz")
     theta = _finite(head, "head", 1)
     both = torch.stack([torch.zeros_like(theta), theta])
-    reach = _times(_budget(eps), head_margins(lipschitz, both, p)[0, 1])
+    reach = _reach(eps, head_margins(lipschitz, both, p)[0, 1])
     return _loss((-labels.detach().to(scores) * scores + ulps * scores.abs() + reach)[:, None])
 
 
@@ -158,7 +158,7 @@ def certified_accuracy(radii: Tensor, eps_values: Tensor | Sequence[float]) -> T
         InputError: There is no sample, or a radius or budget is negative or NaN.
     """
     if radii.ndim != 1 or len(radii) == 0 or not bool((radii >= 0).all()):
-        raise InputError(f"radii: expected at least one radius (N,), none negative or NaN; got {_found(radii)}")
+        raise InputError(f"radii: expected at least one radius (N,), none negative or NaN; got {_describe(radii)}")
     radii, budgets = radii.detach().double().cpu(), torch.as_tensor(eps_values, dtype=torch.float64).detach().cpu()
     if budgets.ndim != 1 or not bool((budgets >= 0).all()):
         raise InputError(f"eps_values: expected budgets (M,) of at least 0; got {eps_values}")
@@ -168,10 +168,10 @@ def certified_accuracy(radii: Tensor, eps_values: Tensor | Sequence[float]) -> T
 def _gaps_and_bounds(logits: Tensor, labels: Tensor, lipschitz: Tensor) -> tuple[Tensor, Tensor]:
     """For all classes but the label ``s_j - s_y``, raised by the logits' rounding, and ``L_yj``; ``(N, K-1)``."""
     s, ulps = _finite(logits, "logits", 2), _rounding(logits)
-    L = _checked_lipschitz(lipschitz, s.shape[1])
-    y = _checked_labels(labels, *s.shape)
-    own = s.gather(1, y[:, None])
-    gaps = s - own + ulps * (s.abs() + own.abs())
+    L = _check_lipschitz(lipschitz, s.shape[1])
+    y = _check_labels(labels, *s.shape)
+    label = s.gather(1, y[:, None])
+    gaps = s - label + ulps * (s.abs() + label.abs())
     others = torch.arange(s.shape[1]) != y[:, None]
     shape = (len(s), s.shape[1] - 1)
     return gaps[others].view(shape), L[y][others].view(shape)
@@ -180,6 +180,13 @@ def _gaps_and_bounds(logits: Tensor, labels: Tensor, lipschitz: Tensor) -> tuple
 def _loss(gaps: Tensor) -> Tensor:
     """``log(1 + sum_j exp(gap_j))``, raised by the rounding of the sum."""
     return torch.logaddexp(gaps.logsumexp(1), torch.zeros((), dtype=torch.float64)) * (1 + ROUNDING)
+
+
+def _reach(eps: float, bounds: Tensor) -> Tensor:
+    """How far logit differences can move under a budget."""
+    if not 0 <= eps < math.inf:
+        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
+    return _times(float(eps), bounds)
 
 
 def _times(factor: float, bounds: Tensor) -> Tensor:
@@ -194,14 +201,14 @@ def _rounding(values: Tensor) -> float:
 
 def _finite(values: Tensor, name: str, axes: int) -> Tensor:
     if values.ndim != axes or values.is_complex() or (axes == 2 and not values.shape[1]):
-        raise InputError(f"{name}: expected real numbers on {axes} axes, not empty; got {_found(values)}")
+        raise InputError(f"{name}: expected real numbers on {axes} axes, not empty; got {_describe(values)}")
     values = values.detach().double().cpu()
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"{name}: expected finite numbers; got NaN or infinite ones")
     return values
 
 
-def _checked_lipschitz(lipschitz: Tensor, classes: int) -> Tensor:
+def _check_lipschitz(lipschitz: Tensor, classes: int) -> Tensor:
     if lipschitz.shape != (classes, classes):
         raise InputError(f"lipschitz: expected shape ({classes}, {classes}); got {tuple(lipschitz.shape)}")
     L = lipschitz.detach().double().cpu()
@@ -212,10 +219,10 @@ def _checked_lipschitz(lipschitz: Tensor, classes: int) -> Tensor:
     return L
 
 
-def _checked_labels(labels: Tensor, samples: int, classes: int) -> Tensor:
+def _check_labels(labels: Tensor, samples: int, classes: int) -> Tensor:
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.shape != (samples,) or not whole:
-        raise InputError(f"labels: expected integers of shape ({samples},); got {_found(labels)}")
+        raise InputError(f"labels: expected integers of shape ({samples},); got {_describe(labels)}")
     y = labels.detach().long().cpu()
     if not bool(((y >= 0) & (y < classes)).all()):
         raise InputError(f"labels: expected classes from 0 to {classes - 1}; got {int(y.min())} to {int(y.max())}")
@@ -227,13 +234,8 @@ def _check_constant(value: float, name: str) -> None:
         raise InputError(f"{name}: expected an upper bound of at least 0; got {value}")
 
 
-def _budget(eps: float) -> float:
-    if not 0 <= eps < math.inf:
-        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
-    return float(eps)
-
-
-def _found(values: Tensor) -> str:
+def _describe(values: Tensor) -> str:
+    """Shape, type and extent, for an error."""
     extent = ""
     if values.numel() and not values.is_complex():
         extent = f" from {float(values.min()):g} to {float(values.max()):g}"

@@ -111,25 +111,25 @@ def largest_ratio(
         model, x = _in_double(model, x.detach().to(device_of(model)))
         box = (-math.inf, math.inf) if bounds is None else bounds
         x = x.clamp(*box)
-        found = jacobian_norms(model, x, p).double()
+        largest = jacobian_norms(model, x, p).double()
         for restart in range(restarts):
             aside = _random_unit(x[0], p, seed + restart)
             start = (x + eps * aside).clamp(*box) if restart else x
             v = _direction(model, start, p, restart)
             v = torch.where(per_sample(v.flatten(1).any(1), v), v, aside)
-            found = torch.maximum(found, _climb(model, start, v, p, eps, steps, box))
-    return found
+            largest = torch.maximum(largest, _climb(model, start, v, p, eps, steps, box))
+    return largest
 
 
 def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int, box: tuple[float, float]) -> Tensor:
     """The largest ratio, gradient norm or last Jacobian norm of an ascent from centres c and directions v, ``(N,)``."""
-    found = gain = torch.zeros(len(c), dtype=torch.float64, device=c.device)
+    largest = gain = torch.zeros(len(c), dtype=torch.float64, device=c.device)
     best = c
     for step in range(steps):
         h = eps * LAST_DISTANCE ** (step / max(steps - 1, 1))
         ends = torch.cat([c + h / 2 * v, c - h / 2 * v]).clamp(*box)
         ratio, gradients = _ratio_and_gradients(model, ends, p)
-        found = torch.maximum(found, ratio)
+        largest = torch.maximum(largest, ratio)
         for end, gradient in zip(ends.chunk(2), gradients, strict=True):
             norm = lp_norm(gradient, dual_exponent(p)).double()
             better = (norm > gain) & torch.isfinite(norm)
@@ -137,7 +137,7 @@ def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int,
         turned, moved = (_steepest(g, p) for g in _sum_and_difference(*gradients))
         v = torch.where(per_sample(turned.flatten(1).any(1), v), turned, v)
         c = (c + STEP_LENGTH * h * moved).clamp(*box)
-    return torch.maximum(torch.maximum(found, gain), jacobian_norms(model, best, p).double())
+    return torch.maximum(torch.maximum(largest, gain), jacobian_norms(model, best, p).double())
 
 
 def _ratio_and_gradients(model: Model, ends: Tensor, p: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -239,8 +239,8 @@ def _in_double(model: Model, x: Tensor) -> tuple[Model, Tensor]:
     with torch.no_grad():
         logits = output_of(model, x[:1], "x")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.shape[1]:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"model: expected logits (N, classes); got {found}")
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"model: expected logits (N, classes); got {got}")
     if not isinstance(model, nn.Module):
         return model, x
     try:

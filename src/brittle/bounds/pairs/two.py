@@ -29,7 +29,7 @@ MOST_ENUMERATED = 14
 """Most units for which all ``2^h`` patterns are tried."""
 
 SUPPORT = 1e-12
-"""Singular values above this share of the largest are kept by :func:`factors`."""
+"""Singular values above this share of the largest are kept where a spectrum is raised to the power 0."""
 
 
 def upper(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, steps: int = 0) -> dict[str, float]:
