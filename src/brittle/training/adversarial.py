@@ -12,9 +12,7 @@ from brittle.attacks.region import Region, ascend
 from brittle.models.borrow import frozen
 from brittle.random_streams import uniform
 from brittle.training.recipe import Adversary
-
-START_BLOCK = 7
-"""Which block of a sample's random numbers of an epoch starts its attack."""
+from brittle.training.streams import attack_block
 
 
 def perturb(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int = 0) -> Tensor:
@@ -56,7 +54,7 @@ def perturb_first(
 
 def _draw_noise(x: Tensor, p: float, keys: Tensor, epoch: int) -> Tensor:
     """Uniform signs and sizes for p = inf; for p = 2 normal numbers (Box & Muller 1958), a uniform direction."""
-    block = torch.full_like(keys, (epoch << 3) + START_BLOCK)
+    block = torch.full_like(keys, attack_block(epoch))
     size = x[0].numel()
     if math.isinf(p):
         return (2 * uniform(keys, block, size) - 1).to(x.dtype).view_as(x)

@@ -9,11 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from brittle.random_streams import generator, uniform
-
-ORDER, KEYS = 1, 2
-"""Streams of random numbers: the order of an epoch, and the keys of the samples."""
-CROP_DOWN, CROP_ACROSS, FLIP = 0, 1, 2
-"""Places in a sample's block of random numbers of an epoch."""
+from brittle.training.streams import SAMPLE_KEYS, augmentation_block, order_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +41,7 @@ class Batches:
         inputs: Tensor, labels: Tensor, size: int, *, seed: int, fewest: int = 1, crop: int = 0, flip: bool = False
     ) -> Batches:
         """Batches of samples ``(N, ...)``."""
-        drawn = torch.randint(2**62, (len(labels),), generator=generator(seed, KEYS))
+        drawn = torch.randint(2**62, (len(labels),), generator=generator(seed, SAMPLE_KEYS))
         return Batches(inputs, labels, size, fewest, seed, crop, flip, drawn.to(labels.device))
 
     def __len__(self) -> int:
@@ -55,16 +51,17 @@ class Batches:
 
     def order(self, epoch: int) -> tuple[Tensor, ...]:
         """The rows of every batch of an epoch: a permutation drawn from the seed and the epoch."""
-        drawn = torch.randperm(len(self.labels), generator=generator(self.seed, (epoch << 8) + ORDER))
+        drawn = torch.randperm(len(self.labels), generator=generator(self.seed, order_stream(epoch)))
         return drawn.to(self.labels.device).split(self.size)[: len(self)]
 
     def take(self, rows: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Inputs, cropped and mirrored for that epoch, and labels of some samples."""
         x, y = self.inputs.index_select(0, rows), self.labels.index_select(0, rows)
         if self.crop or self.flip:
-            draws = uniform(self.keys[rows], torch.full_like(rows, epoch << 3), 3)
-            x = mirror(x, draws[:, FLIP] < 0.5) if self.flip else x
-            x = crop(x, (draws[:, [CROP_DOWN, CROP_ACROSS]] * (2 * self.crop + 1)).long(), self.crop)
+            # Three numbers a sample whatever is asked for, so that crops are the same with and without flips.
+            draws = uniform(self.keys[rows], torch.full_like(rows, augmentation_block(epoch)), 3)
+            corners, flips = (draws[:, :2] * (2 * self.crop + 1)).long(), draws[:, 2] < 0.5
+            x = crop(mirror(x, flips) if self.flip else x, corners, self.crop)
         return x, y
 
 

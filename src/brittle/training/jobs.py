@@ -24,11 +24,10 @@ from brittle.storage.digest import digest
 from brittle.training.interventions.assembly import Interventions, bind_constraints, bind_penalties
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import read_snapshot
+from brittle.training.streams import VALIDATION_SPLIT
 
 Samples = tuple[Tensor, Tensor]
 """Inputs ``(N, ...)`` and labels ``(N,)``."""
-VALIDATION_STREAM = 3
-"""Stream of random numbers that picks the validation samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +115,7 @@ def split_validation(samples: Samples, recipe: Recipe) -> tuple[Samples, Samples
         InputError: One of the two would be empty.
     """
     inputs, labels = samples
-    order = torch.randperm(len(labels), generator=generator(recipe.seed, VALIDATION_STREAM)).to(labels.device)
+    order = torch.randperm(len(labels), generator=generator(recipe.seed, VALIDATION_SPLIT)).to(labels.device)
     count = round(recipe.validation * len(labels))
     if not 0 < count < len(labels):
         raise InputError(

@@ -19,9 +19,8 @@ from brittle.training.interventions.assembly import bind_constraints, bind_penal
 from brittle.training.jobs import Job
 from brittle.training.optimizers import OPTIMIZERS
 from brittle.training.snapshots import Tensors, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
+from brittle.training.streams import step_stream
 
-STEP_STREAMS = 1 << 40
-"""The first of the streams of random numbers that seed the steps, one each."""
 SMALLEST_BATCH = 8
 """A last batch of fewer samples is left out: batch norms need some, however many processes share it."""
 
@@ -81,7 +80,7 @@ class Learner:
             share of such a sum, and the number of samples.
         """
         host, adversary = self.host, self.recipe.adversary
-        self._seed(seed_of(self.recipe.seed, STEP_STREAMS + (epoch << 24) + number))
+        self._seed(seed_of(self.recipe.seed, step_stream(epoch, number)))
         mine = rows[host.rank :: host.world]
         x, y = self.batches.take(mine, epoch)
         if adversary is not None:

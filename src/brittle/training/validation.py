@@ -10,9 +10,7 @@ from brittle.models.borrow import frozen
 from brittle.random_streams import generator
 from brittle.training.adversarial import perturb
 from brittle.training.recipe import Recipe
-
-KEY_STREAM = 4
-"""Stream of random numbers that the attacks on the validation samples start from."""
+from brittle.training.streams import VALIDATION_KEYS
 
 
 def validate(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[float, float, float | None]:
@@ -29,7 +27,7 @@ def validate(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[fl
         attack; the last is None without an adversary.
     """
     adversary = recipe.adversary
-    keys = torch.randint(2**62, (len(y),), generator=generator(recipe.seed, KEY_STREAM)).to(y.device)
+    keys = torch.randint(2**62, (len(y),), generator=generator(recipe.seed, VALIDATION_KEYS)).to(y.device)
     loss, right, robust = 0.0, 0, 0
     with frozen(model):
         for rows in torch.arange(len(y), device=y.device).split(max(256, recipe.batch_size)):

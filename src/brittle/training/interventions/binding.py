@@ -76,11 +76,18 @@ class WeightedPenalty:
             self.penalty.load_state_dict(state)
 
 
-def weighted(penalty: Callable[..., Tensor]) -> Callable[..., WeightedPenalty]:
-    """The row of a penalty ``penalty(model, *, layers)`` that remembers nothing."""
+def weighted(penalty: Callable[..., Tensor], *, reusing: Callable[..., Penalty] | None = None) -> Intervention[Tensor]:
+    """The row of a penalty.
+
+    Args:
+        penalty: ``penalty(model, *, layers)``, which remembers nothing.
+        reusing: ``reusing(every, layers=layers)`` makes a penalty that reuses its costly part over ``every`` calls; it
+            takes the other's place for ``every`` above 1.
+    """
 
     def bind(model: nn.Module, value: float, *, layers: Sequence[str] | None = None, every: int = 1) -> WeightedPenalty:
         chosen_layers(model, layers)  # a wrong name is an error now, not in the first step
-        return WeightedPenalty(partial(penalty, layers=layers), model, value)
+        bound = partial(penalty, layers=layers) if reusing is None or every == 1 else reusing(every, layers=layers)
+        return WeightedPenalty(bound, model, value)
 
     return bind

@@ -61,12 +61,12 @@ def polar_factor(W: Tensor) -> tuple[Tensor, Tensor]:
         U, sigma, Vh = torch.linalg.svd(W, full_matrices=False)
         kept = sigma > max(W.shape) * torch.finfo(W.dtype).eps * sigma[0]
         return torch.where(kept, sigma, 0).sum(), (U * kept) @ Vh
-    A = (W if W.shape[0] <= W.shape[1] else W.mT).double()
+    A = (W if W.shape[0] <= W.shape[1] else W.mT).double()  # the smaller side first: the Gram matrix is the smaller
     gram = A @ A.mT
     _check_finite(gram.diagonal())  # squares of single precision do not overflow
     squares, U = torch.linalg.eigh(gram)
     kept = squares > RANK_TOLERANCE**2 * squares[-1]
-    sigma = torch.where(kept, squares, 1).sqrt()
+    sigma = torch.where(kept, squares, 1).sqrt()  # 1 where nothing is kept, so that nothing is divided by 0
     P = ((U * (kept / sigma)) @ U.mT @ A).float()
     return torch.where(kept, sigma, 0).sum().float(), P if W.shape[0] <= W.shape[1] else P.mT
 
@@ -155,7 +155,7 @@ class RefreshedNuclearNorm:
 
     @torch.no_grad()
     def _renew(self, chosen: Sequence[Chosen]) -> None:
-        sums: list[Tensor] = []
+        sums: list[Tensor] = []  # of each layer, to be read in one go: every read of a GPU waits for it
         for layer, W in _matrices(chosen):
             value, new = polar_factor(W)
             if self._calls:
@@ -210,5 +210,5 @@ class RefreshedNuclearNorm:
 
 def _matrices(chosen: Sequence[Chosen]) -> list[tuple[Chosen, Tensor]]:
     """The layers' matrices, in single precision at least."""
-    found = [(layer, matrix(layer)) for layer in chosen]
-    return [(layer, W if W.dtype == torch.float64 else W.float()) for layer, W in found]
+    matrices = ((layer, matrix(layer)) for layer in chosen)
+    return [(layer, W if W.dtype == torch.float64 else W.float()) for layer, W in matrices]

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from brittle.errors import InputError
 from brittle.models.selection import Chosen, chosen_layers, matrix
-from brittle.training.interventions.binding import Intervention, WeightedPenalty, weighted
+from brittle.training.interventions.binding import Intervention, weighted
 from brittle.training.interventions.nuclear import RefreshedNuclearNorm, nuclear_norm_of
 
 Layers = Sequence[str] | None
@@ -206,18 +206,10 @@ def _compose(first: Chosen, second: Chosen) -> bool:
     return False
 
 
-def _bind_nuclear_norm(model: nn.Module, value: float, *, layers: Layers = None, every: int = 1) -> WeightedPenalty:
-    """Exact, or by polar factors that serve ``every`` steps each."""
-    if every == 1:
-        return weighted(nuclear_norm)(model, value, layers=layers)
-    chosen_layers(model, layers)
-    return WeightedPenalty(RefreshedNuclearNorm(every, layers=layers), model, value)
-
-
 PENALTIES: dict[str, Intervention[Tensor]] = {
     "group_lasso": weighted(group_lasso),
     "scale_invariant_group_lasso": weighted(scale_invariant_group_lasso),
-    "nuclear_norm": _bind_nuclear_norm,
+    "nuclear_norm": weighted(nuclear_norm, reusing=RefreshedNuclearNorm),
     "l1": weighted(l1),
     "joint_l1": weighted(joint_l1),
     "spread_control": weighted(spread_control),
