@@ -32,6 +32,7 @@ from brittle.linear.convolution import (
     patch_overlap,
     torus_bound,
 )
+from brittle.results.methods import OPERATOR_METHODS
 
 CONVS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 MODES = ["zeros", "circular", "reflect", "replicate"]
@@ -227,6 +228,13 @@ def test_a_bound_that_is_not_exact_is_not_called_so():
     for function in (norm_inf, norm_1, norm_2):
         for case, bounds in zip(cases(), bounds_of_cases(function), strict=True):
             assert bounds.exact or bounds.method != "exact", case
+
+
+def test_every_method_that_is_made_is_explained_and_no_other():
+    functions = (norm_inf, norm_1, norm_2)
+    made = {bounds.method for function in functions for bounds in bounds_of_cases(function)}
+    made |= {function(case.K, case.geometry).method for function in functions for case in cases()}
+    assert made == OPERATOR_METHODS.keys()
 
 
 # --- l_2: upper bounds --------------------------------------------------------------------------------------

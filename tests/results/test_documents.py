@@ -7,7 +7,7 @@ import pytest
 
 from brittle.errors import InputError
 from brittle.results import FITTED, UNIVERSAL_KINDS, Audit, CertifiedCurve, Evaluation, Rate, SampleResult
-from brittle.results.methods import METHODS
+from brittle.results.methods import METHODS, OPERATOR_METHODS
 from helpers.audits import CERTIFIED, data_free, full, with_parts, without
 
 
@@ -62,5 +62,5 @@ def test_an_evaluation_says_itself_in_one_line():
 def test_kinds_and_methods_have_a_sentence_each():
     assert {result.kind for norm in full().norms for result in norm.universal} == UNIVERSAL_KINDS.keys()
     assert FITTED in UNIVERSAL_KINDS
-    for sentence in (*UNIVERSAL_KINDS.values(), *METHODS.values()):
+    for sentence in (*UNIVERSAL_KINDS.values(), *METHODS.values(), *OPERATOR_METHODS.values()):
         assert sentence.endswith(".")

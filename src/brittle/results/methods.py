@@ -1,4 +1,5 @@
-"""Names of the arguments that bound a network's Lipschitz constant, with what each one is in a sentence.
+"""Names of the arguments that bound a network's Lipschitz constant, and of those that bound the norm of one layer's
+operator, with what each one is in a sentence.
 
 What makes a bound and what looks one up both import the name from here; pages take the explanation from here.
 """
@@ -46,3 +47,28 @@ METHODS = {
     WEIGHTED_SEGMENTS: "The segments bound, with every coordinate's movement followed by itself.",
 }
 """Explanation by name, the plainest argument first."""
+
+EXACT = "exact"
+FILTER_MATRIX = "filter matrix"
+SCHUR = "schur"
+TORUS = "torus"
+POLYPHASE = "polyphase"
+COARSE_GRID = "coarse grid"
+INTERIOR_FILTER = "interior filter"
+ABSOLUTE_KERNEL = "absolute kernel"
+STRIDE_CLASSES = "stride classes"
+NOT_BOUNDED = "not bounded"
+
+OPERATOR_METHODS = {
+    EXACT: "The norm itself: of a dense matrix, of a kernel of one tap (ℓ₂), or with zero padding (ℓ₁, ℓ∞).",
+    FILTER_MATRIX: "Largest singular value of the filter matrix, times the root of the most patches on one pixel.",
+    SCHUR: "Root of the product of the ℓ₁ and the ℓ∞ operator norm.",
+    TORUS: "Largest singular value of the symbol over the frequencies of a circle in which the image fits.",
+    POLYPHASE: "The same for a stride above 1, with the input split into its residue classes.",
+    COARSE_GRID: "Largest singular value of the symbol on a coarse grid, raised to hold at all frequencies.",
+    INTERIOR_FILTER: "Largest ℓ₁ norm of a filter: the ℓ∞ norm where some output position sees no padding.",
+    ABSOLUTE_KERNEL: "Largest entry of the convolution (ℓ∞) or transposed convolution (ℓ₁) of |K| with ones.",
+    STRIDE_CLASSES: "Largest ℓ₁ norm of a channel's taps that may meet at one pixel: an ℓ₁ bound for every size.",
+    NOT_BOUNDED: "No bound is known for every size of the input.",
+}
+"""Explanation by name of what bounds the operator norm of a layer."""
