@@ -100,7 +100,7 @@ from brittle.evaluation.dataset import evaluate
 net = networks.mlp()
 net.load_state_dict(torch.load(sys.argv[2]))
 evaluate(net, networks.few(120), attack=functools.partial(apgd, steps=6), eps=0.06, batch_size=2, resume=sys.argv[1],
-         progress=lambda done, total: time.sleep(0.03))
+         progress=lambda *told: time.sleep(0.1))
 """
 
 
