@@ -200,6 +200,11 @@ def test_tests_import_from_their_helpers_and_never_from_each_other():
     assert {name: modules for name, modules in read.items() if modules} == {}
 
 
+def test_tests_import_no_private_name():
+    read = {(path.name, name) for path in TEST_FILES for _, name in imports(path)}
+    assert {place for place in read if place[1].startswith("_")} == set()
+
+
 def test_processes_are_started_by_the_helper_that_limits_and_ends_them():
     starting = {
         path.name

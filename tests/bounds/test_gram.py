@@ -22,7 +22,18 @@ from brittle.bounds.lipschitz.torus import mean_over_image
 from brittle.linear.conv_geometry import ConvGeometry
 from brittle.linear.conv_symbol import symbol
 from brittle.models.trace import NoRule
-from helpers.patterned import FAMILIES, Apply, Patterned, _choice, local, margins_of, network, norm_of, prepared, search
+from helpers.patterned import (
+    FAMILIES,
+    Apply,
+    Patterned,
+    jacobian_at,
+    margins_of,
+    network,
+    norm_of,
+    randomise,
+    search,
+    window_maxima,
+)
 
 SLACK = 1 + 1e-8
 NORMS = (2, math.inf)
@@ -61,7 +72,8 @@ def jacobians(model: nn.Module, shape: tuple[int, ...], seed: int) -> list[Tenso
     """At random inputs and under random slopes."""
     generator = torch.Generator().manual_seed(seed)
     found = [
-        local(model, scale * torch.randn(shape, dtype=torch.float64, generator=generator)) for scale in (0.1, 1.0, 9.0)
+        jacobian_at(model, scale * torch.randn(shape, dtype=torch.float64, generator=generator))
+        for scale in (0.1, 1.0, 9.0)
     ]
     net = Patterned(model, shape, seed)
     for how in ("corners", "corners", "inside", "high", "low"):
@@ -163,7 +175,7 @@ def test_zeros_around_an_image_are_a_pattern_of_a_steep_activation_too() -> None
         layer.weight.data = torch.tensor(kernel).view(1, 1, 3)
     model = nn.Sequential(layers[0], nn.LeakyReLU(0.999), layers[1]).double().eval()
     bound, _ = recursion(model, (1, 2))
-    assert 1.4 < norm_of(local(model, torch.ones(1, 2, dtype=torch.float64)), 2)[0] <= bound.upper * SLACK
+    assert 1.4 < norm_of(jacobian_at(model, torch.ones(1, 2, dtype=torch.float64)), 2)[0] <= bound.upper * SLACK
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -174,7 +186,7 @@ def test_a_torus_without_room_for_the_padding_would_cancel_opposite_taps(stride:
     right.weight.data = torch.tensor([0, 0, 0, 0, -1.0]).view(1, 1, 5)
     model = Apply(lambda s, x: s.left(x) + s.right(x), left=left, right=right).double()
     bound, _ = recursion(model, (1, 4))
-    assert 0.9 < norm_of(local(model, torch.ones(1, 4, dtype=torch.float64)), 2)[0] <= bound.upper * SLACK
+    assert 0.9 < norm_of(jacobian_at(model, torch.ones(1, 4, dtype=torch.float64)), 2)[0] <= bound.upper * SLACK
 
 
 SHORTCUTS = [(n, 1, 0) for n in (4, 5, 6, 7)] + [(n, 3, 1) for n in (4, 5)] + [(n, 5, 2) for n in (4, 5)]
@@ -396,7 +408,7 @@ def test_a_batch_norm_folds_into_the_same_gram_matrix() -> None:
         nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1), nn.BatchNorm2d(2),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3),
     )  # fmt: skip
-    model = prepared(model, random.Random(1))
+    model = randomise(model, random.Random(1))
     folded = nn.Sequential(
         nn.utils.fusion.fuse_conv_bn_eval(model[0], model[1]), nn.ReLU(),
         nn.utils.fusion.fuse_conv_bn_eval(model[3], model[4]), *model[5:],
@@ -459,5 +471,5 @@ def test_the_pattern_at_an_input_gives_its_jacobian(family: str) -> None:
             if node.name in net.limits:
                 (net.masks[node.name],) = torch.autograd.functional.jvp(module, read, torch.ones_like(read))[1:]
             else:
-                net.masks[node.name] = _choice(module, read)
-        assert torch.allclose(net.jacobian(), local(model, x), atol=1e-9), (family, seed)
+                net.masks[node.name] = window_maxima(module, read)
+        assert torch.allclose(net.jacobian(), jacobian_at(model, x), atol=1e-9), (family, seed)

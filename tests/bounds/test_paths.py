@@ -16,7 +16,7 @@ from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
 from brittle.models.normalize import Normalize
 from brittle.models.trace import NoRule
-from helpers.patterned import FAMILIES, Patterned, local, network, norm_of, search
+from helpers.patterned import FAMILIES, Patterned, jacobian_at, network, norm_of, search
 
 INF = math.inf
 SLACK = 1 + 1e-9
@@ -206,6 +206,6 @@ def test_no_local_norm_at_an_input_is_above_any_argument(p: float) -> None:
             continue
         generator = torch.Generator().manual_seed(seed)
         for scale in (0.1, 1.0, 5.0):
-            J = local(model, scale * torch.randn(shape, generator=generator, dtype=torch.float64))
+            J = jacobian_at(model, scale * torch.randn(shape, generator=generator, dtype=torch.float64))
             for name, value in bound.arguments:
                 assert norm_of(J, p)[0] <= value * SLACK, (family, seed, name)

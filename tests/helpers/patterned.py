@@ -109,7 +109,7 @@ class Patterned(fx.Interpreter):
     def pool(self, module: Any, name: str, x: Tensor) -> Tensor:
         """One entry of every window."""
         if name not in self.masks:
-            self.masks[name] = _choice(module, torch.randn(x[:1].shape, generator=self.rng, dtype=torch.float64))
+            self.masks[name] = window_maxima(module, torch.randn(x[:1].shape, generator=self.rng, dtype=torch.float64))
         self.read[name] = x
         index = self.masks[name]
         flat = x.flatten(2).gather(2, index.flatten(2).expand(len(x), -1, -1))
@@ -158,11 +158,11 @@ class Patterned(fx.Interpreter):
                 (gain,) = torch.autograd.grad(self.run(x).flatten() @ u, outputs[name])
             del self.pool
             a = self.read[name].detach()
-            best, least = _choice(modules[name], a), _choice(modules[name], -a)
+            best, least = window_maxima(modules[name], a), window_maxima(modules[name], -a)
             self.masks[name] = torch.where(gain > 0, best, least)
 
 
-def _choice(module: Any, x: Tensor) -> Tensor:
+def window_maxima(module: Any, x: Tensor) -> Tensor:
     """Flat index (over the spatial axes) of the largest entry of every window."""
     axes = x.ndim - 2
     options = {k: getattr(module, k) for k in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
@@ -209,7 +209,7 @@ def search(net: Patterned, p: float, sweeps: int, pair: tuple[int, int] | None =
     return found
 
 
-def local(model: nn.Module, x: Tensor) -> Tensor:
+def jacobian_at(model: nn.Module, x: Tensor) -> Tensor:
     """Outputs by inputs, at one input without its batch axis."""
     J = torch.autograd.functional.jacobian(lambda z: model(z[None])[0], x)
     return J.reshape(-1, x.numel())
@@ -218,7 +218,7 @@ def local(model: nn.Module, x: Tensor) -> Tensor:
 # --- random networks ----------------------------------------------------------------------------------------
 
 
-def prepared(model: nn.Module, rng: random.Random) -> nn.Module:
+def randomise(model: nn.Module, rng: random.Random) -> nn.Module:
     """In float64 and evaluation mode, with random weights of one of several kinds and random running statistics."""
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -461,7 +461,7 @@ def network(family: str, seed: int) -> tuple[nn.Module, tuple[int, ...]]:
         with torch.random.fork_rng():
             try:
                 model, shape = FAMILIES[family](rng)
-                model = prepared(model, rng)
+                model = randomise(model, rng)
                 with torch.no_grad():
                     model(torch.zeros(1, *shape, dtype=torch.float64))
                 return model, shape
