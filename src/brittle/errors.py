@@ -21,3 +21,8 @@ class MissingExtra(InputError):
 def first_line(error: BaseException, most: int | None = None) -> str:
     """The first line of an error's message, at most ``most`` characters of it; the error's type when it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:most]
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an error that foreign code raised, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -41,16 +41,16 @@ def uniform(keys: Tensor, counters: Tensor, count: int) -> Tensor:
     """
     places = torch.arange(count, device=keys.device)
     numbers = (keys + GOLDEN * (counters << 32))[:, None] + GOLDEN * places
-    return _shifted(_mixed(numbers), 11).double() * 2.0**-53
+    return _shift_right(_mix(numbers), 11).double() * 2.0**-53
 
 
-def _mixed(z: Tensor) -> Tensor:
+def _mix(z: Tensor) -> Tensor:
     """A one-to-one map of 64-bit integers that spreads every bit over all; products wrap around."""
-    z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
-    return z ^ _shifted(z, 31)
+    z = (z ^ _shift_right(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ _shift_right(z, 27)) * (0x94D049BB133111EB - 2**64)
+    return z ^ _shift_right(z, 31)
 
 
-def _shifted(z: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left."""
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Shift right with zeros from the left: ``>>`` alone copies the sign of a signed number."""
     return (z >> bits) & (2 ** (64 - bits) - 1)

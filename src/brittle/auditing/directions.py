@@ -118,9 +118,9 @@ def layer_responses(
     if unchanged == len(x):
         return [LayerResponse(v.name, float(p), (), (), (), None, None, 0, unchanged) for v in whole], []
     x, x_adv = x[changed], x_adv[changed]
-    known = leading_directions(whole) if directions is None else directions
+    by_layer = leading_directions(whole) if directions is None else directions
     device = device_of(model)
-    collected = [_Collected(v, known[v.name].to(device) if v.name in known else None) for v in whole]
+    collected = [_Collected(v, by_layer[v.name].to(device) if v.name in by_layer else None) for v in whole]
     ran: set[str] = set()
     with frozen(model), torch.no_grad():
         for part in torch.arange(len(x), device=x.device).split(batch_size):

@@ -15,7 +15,7 @@ from brittle.bounds.layer_table import input_sizes, measure_layer
 from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
-from brittle.data.batches import DataLike, batches_of, chosen_budgets
+from brittle.data.batches import DataLike, batches_of, budgets_by_norm
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.certify import proven_robust
@@ -123,7 +123,7 @@ def audit(
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1; got {batch_size}")
-    budgets = chosen_budgets(eps, norms, data)
+    budgets = budgets_by_norm(eps, norms, data)
     tell = progress or (lambda stage, done, total: None)
     samples = None if data is None else _gathered(data, bounds)
     shape = tuple(samples[0].shape[1:]) if samples else (None if input_shape is None else tuple(input_shape))

@@ -36,14 +36,14 @@ def batches_of(data: DataLike, batch_size: int) -> Iterator[tuple[Tensor, Tensor
     size = getattr(getattr(data, "dataset", None), "__len__", None)
     shape = None
     for batch in data:
-        x, y = _checked(batch)
+        x, y = _read_batch(batch)
         if shape not in (None, x.shape[1:]):
             raise InputError(f"data: expected inputs of one shape, {tuple(shape or ())}; got {tuple(x.shape[1:])}")
         shape = x.shape[1:]
         yield x, y, size() if callable(size) else None
 
 
-def _checked(batch: object) -> tuple[Tensor, Tensor]:
+def _read_batch(batch: object) -> tuple[Tensor, Tensor]:
     """One batch as inputs and labels of equal number."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
@@ -70,25 +70,25 @@ def chunks_of(
         batch_size: Samples that tensors and data sets are read by, and the least size of a chunk.
         most_bytes: Bytes of inputs of a chunk, at most; makes chunks smaller.
     """
-    held: list[tuple[Tensor, Tensor]] = []
+    waiting: list[tuple[Tensor, Tensor]] = []
     count, total = 0, None
     for x, y, total in batches_of(data, batch_size):
         if most_bytes is not None and len(x):
             size = min(size, max(batch_size, most_bytes // max(1, x[0].numel() * x.element_size())))
-        held.append((x, y))
+        waiting.append((x, y))
         count += len(x)
         if count >= size:
-            xs, ys = torch.cat([x for x, _ in held]), torch.cat([y for _, y in held])
+            xs, ys = torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting])
             whole = count - count % size
             for start in range(0, whole, size):
                 yield xs[start : start + size], ys[start : start + size], total
             count -= whole
-            held = [(xs[whole:].clone(), ys[whole:].clone())] if count else []
+            waiting = [(xs[whole:].clone(), ys[whole:].clone())] if count else []
     if count:
-        yield torch.cat([x for x, _ in held]), torch.cat([y for _, y in held]), total
+        yield torch.cat([x for x, _ in waiting]), torch.cat([y for _, y in waiting]), total
 
 
-def chosen_budgets(
+def budgets_by_norm(
     eps: float | Mapping[float, float] | None, norms: Sequence[float], data: DataLike | None
 ) -> dict[float, float]:
     """One budget for every norm: the given one, else the data set's own, else 8/255 (inf) and 0.5 (2).

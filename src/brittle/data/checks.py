@@ -24,7 +24,15 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
     """
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
-    _check_kinds(x, y)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}")
+    if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
+        raise InputError(f"y: expected an integer tensor (N,); got {_kind(y)}")
+    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
+        shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
+        raise InputError(f"x, y: expected shapes (N, ...) and (N,) with one N; got {shapes}")
+    if x.numel() == 0:
+        raise InputError(f"x: expected at least one example; got shape {tuple(x.shape)}")
     x = x.detach()
     low, high = (float(v) for v in x.aminmax())  # NaN where there is one: a pass over large data is dear
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -39,18 +47,6 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
     if least < 0 or (classes is not None and most >= classes):
         upper = "" if classes is None else f" and below the number of classes, {classes}"
         raise InputError(f"y: expected labels of at least 0{upper}; got labels from {least} to {most}")
-
-
-def _check_kinds(x: Tensor, y: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}")
-    if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
-        raise InputError(f"y: expected an integer tensor (N,); got {_kind(y)}")
-    if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):
-        shapes = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
-        raise InputError(f"x, y: expected shapes (N, ...) and (N,) with one N; got {shapes}")
-    if x.numel() == 0:
-        raise InputError(f"x: expected at least one example; got shape {tuple(x.shape)}")
 
 
 def _kind(value: object) -> str:

@@ -6,9 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from brittle.errors import InputError, MissingExtra
+from brittle.errors import InputError, MissingExtra, one_line
 
-_SETS: dict[str, tuple[str, dict[str, dict[str, str]]]] = {
+SETS: dict[str, tuple[str, dict[str, dict[str, str]]]] = {
     "mnist": ("MNIST", {"MNIST": {}}),
     "cifar10": ("CIFAR10", {"cifar-10-batches-py": {}}),
     "cifar100": ("CIFAR100", {"cifar-100-python": {}}),
@@ -32,11 +32,11 @@ def download(spec: str, root: Path | None) -> None:
         InputError: Another spec, no root, a network or a disk that fails, or files whose sums are wrong.
         MissingExtra: torchvision is not installed.
     """
-    if spec not in _SETS:
-        raise InputError(f"data to download: expected one of {', '.join(_SETS)}; got {spec!r}")
+    if spec not in SETS:
+        raise InputError(f"data to download: expected one of {', '.join(SETS)}; got {spec!r}")
     if root is None:
         raise InputError(f"root: expected the folder that is to hold the files of {spec}; got None")
-    name, products = _SETS[spec]
+    name, products = SETS[spec]
     root = Path(root)
     missing = [product for product in products if not (root / product).exists()]
     if not missing:
@@ -53,7 +53,5 @@ def download(spec: str, root: Path | None) -> None:
             for product in missing:
                 os.replace(Path(beside, product), root / product)
     except Exception as error:  # torchvision passes on whatever urllib, tarfile, gzip or the disk raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"{spec}: expected a download of torchvision.datasets.{name} to {root}; got {reason}"
-        ) from error
+        message = f"{spec}: expected a download of torchvision.datasets.{name} to {root}; got {one_line(error)}"
+        raise InputError(message) from error

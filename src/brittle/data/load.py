@@ -39,6 +39,10 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 """The usual mean and standard deviation of each channel of the training inputs, in units of inputs in [0, 1]."""
 
 
+READERS = {"mnist": read_mnist, "cifar10": read_cifar10, "cifar100": read_cifar100, "svhn": read_svhn}
+"""Readers of the sets that lie under the data root by their own names."""
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Labelled inputs of one split.
@@ -67,7 +71,7 @@ class Data:
         """
         if n >= len(self.labels):
             return self
-        chosen = torch.from_numpy(_choose(len(self.labels), n, seed)).to(self.labels.device)
+        chosen = torch.from_numpy(_draw(len(self.labels), n, seed)).to(self.labels.device)
         return replace(self, inputs=self.inputs[chosen], labels=self.labels[chosen])
 
 
@@ -115,22 +119,27 @@ def load_data(
     >>> data.inputs.shape, data.classes
     (torch.Size([100, 1, 8, 8]), 10)
     """
-    _check_options(spec, split, image_size)
-    choose = partial(_choose, limit=limit, seed=seed)
+    if split not in ("train", "test"):
+        raise InputError(f"split: expected 'train' or 'test'; got {split!r}")
+    if image_size is not None and not spec.startswith(("folder:", "imagenet")):
+        raise InputError(f"image_size: expected only for imagenet and folder:PATH; got it with data {spec!r}")
+    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+        raise InputError(f"image_size: expected (height, width) in pixels, both at least 1; got {image_size}")
+    choose = partial(_draw, limit=limit, seed=seed)
     match spec.partition(":"):
         case ("digits", "", _):
             x, y, classes = _read_digits(split, choose)
         case ("mnist" | "cifar10" | "cifar100" | "svhn", "", _):
-            x, y, classes = _BY_ROOT[spec](_rooted(spec, root), split, choose)
+            x, y, classes = READERS[spec](_need_root(spec, root), split, choose)
         case ("imagenet", "", _):
-            x, y, classes = read_imagenet(_rooted(spec, root), split, image_size, choose)
+            x, y, classes = read_imagenet(_need_root(spec, root), split, image_size, choose)
         case ("folder", ":", path) if path:
-            x, y, classes = read_folder(_relative(path, root), split, image_size, choose)
+            x, y, classes = read_folder(Path(root or "", Path(path).expanduser()), split, image_size, choose)
         case ("npz", ":", path) if path:
-            x, y, classes = read_npz(_relative(path, root), split, choose)
+            x, y, classes = read_npz(Path(root or "", Path(path).expanduser()), split, choose)
         case _:
             raise InputError(f"data: expected one of {FORMS}; got {spec!r}")
-    inputs, labels = _scaled(x), torch.from_numpy(y.astype(np.int64))
+    inputs, labels = _scale(x), torch.from_numpy(y.astype(np.int64))
     del x  # before the checks take memory
     try:
         check_batch(inputs, labels, classes=classes)
@@ -166,16 +175,7 @@ def statistics_of(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(torch.where(varies, variance.sqrt(), 1.0).tolist())
 
 
-def _check_options(spec: str, split: str, image_size: tuple[int, int] | None) -> None:
-    if split not in ("train", "test"):
-        raise InputError(f"split: expected 'train' or 'test'; got {split!r}")
-    if image_size is not None and not spec.startswith(("folder:", "imagenet")):
-        raise InputError(f"image_size: expected only for imagenet and folder:PATH; got it with data {spec!r}")
-    if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-        raise InputError(f"image_size: expected (height, width) in pixels, both at least 1; got {image_size}")
-
-
-def _choose(n: int, limit: int | None, seed: int) -> Array:
+def _draw(n: int, limit: int | None, seed: int) -> Array:
     """Return ``limit`` of the indices 0 ... n-1 in ascending order, or all of them."""
     if limit is not None and limit < 1:
         raise InputError(f"limit (n of take): expected at least 1; got {limit}")
@@ -185,7 +185,7 @@ def _choose(n: int, limit: int | None, seed: int) -> Array:
     return np.sort(order[:limit].numpy())
 
 
-def _rooted(spec: str, root: Path | None) -> Path:
+def _need_root(spec: str, root: Path | None) -> Path:
     if root is None:
         raise InputError(
             f"root: expected the folder that holds the files of {spec!r}; got None, and nothing is downloaded"
@@ -193,20 +193,12 @@ def _rooted(spec: str, root: Path | None) -> Path:
     return Path(root)
 
 
-def _relative(path: str, root: Path | None) -> Path:
-    given = Path(path).expanduser()
-    return given if root is None else Path(root) / given
-
-
-def _scaled(x: Array) -> Tensor:
+def _scale(x: Array) -> Tensor:
     """Turn stored inputs into float32: bytes are divided by 255, floating values are kept."""
     if x.dtype == np.uint8:
         return torch.from_numpy(x).to(torch.float32).div_(255)
     with np.errstate(over="ignore"):  # an overflow becomes infinite, which check_batch reports
         return torch.from_numpy(x.astype(np.float32))
-
-
-_BY_ROOT = {"mnist": read_mnist, "cifar10": read_cifar10, "cifar100": read_cifar100, "svhn": read_svhn}
 
 
 def _read_digits(split: str, choose: Choose) -> Read:

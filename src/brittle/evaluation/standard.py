@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from brittle.data.batches import chosen_budgets
+from brittle.data.batches import budgets_by_norm
 from brittle.data.load import Data
 from brittle.errors import InputError
 from brittle.evaluation.dataset import class_count, evaluate
@@ -75,7 +75,7 @@ def attack(
     norms = tuple(check_attack_norm(q) for q in (p if isinstance(p, Sequence) else (p,)))
     if not norms:
         raise InputError("p: expected at least one of inf and 2; got none")
-    budgets = chosen_budgets(eps, norms, data)
+    budgets = budgets_by_norm(eps, norms, data)
     attacks, left_out = battery(preset, class_count(model, data.inputs, data.labels), steps)
     tell = progress or (lambda stage, done, total: None)
     evaluations = tuple(

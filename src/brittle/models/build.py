@@ -13,14 +13,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from brittle.errors import InputError, MissingExtra
+from brittle.errors import InputError, MissingExtra, one_line
 from brittle.models.architectures.fcn import fcn, fcn_arguments
 from brittle.models.architectures.resnet import resnet18_cifar, resnet_arguments, wide_resnet101_2
 from brittle.models.architectures.vgg import vgg16, vgg16_arguments
 from brittle.models.architectures.vit import vit, vit_arguments
 
 Builder = Callable[..., nn.Module]
-FORBIDDEN = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"}
+READS_WEIGHTS = {
+    "weights",
+    "weights_backbone",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+}
 """Arguments of torchvision and timm that would fetch or read weights."""
 
 
@@ -62,13 +69,13 @@ def build_model(
     if state is not None and arch in INFERENCES:
         given = {**INFERENCES[arch](state), **given}
     try:
-        with _own_globals(seed):
+        with _isolate_globals(seed):
             model = build(**given)
     except InputError:
         raise
     except Exception as error:  # the builder may be anyone's: whatever it raises, these arguments did not suit it
         raise InputError(
-            f"{arch}: expected arguments that it can be built with; got {given}: {_reason(error)}"
+            f"{arch}: expected arguments that it can be built with; got {given}: {one_line(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{arch}: expected an nn.Module; got {type(model).__name__}")
@@ -87,70 +94,60 @@ def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
     if not (source and colon and name):
         raise InputError(
             f"arch: expected one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or module:function; "
-            f"got {arch!r}{_suggestion(arch, ARCHITECTURES)}"
+            f"got {arch!r}{_suggest(arch, ARCHITECTURES)}"
         )
     if source not in ("torchvision", "timm"):
-        return _imported(source, name)
-    if refused := sorted(FORBIDDEN & set(arguments)):
+        return _import_builder(source, name)
+    if refused := sorted(READS_WEIGHTS & set(arguments)):
         raise InputError(f"{arch}: expected no weights, which come from a file; got {', '.join(refused)}")
-    return _torchvision_builder(name) if source == "torchvision" else _timm_builder(name)
+    return _zoo_builder(source, name)
 
 
-def _torchvision_builder(name: str) -> Builder:
+def _zoo_builder(source: str, name: str) -> Builder:
+    """A builder of torchvision or timm that reads no weights."""
     try:
-        import torchvision
+        zoo = importlib.import_module(source)
     except ImportError:
-        raise MissingExtra("torchvision", "vision", f"the architecture torchvision:{name}") from None
-    # Only classification models: the others fetch the weights of a backbone unless told not to.
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise InputError(
-            f"arch: expected a classification model of torchvision; got {name!r}{_suggestion(name, names)}"
-        )
-    return lambda **arguments: torchvision.models.get_model(name, weights=None, **arguments)
+        raise MissingExtra(source, "vision", f"the architecture {source}:{name}") from None
+    if source == "torchvision":
+        # Only classification models: the others fetch the weights of a backbone unless told not to.
+        names = zoo.models.list_models(module=zoo.models)
+        if name not in names:
+            raise InputError(
+                f"arch: expected a classification model of torchvision; got {name!r}{_suggest(name, names)}"
+            )
+        return partial(zoo.models.get_model, name, weights=None)
+    if not zoo.is_model(name):  # true for hf-hub:... and local-dir:..., which would read from elsewhere
+        raise InputError(f"arch: expected a model of timm; got {name!r}{_suggest(name, zoo.list_models())}")
+    return partial(zoo.create_model, name, pretrained=False)
 
 
-def _timm_builder(name: str) -> Builder:
-    try:
-        import timm
-    except ImportError:
-        raise MissingExtra("timm", "vision", f"the architecture timm:{name}") from None
-    if not timm.is_model(name):  # true for hf-hub:... and local-dir:..., which would read from elsewhere
-        raise InputError(f"arch: expected a model of timm; got {name!r}{_suggestion(name, timm.list_models())}")
-    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
-
-
-def _imported(module: str, function: str) -> Builder:
+def _import_builder(module: str, function: str) -> Builder:
     here = os.getcwd()
     importlib.invalidate_caches()  # the module may be younger than the last look into its folder
     sys.path.insert(0, here)
     try:
-        with _own_globals(0):  # scripts set seeds and dtypes at their top
-            found = importlib.import_module(module)
+        with _isolate_globals(0):  # scripts set seeds and dtypes at their top
+            imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        raise InputError(f"arch: expected a module {module} that can be imported; got {_reason(error)}") from error
+        raise InputError(f"arch: expected a module {module} that can be imported; got {one_line(error)}") from error
     finally:
         with suppress(ValueError):
             sys.path.remove(here)
-    builder = getattr(found, function, None)
+    builder = getattr(imported, function, None)
     if not callable(builder):
-        hint = _suggestion(function, [name for name, value in vars(found).items() if callable(value)])
+        hint = _suggest(function, [name for name, value in vars(imported).items() if callable(value)])
         raise InputError(f"arch: expected a function of {module}; got {function!r}, which it does not have{hint}")
     return builder
 
 
-def _suggestion(name: str, names: Iterable[str]) -> str:
+def _suggest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(names))
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _reason(error: BaseException) -> str:
-    """Describe an error of foreign code in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 @contextmanager
-def _own_globals(seed: int) -> Iterator[None]:
+def _isolate_globals(seed: int) -> Iterator[None]:
     """Seed the CPU's random numbers inside and put back, at the end, all random states and the default dtype."""
     dtype = torch.get_default_dtype()
     devices = range(len(torch.cuda.default_generators))  # none before CUDA is in use

@@ -45,10 +45,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         instead = "a folder" if path.is_dir() else "nothing"
         raise InputError(f"{path}: expected a file of weights (.safetensors, .pt, .pth); got {instead} there")
-    is_safe = path.suffix.lower() == ".safetensors"
-    state = _plain_state(path, _read_safetensors(path) if is_safe else _read_torch(path))
+    state = _find_state(path, _read_file(path))
     _check_finite(state, str(path))
-    names = _unwrapped(state)
+    names = _unwrap(state)
     return {names[key]: tensor for key, tensor in state.items()}
 
 
@@ -66,9 +65,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             the model is then untouched.
     """
     own: dict[str, Tensor] = model.state_dict()
-    full = {short: key for key, short in _unwrapped(own).items()}
+    full = {short: key for key, short in _unwrap(own).items()}
     given = {full.get(key, key): tensor for key, tensor in state.items()}
-    if problems := _mismatches(own, given):
+    if problems := _describe_mismatches(own, given):
         raise InputError(f"state: expected the model's names and shapes; got {'; '.join(problems)}")
     cast = {key: tensor.to(own[key].dtype) for key, tensor in given.items()}
     _check_finite(cast, "state")
@@ -107,32 +106,30 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
         raise OSError(errno.EIO, f"writing failed: {error}", str(path)) from error
 
 
-def _read_safetensors(path: Path) -> object:
-    try:
-        return safetensors.torch.load_file(str(path))
-    except Exception as error:  # the reader has an exception of its own beside OSError and others
-        raise InputError(f"{path}: expected a whole safetensors file; reading it failed: {error}") from error
-
-
-def _read_torch(path: Path) -> object:
+def _read_file(path: Path) -> object:
+    """What a file holds, by its ending; code in it is not run."""
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return safetensors.torch.load_file(str(path))
+        except Exception as error:  # the reader has an exception of its own beside OSError and others
+            raise InputError(f"{path}: expected a whole safetensors file; reading it failed: {error}") from error
     try:
         with warnings.catch_warnings():  # about foreign pickles and TorchScript, both refused below in our words
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it breaks
         code = re.search(r"GLOBAL ([\w.]+)|TorchScript", str(error))
-        if code or isinstance(error, pickle.UnpicklingError):
-            what = f"one that asks for {code[1] or code[0]}" if code else "a pickle of another kind or none"
-            raise InputError(
-                f"{path}: expected plain tensors as torch.save writes them; got {what}, and code is never unpickled; "
-                f"{REMEDY}"
-            ) from error
+        if not code and not isinstance(error, pickle.UnpicklingError):
+            message = f"{path}: expected a whole checkpoint of torch.save; got one that is truncated or corrupt"
+            raise InputError(message) from error
+        instead = f"one that asks for {code[1] or code[0]}" if code else "a pickle of another kind or none"
         raise InputError(
-            f"{path}: expected a whole checkpoint of torch.save; got one that is truncated or corrupt"
+            f"{path}: expected plain tensors as torch.save writes them; got {instead}, and code is never unpickled; "
+            f"{REMEDY}"
         ) from error
 
 
-def _plain_state(path: Path, content: object) -> dict[str, Tensor]:
+def _find_state(path: Path, content: object) -> dict[str, Tensor]:
     """Take the weights out of what a file held."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
@@ -170,7 +167,7 @@ def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
+def _unwrap(keys: Iterable[str]) -> dict[str, str]:
     """Map each name to the name without the prefixes that all of them have."""
     names = {key: key for key in keys}
     while prefix := next((p for p in WRAPPERS if names and all(n.startswith(p) for n in names.values())), None):
@@ -178,22 +175,22 @@ def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _describe_mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """Describe what keeps ``given`` from filling ``own``, a few names of each kind."""
     shapes = [
         f"{key} expected {tuple(own[key].shape)}, got {tuple(given[key].shape)}"
         for key in own
         if key in given and own[key].shape != given[key].shape
     ]
-    complex_ = [key for key in own if key in given and own[key].is_complex() != given[key].is_complex()]
+    mixed = [key for key in own if key in given and own[key].is_complex() != given[key].is_complex()]
     kinds = {
         "missing": [key for key in own if key not in given],
         "unexpected": [key for key in given if key not in own],
         "shapes": shapes,
-        "real and complex mixed": complex_,
+        "real and complex mixed": mixed,
     }
-    return [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
-
-
-def _first(names: list[str], n: int = 3) -> str:
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
+    return [
+        f"{kind}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for kind, names in kinds.items()
+        if names
+    ]

@@ -50,8 +50,15 @@ def chosen_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list
         InputError: A name is unknown or has no matrix, ``layers`` is empty, a chosen weight is not a tensor of real
             numbers, or the default leaves no layer.
     """
-    names = {module: name for name, module in _readable(model)}
-    pairs = _pairs(model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    if layers is not None and (isinstance(layers, str) or not layers):
+        raise InputError(f"layers: expected names of modules, at least one; got {layers!r}")
+    lists = [module for module in model.modules() if isinstance(module, ParametrizationList)]
+    inside = {part for parametrisation in lists for part in parametrisation.modules()}
+    names = {module: name for name, module in model.named_modules() if module not in inside}
+    with frozen(model) if lists else nullcontext():  # reading a parametrised weight may change its buffers
+        pairs = layer_view.low_rank_pairs(model)
     seconds = {second: first for first, second in pairs.items()}
     every = [module for module in names if isinstance(module, nn.Linear | layer_view.Conv) and module not in seconds]
     if layers is None:
@@ -64,15 +71,16 @@ def chosen_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list
                 "default, leaves none in this model; got None"
             )
     else:
-        acting = {_named(model, name, pairs, seconds) for name in _checked(layers)}
-    found = []
-    for module in every:
-        if module in acting:
-            modules = (module, pairs[module]) if module in pairs else (module,)
-            for part in modules:
-                _check_weight(part, names[part])
-            found.append(Chosen(names[module], modules))
-    return found
+        acting = {_find_module(model, name, pairs, seconds) for name in layers}
+    chosen = [
+        Chosen(names[module], (module, pairs[module]) if module in pairs else (module,))
+        for module in every
+        if module in acting
+    ]
+    for layer in chosen:
+        for module in layer.modules:
+            _check_weight(module, names[module])
+    return chosen
 
 
 def matrix(chosen: Chosen) -> Tensor:
@@ -85,7 +93,7 @@ def matrix(chosen: Chosen) -> Tensor:
         ``(m, n)``: rows are output neurons or filters, ``n = in / groups * kernel entries``. The stacked filters of a
         grouped convolution, not the block-diagonal matrix. A view of the weight where there is one.
     """
-    weights = [_weight(module).flatten(1) for module in chosen.modules]
+    weights = [_read_weight(module).flatten(1) for module in chosen.modules]
     if len(weights) == 1:
         return weights[0]
     first, second = weights
@@ -93,7 +101,7 @@ def matrix(chosen: Chosen) -> Tensor:
         return second @ first
 
 
-def _weight(module: nn.Module) -> Tensor:
+def _read_weight(module: nn.Module) -> Tensor:
     """The weight; a parametrised one as in evaluation mode, since in training mode reading it may change buffers."""
     if not is_parametrized(module, "weight"):
         weight = module.weight
@@ -112,29 +120,7 @@ def _weight(module: nn.Module) -> Tensor:
     return weight
 
 
-def _readable(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules and their names, without those inside a parametrisation."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
-    inside = {
-        part for module in model.modules() if isinstance(module, ParametrizationList) for part in module.modules()
-    }
-    return [(name, module) for name, module in model.named_modules() if module not in inside]
-
-
-def _pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    parametrised = any(isinstance(module, ParametrizationList) for module in model.modules())
-    with frozen(model) if parametrised else nullcontext():
-        return layer_view.low_rank_pairs(model)
-
-
-def _checked(layers: Sequence[str]) -> Sequence[str]:
-    if isinstance(layers, str) or not layers:
-        raise InputError(f"layers: expected names of modules, at least one; got {layers!r}")
-    return layers
-
-
-def _named(
+def _find_module(
     model: nn.Module, name: str, pairs: dict[nn.Module, nn.Module], seconds: dict[nn.Module, nn.Module]
 ) -> nn.Module:
     """The module, or the first of the pair, that goes by a name."""

@@ -37,7 +37,7 @@ def from_json(text: str | bytes, kinds: Mapping[int, type[T]], name: str) -> T:
     from pydantic import ValidationError
 
     try:
-        document = json.loads(text, parse_constant=_refused)
+        document = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected JSON; got text that does not parse ({error})") from None
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -52,7 +52,7 @@ def from_json(text: str | bytes, kinds: Mapping[int, type[T]], name: str) -> T:
     return result
 
 
-def _refused(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 

@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def emptied(folder: Path, names: Sequence[str]) -> None:
+def remove_files(folder: Path, names: Sequence[str]) -> None:
     """Remove files of these names from ``folder``, where they are."""
     for name in names:
         with suppress(FileNotFoundError):

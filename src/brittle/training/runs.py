@@ -19,7 +19,7 @@ from brittle.models.build import ARCHITECTURES, build_model, runs_code
 from brittle.models.checkpoints import fill, read_state
 from brittle.models.normalize import normalised
 from brittle.storage.codec import from_json, to_json
-from brittle.storage.files import emptied, write_text
+from brittle.storage.files import remove_files, write_text
 from brittle.training.history import Callback
 from brittle.training.hosts import check_devices
 from brittle.training.jobs import make_job
@@ -178,7 +178,7 @@ def train_run(
     if not overwrite and (folder / CONFIG).exists():
         run_config(folder)  # of something else it is not ours to replace
     if overwrite:
-        emptied(folder, RUN_FILES)
+        remove_files(folder, RUN_FILES)
         remove_snapshot(folder)
     write_text(folder / CONFIG, to_json(config))
     return run_job(job, devices=names, callback=callback)

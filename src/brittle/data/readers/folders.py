@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CROP, SHORTER_SIDE = 224, 256
 """ImageNet's evaluation: the shorter side is resized to 256 pixels and the centre of 224 x 224 is kept."""
-BYTES = 13
+BYTES_PER_VALUE = 13
 """Memory for every pixel value at the worst moment, measured: the float32 that stays, and its check."""
 
 
@@ -115,7 +115,7 @@ def _check_same_classes(train: Path, held_out: Path) -> None:
 
 def _check_memory(path: Path, n: int, shape: Sequence[int]) -> None:
     """Refuse to read more than half of the machine's memory, before it is done."""
-    needed, memory = BYTES * n * int(np.prod(shape)), _memory()
+    needed, memory = BYTES_PER_VALUE * n * int(np.prod(shape)), _memory()
     if memory is not None and needed > memory / 2:
         raise InputError(
             f"{path}: expected images that need at most half of this machine's {memory / 1e9:.1f} GB of memory; "
