@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brittle.errors import InputError
-from brittle.training import Adversary, Recipe, train
+from brittle.training import CONSTRAINTS, PENALTIES, Adversary, Recipe, train
+from brittle.training.optimizers import OPTIMIZERS, SCHEDULES
 from helpers.matrices import quick
 from helpers.networks import digits, seeded
 
@@ -219,3 +221,30 @@ def test_a_constraint_out_of_range_is_refused(name, value):
     x, y = digits("train")
     with pytest.raises(InputError, match="positive"):
         train(image_net(), (x[:40], y[:40]), Recipe(epochs=1, constraints={name: value}))
+
+
+# The tables
+
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*PENALTIES, *CONSTRAINTS])
+def test_every_intervention_has_its_line_on_the_page(name):
+    assert f"\n| `{name}`" in PAGE
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *SCHEDULES])
+def test_every_optimiser_and_schedule_is_named_where_the_recipe_explains_itself(name):
+    assert f'``"{name}"``' in Recipe.__doc__
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_lowers_a_quadratic(name):
+    """Half the squared distance from 0; gradients are the point itself."""
+    point = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = OPTIMIZERS[name]([point], lr=0.01, momentum=0.5, weight_decay=0.0, fused=False)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (point.square().sum() / 2).backward()
+        optimizer.step()
+    assert float(point.detach().square().sum()) < 0.9 * 5

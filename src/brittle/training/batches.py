@@ -1,4 +1,4 @@
-"""Training samples served from memory: in an order, at places and mirrored as the seed says, whatever the process."""
+"""Batches of training samples held in memory; order, crops and mirroring follow from the seed, not from the process."""
 
 from __future__ import annotations
 

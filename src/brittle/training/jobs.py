@@ -136,6 +136,7 @@ def _run_model(model: nn.Module, samples: Samples) -> None:
 def _identify(job: Job) -> dict[str, Any]:
     """What a state must be of to go on from it."""
     structure = ";".join(f"{name}:{type(module).__qualname__}" for name, module in job.model.named_modules())
+    # The names go into the digest: others would refuse the states of earlier versions.
     tensors = {"inputs": job.samples[0], "labels": job.samples[1]}
     if job.validation is not None:
         tensors |= {"held inputs": job.validation[0], "held labels": job.validation[1]}

@@ -3,7 +3,8 @@
 A row of ``PENALTIES`` or ``CONSTRAINTS`` is an :class:`Intervention`. What it returns is called at every step of the
 optimiser: a bound penalty before it, for the scalar that is added to the loss; a bound constraint after it, to change
 the weights in place. One that has to remember something between its calls offers ``state_dict()`` and
-``load_state_dict(state)``, tensors by name, and goes on from there when a training is resumed.
+``load_state_dict(state)``, tensors by name, and goes on from there when a training is resumed. One that reuses a costly
+gradient offers its ``drift``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ class Intervention(Protocol[Result_co]):
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far the gradient P that a penalty reuses was from the exact one when it was renewed, over all chosen layers.
+
+    Attributes:
+        gradient: ``||P_old - P_new||_F / ||P_new||_F``, layers stacked.
+        value: The penalty's value less ``<P_old, W>``, over its value, sums over the layers; from 0 up to rounding.
+        steps: Calls that the old gradient served.
+    """
+
+    gradient: float
+    value: float
+    steps: int
+
+
+@dataclass(frozen=True)
 class WeightedPenalty:
     """A penalty of one model times its strength; a state is that of the penalty, if it has one.
 
@@ -62,8 +78,8 @@ class WeightedPenalty:
         return self.strength * self.penalty(self.model)
 
     @property
-    def drift(self) -> Any:
-        """How far off the penalty's reused gradient was when it was last renewed; None where nothing is reused."""
+    def drift(self) -> Drift | None:
+        """That of the penalty; None where nothing is reused, or nothing was renewed yet."""
         return getattr(self.penalty, "drift", None)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from brittle.errors import InputError
 from brittle.models.selection import Chosen, chosen_layers, matrix
+from brittle.training.interventions.binding import Drift
 
 RANK_TOLERANCE = 1e-6
 """Singular values up to this share of the largest count as zero in single precision or less: the rounding of such a
@@ -88,21 +88,6 @@ class _NuclearNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return (gradient * ctx.saved_tensors[0]).to(ctx.dtype)
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far reused polar factors were from the exact ones when they were replaced, over all chosen layers.
-
-    Attributes:
-        gradient: ``||P_old - P_new||_F / ||P_new||_F``, layers stacked.
-        value: ``(||W||_* - <P_old, W>) / ||W||_*``, sums over the layers; from 0 up to rounding.
-        steps: Calls that the old factors served.
-    """
-
-    gradient: float
-    value: float
-    steps: int
 
 
 class RefreshedNuclearNorm:
