@@ -1,0 +1,272 @@
+"""The arguments that bound a network's Lipschitz constant, each by itself, and what they share.
+
+Each is a certified upper bound; one that does not apply to a network is left out. Theory page, section "Networks".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from brittle.bounds.chain import chain_bounds, coordinate_bounds
+from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
+from brittle.bounds.lipschitz.conv_pairs import paired_factors
+from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tighten
+from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
+from brittle.bounds.lipschitz.product import own_factors, product_bound
+from brittle.linear.spectrum import WALK_ROUNDING, raised
+from brittle.models.trace import NoRule
+from brittle.results.methods import CHAIN, CONV_PAIRS, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
+
+MOST_MARGINS = 2000
+"""Classes up to which every pair gets a bound of its own."""
+WIDEST_FOR_EXPONENTS = 1024
+"""Widest layer for which the exponents of Theorem 3.2 and the pairs' rows of margins are tried."""
+MOST_PAIRED_CLASSES = 32
+"""Classes up to which every pair of outputs goes through Theorem 3.2 as a row of its own."""
+
+
+def dense_chain_inputs(ops: Sequence[Op]) -> int | None:
+    """Inputs of a plain chain of dense layers, whose bounds need no shapes: on tokens they hold for each token."""
+    kinds = [op.rule for op in ops]
+    first = next((n for n, rule in enumerate(kinds) if isinstance(rule, Dense)), None)
+    if first is None or not all(isinstance(rule, Dense | Slope | Multiple) for rule in kinds[first:]):
+        return None
+    flat = all(isinstance(rule, Input) or (isinstance(rule, Rearrange) and rule.flattens) for rule in kinds[:first])
+    rule = kinds[first]
+    return rule.W.shape[1] if flat and isinstance(rule, Dense) else None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All that bounds one network, each part computed once.
+
+    Attributes:
+        ops: The network's operations, at least one.
+        steps: Steps of optimisation of the multipliers.
+    """
+
+    ops: tuple[Op, ...]
+    steps: int
+
+    def upper_bounds(self, p: float) -> dict[str, float]:
+        """Every argument's certified upper bound of the network's constant in one norm, by the argument's name.
+
+        Raises:
+            NoRule: An operation has no constant of its own in this norm, or their product overflows.
+        """
+        product = raised(product_bound(self.ops, self.factors(p), p))
+        if not math.isfinite(product):
+            raise NoRule("the product of norms exceeds the range of float64")
+        return {PRODUCT: product} | (self.two if p == 2 else self.sup)
+
+    def factors(self, p: float) -> list[float]:
+        """Every operation's own constant (:func:`brittle.bounds.lipschitz.product.own_factors`)."""
+        return self.factors_two if p == 2 else own_factors(self.ops, p)
+
+    # --- the arguments ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def two(self) -> dict[str, float]:
+        """Bounds in l_2 beside the product of norms."""
+        values: dict[str, float] = {}
+        if self.gram is not None:
+            values[MULTIPLIERS] = self.gram.upper
+        if self.conv_pairs is not None:
+            values[CONV_PAIRS] = self.conv_pairs
+        if self.weights is not None:
+            values |= dict(chain_bounds(self.weights, 2, exponents=self.widest <= WIDEST_FOR_EXPONENTS).values)
+        if self.distances is not None and self.outputs:
+            values[CROSS_NORM] = raised(math.sqrt(self.outputs) * float(self.distances[-1].max()))
+        return values
+
+    @cached_property
+    def sup(self) -> dict[str, float]:
+        """Bounds in l_inf beside the product of norms."""
+        values: dict[str, float] = {}
+        if self.distances is not None:
+            values[CHAIN] = float(self.distances[-1].max())
+            if self.paths is not None:
+                values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
+        if self.gram is not None:
+            two = self.gram.upper if self.conv_pairs is None else min(self.gram.upper, self.conv_pairs)
+            values[CROSS_NORM] = raised(math.sqrt(self.inputs) * two)
+        if self.weighted is not None:
+            values[MULTIPLIERS] = math.sqrt(max(float(self.weighted.diagonal().max()), 0.0)) * (1 + WALK_ROUNDING)
+        if self.weights is not None:
+            values |= dict(chain_bounds(self.weights, math.inf).values)
+        return values
+
+    @cached_property
+    def factors_two(self) -> list[float]:
+        """Every operation's own constant in l_2."""
+        return own_factors(self.ops, 2)
+
+    @cached_property
+    def shapes_known(self) -> bool:
+        """Whether every operation's shape is known."""
+        return all(op.shape is not None for op in self.ops)
+
+    @cached_property
+    def outputs(self) -> int | None:
+        """Length of the output, if it is a vector."""
+        shape = self.ops[-1].shape
+        return shape[1] if shape is not None and len(shape) == 2 else None
+
+    @cached_property
+    def inputs(self) -> int:
+        """Entries of one input."""
+        shape = self.ops[0].shape
+        assert shape is not None
+        return math.prod(shape)
+
+    @cached_property
+    def distances(self) -> list[Tensor] | None:
+        """How far every entry of every result can move (:func:`brittle.bounds.lipschitz.paths.radii`)."""
+        with suppress(NoRule):
+            return radii(self.ops)
+        return None
+
+    @cached_property
+    def paths(self) -> Tensor | None:
+        """The Jacobian with every activation at its largest slope, ``(K, inputs)``."""
+        with suppress(NoRule):
+            return steepest_jacobian(self.ops)
+        return None
+
+    @cached_property
+    def gram(self) -> GramBound | None:
+        """The recursion in l_2."""
+        return self.recursion(None)
+
+    @cached_property
+    def conv_pairs(self) -> float | None:
+        """The product of norms in l_2 with pairs of convolutions bounded together; None where there is no pair."""
+        if self.gram is None:
+            return None
+        paired = paired_factors(self.ops, self.factors_two, self.steps)
+        return None if paired is None else raised(product_bound(self.ops, paired, 2))
+
+    @cached_property
+    def weighted(self) -> Tensor | None:
+        r"""``c J diag(t) J^T`` with ``c = sum_j 1 / t_j``: its diagonal bounds the rows' squared l_1 norms."""
+        if self.paths is None or not self.vector_input:
+            return None
+        columns = self.paths.square().mean(0).sqrt()
+        if not float(columns.max()):
+            return None
+        t = 1 / columns.clamp_min(0.01 * float(columns.max()))
+        t = t / t.min()
+        bound = self.recursion(t)
+        return None if bound is None else bound.gram * float((1 / t).sum())
+
+    @cached_property
+    def vector_input(self) -> bool:
+        """Whether the input is a vector, or flattened at once."""
+        first = self.ops[1].rule if len(self.ops) > 1 else None
+        shape = self.ops[0].shape
+        flattened = isinstance(first, Rearrange) and first.flattens and len(self.ops[1].shape or ()) == 2
+        alone = sum(0 in op.inputs for op in self.ops) == 1
+        return shape is not None and (len(shape) == 2 or (flattened and alone))
+
+    def recursion(self, start: Tensor | None) -> GramBound | None:
+        """The bound of ``J diag(start) J^T``, optimised; None without shapes, without a rule or where it overflows."""
+        if not all(op.shape is not None and len(op.shape) > 1 for op in self.ops):
+            return None
+        try:
+            bound = gram_bound(self.ops, self.factors_two, start=start)
+            if not math.isfinite(bound.upper):
+                return None
+            return tighten(bound, self.ops, self.factors_two, self.steps, start=start)
+        except NoRule:
+            return None
+
+    @cached_property
+    def weights(self) -> list[Tensor] | None:
+        """The matrices of a plain chain of dense layers whose activations have slopes in [0, 1]."""
+        if not self.shapes_known or dense_chain_inputs(self.ops) is None:
+            return None
+        weights: list[Tensor] = []
+        scale, after_dense = 1.0, False  # scale: of what follows the last dense layer, moved into the next one
+        for op in self.ops:
+            match op.rule:
+                case Dense(W) if not after_dense:
+                    weights.append(W.double() * scale)
+                    scale, after_dense = 1.0, True
+                case Slope(low, high) if after_dense and low >= 0:
+                    scale, after_dense = scale * high, False
+                case Multiple(factor):
+                    scale *= abs(factor)
+                case Input() | Rearrange():  # before the first dense layer
+                    pass
+                case _:
+                    return None
+        return weights if after_dense and scale == 1 else None
+
+    @cached_property
+    def widest(self) -> int:
+        """Width of the widest dense layer of a plain chain; 0 for any other network."""
+        return max((max(W.shape) for W in self.weights or ()), default=0)
+
+    # --- pairs of outputs ---------------------------------------------------------------------------------------
+
+    def margins(self, p: float, upper: float) -> Tensor | None:
+        """The least bound of every difference of two outputs, ``(K, K)``; None for outputs that are no vector.
+
+        Args:
+            p: The norm.
+            upper: Upper bound of the network's constant in it.
+        """
+        K = self.outputs
+        if K is None or K > MOST_MARGINS:
+            return None
+        tables = [torch.full((K, K), (math.sqrt(2) if p == 2 else 2.0) * upper, dtype=torch.float64)]
+        if self.gram is not None and len(self.gram.gram) == K:
+            tables.append(_differences(self.gram.gram) * (1.0 if p == 2 else math.sqrt(self.inputs)))
+        if math.isinf(p):
+            tables += self.margins_inf(K)
+        best = torch.stack(tables).amin(0) * (1 + WALK_ROUNDING)
+        best = torch.minimum(best, best.mT)
+        return best.fill_diagonal_(0.0)
+
+    def margins_inf(self, K: int) -> list[Tensor]:
+        """Upper bounds of all pairs' differences in l_inf, ``(K, K)``: one table an argument that applies."""
+        tables = []
+        if self.weighted is not None and len(self.weighted) == K:
+            tables.append(_differences(self.weighted))
+        if self.distances is not None:
+            chain = self.chain_margins()
+            tables.append(chain)
+            if self.paths is not None:
+                tables.append((torch.cdist(self.paths, self.paths, p=1) + chain) / 2)
+        if self.weights is not None and self.widest <= WIDEST_FOR_EXPONENTS and K <= MOST_PAIRED_CLASSES:
+            i, j = torch.triu_indices(K, K, 1)
+            table = torch.zeros(K, K, dtype=torch.float64)
+            if len(i):
+                rows = self.weights[-1][i] - self.weights[-1][j]
+                table[i, j] = table[j, i] = coordinate_bounds([*self.weights[:-1], rows])
+            tables.append(table)
+        return tables
+
+    def chain_margins(self) -> Tensor:
+        """``|c_i - c_j| d`` for a linear head on entries that move by at most d; else the sum of both movements."""
+        assert self.distances is not None
+        head = self.ops[-1]
+        if isinstance(head.rule, Dense):
+            W, d = head.rule.W.double(), self.distances[head.inputs[0]][0]
+            return torch.stack([(row - W).abs() @ d for row in W])
+        d = self.distances[-1][0]
+        return d[:, None] + d
+
+
+def _differences(gram: Tensor) -> Tensor:
+    """``sqrt(g_ii + g_jj - 2 g_ij)``; infinite where the matrix is not of the outputs."""
+    energy = gram.diagonal()
+    squares = energy[:, None] + energy - 2 * gram
+    return (squares.clamp_min(0) + 1e-12 * (energy[:, None] + energy)).sqrt()
