@@ -43,7 +43,9 @@ import brittle
 from brittle.attacks.pool import random_start
 from brittle.attacks.region import Region
 from brittle.evaluation.curves import security_curve
-from brittle.evaluation.worst_case import Threat, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import worst_case
 from brittle.models.borrow import frozen
 from brittle.models.build import BasicBlock, fcn, resnet18_cifar
 from brittle.models.fast_copy import copy_for_attacks
@@ -233,7 +235,11 @@ def ours(network: nn.Module, data: brittle.Data, job: Job) -> Verdict:
     """brittle.evaluate."""
     attack = functools.partial(brittle.apgd, loss="ce", steps=job.steps)
     result = brittle.evaluate(
-        network, data, attack=attack, eps=job.eps, p=job.p, batch_size=job.batch, seed=job.seed, certify=job.certify
+        network,
+        data,
+        Threat(attack, p=job.p, seed=job.seed),
+        eps=job.eps,
+        execution=Execution(batch_size=job.batch, certify=job.certify),
     )
     robust = torch.tensor([s.clean_prediction == s.label and s.attack is None for s in result.samples])
     return Verdict(robust, result.largest_perturbation, (result.forwards, result.backwards))
@@ -523,9 +529,11 @@ def curve(arguments: argparse.Namespace) -> Iterator[Row]:
 def ladder(network: nn.Module, data: brittle.Data, job: Job) -> list[float]:
     """Robust accuracy at the ten budgets of ``curve``."""
     threat = Threat((functools.partial(brittle.apgd, loss="ce", steps=job.steps),), job.p, seed=job.seed)
-    worst = worst_case(network, data.inputs, data.labels, threat, job.eps, batch_size=job.batch)
+    worst = worst_case(network, data.inputs, data.labels, threat, job.eps, execution=Execution(batch_size=job.batch))
     budgets = [share * job.eps for share in SHARES]
-    found = security_curve(network, worst, threat, at=job.eps, budgets=budgets, batch_size=job.batch)
+    found = security_curve(
+        network, worst, threat, at=job.eps, budgets=budgets, execution=Execution(batch_size=job.batch)
+    )
     return [100 * (rate.value or 0.0) for rate in found.robust]
 
 

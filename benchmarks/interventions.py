@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.data.load import Data, load_data
+from brittle.evaluation.threat import Threat
 from brittle.linear.compressibility import effective_sparsity, k_term_error, singular_values
 from brittle.models.build import build_model
 from brittle.models.normalize import normalised
@@ -167,7 +168,7 @@ def robust_accuracy(p: float) -> Callable[[nn.Module, Data], list[float]]:
     """Accuracy in per cent within the budget under the preset ``fast``, on the first attacked test samples."""
 
     def measured(model: nn.Module, data: Data) -> list[float]:
-        found = brittle.evaluate(model, data.take(ATTACKED), attack="fast", eps=EPS[p], p=p)
+        found = brittle.evaluate(model, data.take(ATTACKED), Threat("fast", p=p), eps=EPS[p])
         return [100 * found.robust_correct / found.n]
 
     return measured

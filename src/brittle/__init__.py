@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from brittle.compression import factorised, merged
     from brittle.data import Data, load_data
     from brittle.errors import InputError
-    from brittle.evaluation import Threat, evaluate, minimal_distances, proven_robust
+    from brittle.evaluation import Execution, Threat, evaluate, minimal_distances, proven_robust
     from brittle.linear import (
         effective_rank,
         effective_sparsity,
@@ -64,7 +64,7 @@ _HOMES = {
     "compression": "factorised merged",
     "data": "Data load_data",
     "errors": "InputError",
-    "evaluation": "Threat evaluate minimal_distances proven_robust",
+    "evaluation": "Execution Threat evaluate minimal_distances proven_robust",
     "linear": (
         "effective_rank effective_sparsity k_term_error k_term_error_curve nuclear_frobenius_ratio "
         "nuclear_spectral_ratio operator_norm operator_norm_bounds row_norms singular_values smallest_k "
@@ -78,7 +78,7 @@ _HOMES = {
 """The package that each public name comes from."""
 
 __all__ = [
-    "Adversary", "Audit", "Data", "Evaluation", "InputError", "Normalize", "Recipe", "Threat",
+    "Adversary", "Audit", "Data", "Evaluation", "Execution", "InputError", "Normalize", "Recipe", "Threat",
     "adversarial_loss_bound", "alignment", "apgd", "apgd_targeted", "audit", "build_model", "certified_accuracy",
     "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm",
     "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound",

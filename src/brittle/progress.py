@@ -10,3 +10,17 @@ Progress = Callable[[str, int, "int | None"], None]
 
 def silent(stage: str, done: int, total: int | None) -> None:
     """Progress that nobody hears."""
+
+
+def rising(progress: Progress | None) -> Progress:
+    """Progress that is told only when a stage has come further than before; silent for None."""
+    if progress is None:
+        return silent
+    furthest: dict[str, int] = {}
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        if done > furthest.get(stage, -1):
+            furthest[stage] = done
+            progress(stage, done, total)
+
+    return tell

@@ -20,16 +20,18 @@ from brittle.attacks import apgd, fgsm
 from brittle.auditing.run import audit
 from brittle.bounds.layer_table import measure_layer
 from brittle.errors import InputError
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation.accuracy import evaluate
+from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.models.layers import read_layers
 from brittle.results import Audit, Rate
 from helpers import networks
 from helpers.audits import norm_result, with_parts
+from helpers.evaluations import audit_with
 from helpers.networks import convnet, few, linear, mlp, narrow_resnet18, seeded, uniform, untidy, untouched
 
 NORMS = (math.inf, 2.0)
-light = functools.partial(audit, attacks=[functools.partial(apgd, steps=5)])
+light = functools.partial(audit_with, attacks=functools.partial(apgd, steps=5))
 
 
 @functools.cache
@@ -193,7 +195,7 @@ def test_evaluations_are_those_of_evaluate():
     assert [(norm.p, norm.eps) for norm in a.norms] == [(math.inf, 0.06), (2.0, 0.3)]
     for e in evaluations(a):
         attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
-        direct = evaluate(mlp(), (data.inputs, data.labels), attack=attacks, eps=e.eps, p=e.p)
+        direct = evaluate(mlp(), (data.inputs, data.labels), Threat(attacks, p=e.p), eps=e.eps)
         assert (e.n, e.clean_correct, e.robust_correct) == (direct.n, direct.clean_correct, direct.robust_correct)
         assert e.largest_perturbation == direct.largest_perturbation
         assert [name.split("(")[0] for name in e.attacks] == ["apgd", "apgd"]
@@ -431,7 +433,7 @@ def test_a_network_trained_on_imagenet():
         y = copy.deepcopy(net).eval()(x).argmax(1)
     net.train()
     with untouched(net):
-        a = audit(net, (x, y), attacks=[fgsm])
+        a = audit(net, (x, y), Threat([fgsm]))
     everything_is_accounted_for(net, a)
     assert all(layer.operator_norm(p) is not None for layer in a.layers for p in NORMS)
     assert a.clean_accuracy == Rate(3, 3)
@@ -465,7 +467,7 @@ def test_models_come_back_as_they_were_after_an_error():
         raise ZeroDivisionError
 
     with untouched(net), pytest.raises(ZeroDivisionError):
-        audit(net, few(4), attacks=[raising])
+        audit(net, few(4), Threat([raising]))
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
@@ -484,7 +486,7 @@ NAN[0, 0, 0, 0] = math.nan
         ({"eps": {2: math.inf}}, "^eps: .*inf"),
         ({"p": ()}, "^p: expected at least one of inf and 2; got none"),
         ({"p": (1,)}, "^p: expected 2 or inf; got 1"),
-        ({"attacks": []}, "^attacks: expected at least one; got none"),
+        ({"attacks": []}, "^attacks: expected an attack or a sequence"),
         ({"attacks": ["apgd"]}, "^attack"),
         ({"restarts": 0}, "^restarts: expected at least 1; got 0"),
         ({"batch_size": 0}, "^batch_size: expected at least 1; got 0"),
@@ -505,7 +507,7 @@ NAN[0, 0, 0, 0] = math.nan
 def test_bad_input_is_named(options, message):
     call = {"data": (X, Y)} | options
     with pytest.raises(InputError, match=message):
-        (audit if "attacks" in call else light)(mlp(), **call)
+        light(mlp(), **call)
 
 
 def test_the_shape_given_is_named_in_its_error():

@@ -17,7 +17,8 @@ from brittle.bounds.lipschitz.gram import gram_bound, tighten
 from brittle.bounds.lipschitz.network import network_bounds
 from brittle.bounds.lipschitz.product import own_factors
 from brittle.bounds.radius import certified_accuracy, certified_radii
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation.accuracy import evaluate
+from brittle.evaluation.threat import Threat
 from helpers.networks import digits, mlp
 
 NORMS = (2, math.inf)
@@ -134,7 +135,7 @@ def certified(p: float, count: int) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 def test_certified_accuracy_is_never_above_robust_accuracy(p: float) -> None:
     net, x, y, radii = certified(p, 100)
     for eps in torch.quantile(radii, torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)).tolist():
-        robust = evaluate(net, (x, y), attack=[apgd, pgd], eps=eps, p=p, bounds=(-10.0, 10.0)).robust_accuracy.value
+        robust = evaluate(net, (x, y), Threat([apgd, pgd], p=p, bounds=(-10.0, 10.0)), eps=eps).robust_accuracy.value
         assert float(certified_accuracy(radii, [eps])[0]) <= (robust or 0.0) + 1e-12
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from brittle.cli.commands import run
 from brittle.data.load import load_data
-from brittle.evaluation import dataset as evaluation
+from brittle.evaluation import run as running
 from brittle.models.build import fcn
 from brittle.results import AttackResult
 
@@ -65,15 +65,15 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(attack, tmp_path, monkey
     small = ("--p", "inf", "--batch-size", "4")  # parts of 16 samples
     assert attack(*small, "--json") == 0
     whole = AttackResult.from_json(capsys.readouterr().out)
-    real, calls = evaluation.worst_case, []
+    real, calls = running.worst_case, []
 
     def interrupted(*arguments, **options):
-        calls.append(options["first"])
+        calls.append(options["ids"])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(evaluation, "worst_case", interrupted)
+    monkeypatch.setattr(running, "worst_case", interrupted)
     assert attack(*small, "--overwrite") == 130
     assert "goes on where it stopped" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 2

@@ -16,9 +16,12 @@ from torch import nn
 from brittle.attacks import apgd, square
 from brittle.errors import InputError
 from brittle.evaluation import certify as certificates
+from brittle.evaluation.accuracy import evaluate
 from brittle.evaluation.certify import proven_robust
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
 from brittle.linear.norms import dual_exponent, lp_norm
+from helpers.evaluations import evaluate_with
 from helpers.networks import convnet, digits, few, generator, linear, mlp, seeded, uniform, untouched
 
 NORMS = [math.inf, 2]
@@ -76,7 +79,13 @@ def test_nothing_breaks_what_is_proven(seed, width, depth, scale, eps, p, dtype)
     with untouched(net):
         proven = proven_robust(net, x, y, eps=eps, p=p)
     assert (proven.shape, proven.dtype) == ((24,), torch.bool)
-    e = evaluate(net, (x, y), attack=[*ATTACKS, functools.partial(square, queries=30)], eps=eps, p=p, certify=False)
+    e = evaluate(
+        net,
+        (x, y),
+        Threat([*ATTACKS, functools.partial(square, queries=30)], p=p),
+        eps=eps,
+        execution=Execution(certify=False),
+    )
     broken = torch.tensor([s.attack is not None for s in e.samples])
     assert not (proven & broken).any()
     for points in points_in(x, eps, p, seed):
@@ -104,7 +113,7 @@ def test_certificates_change_the_cost_and_no_verdict(p, make):
     net, (x, y) = make(), few(120)
     if make not in (mlp, convnet):  # not trained
         y = torch.where(torch.arange(120) % 15 == 0, y, predicted(net, x))
-    run = functools.partial(evaluate, net, (x, y), attack=full_apgd, eps=SMALL[p], p=p)
+    run = functools.partial(evaluate_with, net, (x, y), full_apgd, p=p, eps=SMALL[p])
     with untouched(net):
         having = run()
     without = run(certify=False)
@@ -137,7 +146,7 @@ def test_proven_samples_are_never_attacked():
         asked.extend(ids.tolist())
         return x
 
-    e = evaluate(mlp(), few(60), attack=recorder, eps=0.01)
+    e = evaluate(mlp(), few(60), Threat(recorder), eps=0.01)
     right = {s.index for s in e.samples if s.clean_prediction == s.label}
     proven = {s.index for s in e.samples if s.proven}
     assert proven
@@ -149,17 +158,17 @@ def test_what_is_wrong_without_attack_is_not_proven():
     x, y = few(60)
     y = (predicted(mlp(), x) + 1) % 10
     assert not proven_robust(mlp(), x, y, eps=1e-4).any()
-    e = evaluate(mlp(), (x, y), attack=full_apgd, eps=1e-4)
+    e = evaluate(mlp(), (x, y), Threat(full_apgd), eps=1e-4)
     assert (e.proven, e.clean_correct, e.backwards) == (0, 0, 0)
 
 
 def test_all_that_is_right_may_be_proven_and_then_costs_no_gradient():
     net, (x, y) = mlp(), few(60)
     y = predicted(net, x)
-    e = evaluate(net, (x, y), attack=full_apgd, eps=1e-5)
+    e = evaluate(net, (x, y), Threat(full_apgd), eps=1e-5)
     assert e.proven == e.robust_correct == e.clean_correct == 60
     assert e.backwards == 0
-    zero = evaluate(net, (x, y), attack=full_apgd, eps=0.0)
+    zero = evaluate(net, (x, y), Threat(full_apgd), eps=0.0)
     assert zero.robust_correct == 60
 
 
@@ -186,16 +195,16 @@ def test_networks_without_a_rule_prove_nothing_and_raise_nothing(make):
     y = predicted(net, x)
     with untouched(net):
         proven = proven_robust(net, x, y, eps=1e-6)
-        e = evaluate(net, (x, y), attack=full_apgd, eps=1e-3)
+        e = evaluate(net, (x, y), Threat(full_apgd), eps=1e-3)
     assert proven.tolist() == [False] * 20
     assert e.proven == 0
-    assert e == evaluate(net, (x, y), attack=full_apgd, eps=1e-3, certify=False)
+    assert e == evaluate(net, (x, y), Threat(full_apgd), eps=1e-3, execution=Execution(certify=False))
 
 
 def test_plain_callables_prove_nothing():
     x, y = few(20)
     assert proven_robust(lambda z: mlp()(z), x, y, eps=1e-6).tolist() == [False] * 20
-    assert evaluate(lambda z: mlp()(z), (x, y), attack=full_apgd, eps=1e-6).proven == 0
+    assert evaluate(lambda z: mlp()(z), (x, y), Threat(full_apgd), eps=1e-6).proven == 0
     assert proven_robust(mlp(), x[:0], y[:0], eps=0.1).tolist() == []
 
 
@@ -205,7 +214,7 @@ def test_quantised_networks_without_gradients_prove_nothing_and_raise_nothing():
         warnings.simplefilter("ignore")
         net = quantise(mlp(), {nn.Linear}, dtype=torch.qint8)
     x, _ = few(20)
-    e = evaluate(net, (x, predicted(net, x)), attack=functools.partial(square, queries=300), eps=0.06)
+    e = evaluate(net, (x, predicted(net, x)), Threat(functools.partial(square, queries=300)), eps=0.06)
     assert e.clean_correct == 20 > e.robust_correct
     assert e.proven == 0
 
@@ -230,7 +239,13 @@ def test_hooks_never_lead_to_a_wrong_proof(place, kind):
     net, (x, _) = hooked(place, kind), few(40)
     y = predicted(net, x)
     proven = proven_robust(net, x, y, eps=0.05)
-    e = evaluate(net, (x, y), attack=[quick_apgd, functools.partial(square, queries=50)], eps=0.05, certify=False)
+    e = evaluate(
+        net,
+        (x, y),
+        Threat([quick_apgd, functools.partial(square, queries=50)]),
+        eps=0.05,
+        execution=Execution(certify=False),
+    )
     assert e.robust_correct < 40
     assert not (proven & torch.tensor([s.attack is not None for s in e.samples])).any()
 
@@ -242,7 +257,9 @@ def test_other_bounds_are_minded(p):
     counts = {}
     for bounds in ((0.0, 1.0), (-5.0, 5.0)):
         proven = proven_robust(mlp(), x, y, eps=3 * SMALL[p], p=p, bounds=bounds)
-        e = evaluate(mlp(), (x, y), attack=quick_apgd, eps=3 * SMALL[p], p=p, bounds=bounds, certify=False)
+        e = evaluate(
+            mlp(), (x, y), Threat(quick_apgd, p=p, bounds=bounds), eps=3 * SMALL[p], execution=Execution(certify=False)
+        )
         assert not (proven & torch.tensor([s.attack is not None for s in e.samples])).any()
         counts[bounds] = int(proven.sum())
     assert counts[(0.0, 1.0)] >= counts[(-5.0, 5.0)]
@@ -266,7 +283,7 @@ def test_certificates_that_save_little_are_left_off(eps, monkeypatch):
         if proven.any():
             assert torch.equal(proven, all_that_can)
         else:
-            assert sum(calls) <= certificates.TRIED
+            assert sum(calls) <= certificates.TRIAL_SAMPLES
     assert proven.any() == all_that_can.any()  # at any price
     calls.clear()
     assert not proven_robust(mlp(), x, y, eps=eps, passes=1.0).any()  # an attack of one step is cheaper
@@ -308,7 +325,7 @@ def test_bad_input_is_named_with_certificates_as_without(options, message):
     call = {"model": mlp(), "data": (X, Y), "eps": 0.1, "attack": quick_apgd} | options
     for certify in (False, True):
         with pytest.raises(InputError, match=message):
-            evaluate(certify=certify, **call)
+            evaluate_with(certify=certify, **call)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from brittle.attacks import apgd, apgd_targeted, pgd
 from brittle.attacks.losses import margins
 from brittle.errors import InputError
+from brittle.evaluation.accuracy import evaluate
 from brittle.evaluation.curves import minimal_distances, security_curve
-from brittle.evaluation.dataset import evaluate
-from brittle.evaluation.worst_case import Threat, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import worst_case
 from brittle.linear.norms import dual_exponent, lp_norm
 from brittle.models.forward import Counted
 from helpers.networks import Logistic, convnet, digits, few, linear, mlp, seeded, uniform, untouched
@@ -130,7 +132,7 @@ def test_what_was_broken_at_the_base_budget_stays_broken_at_it():
 
     x, y = torch.full((3, 2), 0.9), torch.zeros(3, dtype=torch.long)
     threat = Threat((lucky,))
-    worst = worst_case(steps_up, x, y, threat, eps, first=100)
+    worst = worst_case(steps_up, x, y, threat, eps, ids=100)
     assert not worst.robust_correct.any()
     curve = security_curve(steps_up, worst, threat, at=eps, budgets=[2 * eps, 3 * eps])
     assert curve.robust[0].hits == 0
@@ -165,7 +167,10 @@ def test_a_samples_place_on_the_curve_does_not_depend_on_the_batch(p):
     budgets = [EPS[p] * f for f in (0.2, 0.5, 1.0, 1.5, 2.5)]
     threat = Threat((quick_apgd,), p)
     worst = worst_case(net, x, y, threat, EPS[p])
-    curves = [hits(security_curve(net, worst, threat, at=EPS[p], budgets=budgets, batch_size=b)) for b in (1, 7, 256)]
+    curves = [
+        hits(security_curve(net, worst, threat, at=EPS[p], budgets=budgets, execution=Execution(batch_size=b)))
+        for b in (1, 7, 256)
+    ]
     assert curves[0] == curves[1] == curves[2]
     for row in (0, 3, 17):  # alone as in company: the random start belongs to the id, which is 0 when alone
         alone = worst_case(net, x[row : row + 1], y[row : row + 1], threat, EPS[p])
@@ -177,7 +182,7 @@ def test_ten_budgets_cost_at_most_two_and_a_half_times_the_dearest(p):
     x, y = digits()
     budgets = [EPS[p] * f for f in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)]
     attack = functools.partial(apgd, steps=40)
-    singles = [evaluate(mlp(), (x, y), attack=attack, eps=b, p=p, certify=False) for b in budgets]
+    singles = [evaluate(mlp(), (x, y), Threat(attack, p=p), eps=b, execution=Execution(certify=False)) for b in budgets]
     threat = Threat((attack,), p)
     worst = worst_case(mlp(), x, y, threat, budgets[4])
     counted = Counted(mlp())
@@ -228,7 +233,7 @@ def test_progress_of_a_curve_rises_to_all_samples():
         Threat((quick_apgd,)),
         0.06,
         [0.01, 0.02, 0.04, 0.08, 0.12],
-        progress=lambda done, total: told.append((done, total)),
+        execution=Execution(progress=lambda stage, done, total: told.append((done, total))),
     )
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (60, 60)
@@ -312,7 +317,8 @@ def test_a_samples_distance_does_not_depend_on_the_batch(p):
     net, (x, y) = mlp(torch.float64), few(24, torch.float64)
     threat = Threat((quick_apgd,), p)
     base, *others = (
-        minimal_distances(net, x, y, threat, largest=1.0, precision=0.1, batch_size=b) for b in (256, 1, 5)
+        minimal_distances(net, x, y, threat, largest=1.0, precision=0.1, execution=Execution(batch_size=b))
+        for b in (256, 1, 5)
     )
     for other in others:
         torch.testing.assert_close(other.distance, base.distance, rtol=1e-6, atol=0)
@@ -435,7 +441,7 @@ def test_the_largest_budget_is_what_was_survived():
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
-        minimal_distances(mlp(), *few(3), Threat((quick_apgd,)), **({"largest": 0.1} | options))
+        minimal_distances(mlp(), Threat((quick_apgd,)), *few(3), **({"largest": 0.1} | options))
 
 
 def test_the_margin_at_an_example_of_least_distance_is_small():

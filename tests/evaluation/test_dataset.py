@@ -21,20 +21,24 @@ import brittle
 from brittle.attacks import apgd, fgsm, pgd
 from brittle.attacks.losses import margins
 from brittle.errors import InputError
-from brittle.evaluation import dataset as evaluation
 from brittle.evaluation.curves import security_curve
-from brittle.evaluation.worst_case import Threat, WorstCase, admissible, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import WorstCase, admissible, worst_case
 from brittle.results import Audit, Rate
 from helpers import networks
-from helpers.evaluations import GREY, Samples, Stream, anything_moves, push
+from helpers.evaluations import GREY, Samples, Stream, anything_moves, evaluate_with, push
 from helpers.matrices import quick
 from helpers.networks import few, linear, mlp, uniform, untidy, untouched
 
-evaluate = functools.partial(evaluation.evaluate, certify=False)
-"""What is tested here are attacks; certificates have tests of their own."""
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
 quick_apgd = functools.partial(apgd, steps=10)
+
+
+def evaluate(model, data, threat=Threat(apgd), *, eps, execution=Execution()):
+    """What is tested here are attacks; certificates have tests of their own."""
+    return brittle.evaluate(model, data, threat, eps=eps, execution=dataclasses.replace(execution, certify=False))
 
 
 def predictions(model, x):
@@ -65,7 +69,7 @@ def noisy_digits(n=60):
 @pytest.mark.parametrize("p", NORMS)
 def test_counts_are_those_counted_by_hand(p):
     x, y = noisy_digits()
-    e = evaluate(mlp(), (x, y), attack=quick_apgd, eps=EPS[p], p=p)
+    e = evaluate(mlp(), (x, y), Threat(quick_apgd, p=p), eps=EPS[p])
     clean = predictions(mlp(), x)
     right = (clean == y).nonzero()[:, 0]
     x_adv = apgd(mlp(), x[right], y[right], eps=EPS[p], p=p, steps=10, ids=right)
@@ -109,7 +113,7 @@ def test_margins_by_hand():
 
 
 def test_no_budget_breaks_nothing():
-    e = evaluate(mlp(), few(), attack=[fgsm, quick_apgd], eps=0.0)
+    e = evaluate(mlp(), few(), Threat([fgsm, quick_apgd]), eps=0.0)
     assert e.robust_correct == e.clean_correct
     assert e.largest_perturbation == 0
     assert e.rejected == 0
@@ -145,7 +149,7 @@ def someone_elses(model, x, y, *, eps, p):
 
 
 def test_the_honest_attack_breaks_everything():
-    e = evaluate(anything_moves, GREY, attack=push, eps=0.1)
+    e = evaluate(anything_moves, GREY, Threat(push), eps=0.1)
     assert counts(e) == (8, 8, 0)
     assert e.rejected == 0
     assert e.largest_perturbation == pytest.approx(0.05, rel=1e-5)
@@ -166,7 +170,7 @@ def test_the_honest_attack_breaks_everything():
     ],
 )
 def test_cheats_are_rejected_and_counted(attack, p, bounds):
-    e = evaluate(anything_moves, GREY, attack=attack, eps=0.1, p=p, bounds=bounds, batch_size=3)
+    e = evaluate(anything_moves, GREY, Threat(attack, p=p, bounds=bounds), eps=0.1, execution=Execution(batch_size=3))
     assert counts(e) == (8, 8, 8)
     assert e.rejected == 8
     assert e.largest_perturbation == 0
@@ -174,7 +178,7 @@ def test_cheats_are_rejected_and_counted(attack, p, bounds):
 
 
 def test_a_cheat_does_not_spoil_an_honest_attack():
-    e = evaluate(anything_moves, GREY, attack=[beyond_inf, push, beyond_inf], eps=0.1)
+    e = evaluate(anything_moves, GREY, Threat([beyond_inf, push, beyond_inf]), eps=0.1)
     assert counts(e) == (8, 8, 0)
     assert e.rejected == 8
     assert {s.attack for s in e.samples} == {"push"}
@@ -184,7 +188,7 @@ def test_rejection_is_by_sample():
     def half(model, x, y, *, eps, p, ids):
         return torch.where((ids % 2 == 0)[:, None, None, None], x + 0.9 * eps, x + 1.1 * eps)
 
-    e = evaluate(anything_moves, GREY, attack=half, eps=0.1, batch_size=3)
+    e = evaluate(anything_moves, GREY, Threat(half), eps=0.1, execution=Execution(batch_size=3))
     assert e.rejected == 4
     assert [s.attack is not None for s in e.samples] == [True, False] * 4
 
@@ -197,7 +201,7 @@ def test_returning_another_samples_image_earns_nothing():
     def rolled(model, x, y, *, eps, p):
         return x.roll(1, 0)
 
-    e = evaluate(mlp(), (x, y), attack=rolled, eps=0.06)
+    e = evaluate(mlp(), (x, y), Threat(rolled), eps=0.06)
     assert e.robust_correct == e.clean_correct == len(y)
     assert e.rejected == len(y)
 
@@ -205,13 +209,13 @@ def test_returning_another_samples_image_earns_nothing():
 @pytest.mark.parametrize("bad", [lambda x: x[:2], lambda x: x[:, :, :1], lambda x: x.flatten(1), lambda x: x[:0]])
 def test_examples_of_another_shape_are_an_error(bad):
     with pytest.raises(InputError, match=r"^attack: expected examples \(8, 1, 2, 2\); got"):
-        evaluate(anything_moves, GREY, attack=lambda model, x, y, *, eps, p: bad(x), eps=0.1)
+        evaluate(anything_moves, GREY, Threat(lambda model, x, y, *, eps, p: bad(x)), eps=0.1)
 
 
 @pytest.mark.parametrize("nothing", [None, np.zeros((8, 1, 2, 2)), "x_adv"])
 def test_examples_that_are_no_tensor_are_an_error(nothing):
     with pytest.raises(InputError, match=r"^attack: expected"):
-        evaluate(anything_moves, GREY, attack=lambda model, x, y, *, eps, p: nothing, eps=0.1)
+        evaluate(anything_moves, GREY, Threat(lambda model, x, y, *, eps, p: nothing), eps=0.1)
 
 
 def test_attacks_cannot_change_the_inputs():
@@ -221,7 +225,7 @@ def test_attacks_cannot_change_the_inputs():
         x += 0.4
         return x
 
-    e = evaluate(anything_moves, (x, y), attack=tampering, eps=0.1)
+    e = evaluate(anything_moves, (x, y), Threat(tampering), eps=0.1)
     assert torch.equal(x, GREY[0])
     assert e.robust_correct == 8
     assert e.rejected == 8
@@ -249,7 +253,7 @@ def on_seed(wanted, model, x, y, *, eps, p, seed):
 
 def test_restarts_draw_from_seeds_in_a_row():
     for restarts, broken in ((1, None), (2, None), (3, 2), (5, 2)):
-        e = evaluate(anything_moves, GREY, attack=functools.partial(on_seed, 12), eps=0.1, restarts=restarts, seed=10)
+        e = evaluate(anything_moves, GREY, Threat(functools.partial(on_seed, 12), restarts=restarts, seed=10), eps=0.1)
         assert e.robust_correct == (8 if broken is None else 0)
         assert {s.restart for s in e.samples} == {broken}
         assert (e.restarts, e.seed) == (restarts, 10)
@@ -258,7 +262,7 @@ def test_restarts_draw_from_seeds_in_a_row():
 @pytest.mark.parametrize("p", NORMS)
 def test_more_restarts_never_leave_more(p):
     attack = functools.partial(pgd, steps=3)
-    left = [evaluate(mlp(), few(120), attack=attack, eps=EPS[p], p=p, restarts=r) for r in (1, 2, 4, 8)]
+    left = [evaluate(mlp(), few(120), Threat(attack, p=p, restarts=r), eps=EPS[p]) for r in (1, 2, 4, 8)]
     assert [e.robust_correct for e in left] == sorted((e.robust_correct for e in left), reverse=True)
     assert left[0].robust_correct > left[-1].robust_correct
     survivors = [{s.index for s in e.samples if s.attack is None} for e in left]
@@ -277,17 +281,17 @@ def test_several_attacks_count_by_their_worst_case():
         return on_ids([0, 1, 2], model, x, y, eps=eps, p=p, ids=ids)
 
     attacks = [functools.partial(on_ids, w) for w in ([0, 1, 2], [2, 3], [5])]
-    e = evaluate(anything_moves, GREY, attack=[first, *attacks[1:]], eps=0.1, batch_size=3)
+    e = evaluate(anything_moves, GREY, Threat([first, *attacks[1:]]), eps=0.1, execution=Execution(batch_size=3))
     assert [s.attack for s in e.samples] == ["first"] * 3 + ["on_ids()", None, "on_ids()", None, None]
     assert e.robust_correct == 3
-    alone = [evaluate(anything_moves, GREY, attack=a, eps=0.1).robust_correct for a in attacks]
+    alone = [evaluate(anything_moves, GREY, Threat(a), eps=0.1).robust_correct for a in attacks]
     assert alone == [5, 6, 7]
 
 
 def test_worst_of_two_losses_is_the_intersection():
     x, y = few(120)
     losses = [functools.partial(apgd, steps=10, loss=loss) for loss in ("ce", "dlr")]
-    one, two, both = (evaluate(mlp(), (x, y), attack=a, eps=0.06) for a in (*losses, losses))
+    one, two, both = (evaluate(mlp(), (x, y), Threat(a), eps=0.06) for a in (*losses, losses))
     survivors = [{s.index for s in e.samples if s.attack is None} for e in (one, two, both)]
     assert survivors[0] & survivors[1] == survivors[2]
     assert both.attacks == ("apgd(steps=10, loss='ce')", "apgd(steps=10, loss='dlr')")
@@ -311,7 +315,7 @@ def test_samples_wrong_without_attack_are_never_attacked():
     x, y = noisy_digits()
     clean = predictions(mlp(), x)
     recorder = Recorder()
-    e = evaluate(mlp(), (x, y), attack=recorder, eps=0.05, restarts=2, batch_size=16)
+    e = evaluate(mlp(), (x, y), Threat(recorder, restarts=2), eps=0.05, execution=Execution(batch_size=16))
     wanted = (clean == y).nonzero()[:, 0].tolist()
     assert [i for part in recorder.asked for i in part] == wanted + wanted
     assert max(map(len, recorder.asked)) == 16
@@ -320,13 +324,13 @@ def test_samples_wrong_without_attack_are_never_attacked():
 
 def test_an_attack_is_not_called_for_nobody():
     recorder = Recorder()
-    evaluate(anything_moves, (GREY[0], 1 + GREY[1]), attack=recorder, eps=0.1)
+    evaluate(anything_moves, (GREY[0], 1 + GREY[1]), Threat(recorder), eps=0.1)
     assert recorder.asked == []
 
 
 def test_broken_samples_are_not_attacked_again():
     first, second = Recorder([1, 4]), Recorder([2])
-    evaluate(anything_moves, GREY, attack=[first, second], eps=0.1, restarts=2)
+    evaluate(anything_moves, GREY, Threat([first, second], restarts=2), eps=0.1)
     assert first.asked == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 3, 5, 6, 7]]
     assert second.asked == [[0, 2, 3, 5, 6, 7], [0, 3, 5, 6, 7]]
 
@@ -362,9 +366,9 @@ def test_all_forms_of_data_agree():
         "stream": Stream(x, y),
         "generator": ((x[i : i + 9], y[i : i + 9]) for i in range(0, 50, 9)),
     }
-    base = evaluate(mlp(), forms["tensors"], attack=quick_apgd, eps=0.06)
+    base = evaluate(mlp(), forms["tensors"], Threat(quick_apgd), eps=0.06)
     for name, data in forms.items():
-        e = evaluate(mlp(), data, attack=quick_apgd, eps=0.06, batch_size=17)
+        e = evaluate(mlp(), data, Threat(quick_apgd), eps=0.06, execution=Execution(batch_size=17))
         assert verdicts(e) == verdicts(base), name
         assert counts(e) == counts(base), name
 
@@ -373,9 +377,9 @@ def test_all_forms_of_data_agree():
 @pytest.mark.parametrize("attack", [quick_apgd, functools.partial(pgd, steps=10), fgsm])
 def test_counts_do_not_depend_on_the_batch_size(attack, p):
     x, y = noisy_digits()
-    base = evaluate(mlp(), (x, y), attack=attack, eps=EPS[p], p=p)
+    base = evaluate(mlp(), (x, y), Threat(attack, p=p), eps=EPS[p])
     for size in (1, 7, 1000):
-        e = evaluate(mlp(), (x, y), attack=attack, eps=EPS[p], p=p, batch_size=size)
+        e = evaluate(mlp(), (x, y), Threat(attack, p=p), eps=EPS[p], execution=Execution(batch_size=size))
         assert verdicts(e) == verdicts(base)
         assert counts(e) == counts(base)
 
@@ -386,7 +390,9 @@ def test_the_whole_result_does_not_depend_on_the_batch_size(attack, p):
     net = mlp(torch.float64)
     data = few(40, torch.float64)
     attack = functools.partial(attack, steps=10)
-    base, small = (evaluate(net, data, attack=attack, eps=EPS[p], p=p, batch_size=size) for size in (40, 3))
+    base, small = (
+        evaluate(net, data, Threat(attack, p=p), eps=EPS[p], execution=Execution(batch_size=size)) for size in (40, 3)
+    )
     for a, b in zip(base.samples, small.samples, strict=True):
         assert a.adversarial_prediction == b.adversarial_prediction
         assert a.adversarial_margin == pytest.approx(b.adversarial_margin, rel=1e-6, abs=1e-9)
@@ -394,7 +400,7 @@ def test_the_whole_result_does_not_depend_on_the_batch_size(attack, p):
 
 
 def test_another_seed_is_another_run():
-    a, b, c = (evaluate(mlp(), few(), attack=quick_apgd, eps=0.06, seed=s) for s in (0, 0, 1))
+    a, b, c = (evaluate(mlp(), few(), Threat(quick_apgd, seed=s), eps=0.06) for s in (0, 0, 1))
     assert a == b
     assert a.samples == b.samples
     assert a.samples != c.samples
@@ -402,16 +408,22 @@ def test_another_seed_is_another_run():
 
 def rising(told, total):
     """Samples done, each number once, up to the last one."""
-    done = [step[0] for step in told]
+    done = [step[1] for step in told]
     assert done == sorted(set(done))
     assert done[-1] == 20
-    assert {step[1] for step in told} == {total}
+    assert {step[2] for step in told} == {total}
 
 
 def test_progress_tells_samples_done_and_their_total():
     x, y = few(20)
     told = []
-    evaluate(mlp(), (x, y), attack=fgsm, eps=0.1, batch_size=8, progress=lambda *step: told.append(step))
+    evaluate(
+        mlp(),
+        (x, y),
+        Threat(fgsm),
+        eps=0.1,
+        execution=Execution(batch_size=8, progress=lambda *step: told.append(step)),
+    )
     rising(told, 20)
     for data, total in (
         (TensorDataset(x, y), 20),
@@ -420,7 +432,13 @@ def test_progress_tells_samples_done_and_their_total():
         (Stream(x, y), None),
     ):
         told.clear()
-        evaluate(mlp(), data, attack=fgsm, eps=0.1, batch_size=8, progress=lambda *step: told.append(step))
+        evaluate(
+            mlp(),
+            data,
+            Threat(fgsm),
+            eps=0.1,
+            execution=Execution(batch_size=8, progress=lambda *step: told.append(step)),
+        )
         rising(told, total)
 
 
@@ -439,7 +457,9 @@ def test_bounds_seed_and_ids_are_passed_to_attacks_that_have_them():
         return x
 
     attacks = [greedy, modest, functools.partial(greedy, seed=99, bounds=(0, 0.7), extra=4)]
-    e = evaluate(anything_moves, GREY, attack=attacks, eps=0.1, p=2, bounds=(-1, 2), seed=5, batch_size=5)
+    e = evaluate(
+        anything_moves, GREY, Threat(attacks, p=2, bounds=(-1, 2), seed=5), eps=0.1, execution=Execution(batch_size=5)
+    )
     first = [(0.1, 2, (-1, 2), 5, [0, 1, 2, 3, 4], 3), (0.1, 2), (0.1, 2, (0, 0.7), 99, [0, 1, 2, 3, 4], 4)]
     assert seen[::2] == first  # every attack has all samples, in batches, before the next one begins
     assert seen[1][4] == [5, 6, 7]
@@ -448,7 +468,7 @@ def test_bounds_seed_and_ids_are_passed_to_attacks_that_have_them():
 
 
 def test_settings_record_the_defaults_that_were_used():
-    e = evaluate(mlp(), few(5), attack=functools.partial(apgd, steps=7), eps=0.01)
+    e = evaluate(mlp(), few(5), Threat(functools.partial(apgd, steps=7)), eps=0.01)
     assert e.attacks == ("apgd(steps=7)",)
     assert "steps" not in e.settings["apgd(steps=7)"]  # it stands in the name
     assert "rho=0.75" in e.settings["apgd(steps=7)"]
@@ -462,9 +482,9 @@ def test_models_come_back_as_they_were_and_are_judged_in_evaluation_mode():
     net = untidy()
     data = few(20)
     with untouched(net):
-        a = evaluate(net, data, attack=quick_apgd, eps=0.05)
+        a = evaluate(net, data, Threat(quick_apgd), eps=0.05)
     net.eval()
-    assert evaluate(net, data, attack=quick_apgd, eps=0.05) == a
+    assert evaluate(net, data, Threat(quick_apgd), eps=0.05) == a
 
     def raising(model, x, y, *, eps, p):
         model.train()
@@ -472,7 +492,7 @@ def test_models_come_back_as_they_were_and_are_judged_in_evaluation_mode():
 
     net = untidy()
     with untouched(net), pytest.raises(ZeroDivisionError):
-        evaluate(net, data, attack=raising, eps=0.05)
+        evaluate(net, data, Threat(raising), eps=0.05)
 
 
 def test_attacks_that_meddle_with_the_model_are_undone():
@@ -485,7 +505,7 @@ def test_attacks_that_meddle_with_the_model_are_undone():
 
     net = untidy()
     with untouched(net):
-        e = evaluate(net, few(20), attack=meddling, eps=0.05)
+        e = evaluate(net, few(20), Threat(meddling), eps=0.05)
     assert e.robust_correct == e.clean_correct
 
 
@@ -502,8 +522,8 @@ X, Y = few(6)
         ({"p": 1}, "^p: expected 2 or inf; got 1"),
         ({"restarts": 0}, "^restarts: expected at least 1; got 0"),
         ({"batch_size": 0}, "^batch_size: expected at least 1; got 0"),
-        ({"attack": []}, "^attack: expected an attack or a sequence of attacks"),
-        ({"attack": ["apgd"]}, "^attack: expected an attack or a sequence of attacks"),
+        ({"attack": []}, "^attacks: expected an attack or a sequence of attacks"),
+        ({"attack": ["apgd"]}, "^attacks: expected an attack or a sequence of attacks"),
         ({"bounds": (1, 0)}, "^bounds"),
         ({"data": []}, "^data: expected at least one sample; got none"),
         ({"data": (X[:0], Y[:0])}, "^data: expected at least one sample; got none"),
@@ -525,7 +545,7 @@ X, Y = few(6)
 def test_bad_input_is_named(options, message):
     call = {"model": mlp(), "data": (X, Y), "eps": 0.1, "attack": quick_apgd} | options
     with pytest.raises(InputError, match=message):
-        evaluate(call.pop("model"), call.pop("data"), **call)
+        evaluate_with(call.pop("model"), call.pop("data"), certify=False, **call)
 
 
 # --- rates --------------------------------------------------------------------------------------------------
@@ -576,17 +596,16 @@ def test_curves_are_the_worst_case_over_nested_budgets(p, batch_size):
         threat,
         at=at,
         budgets=budgets,
-        batch_size=batch_size,
-        progress=lambda *step: told.append(step),
+        execution=Execution(batch_size=batch_size, progress=lambda *step: told.append(step)),
     )
     assert curve.p == p
     assert curve.eps == tuple(sorted([*budgets, at]))
-    assert [step[0] for step in told] == sorted(step[0] for step in told)
-    assert told[-1] == (80, 80)
+    assert [step[1] for step in told] == sorted(step[1] for step in told)
+    assert told[-1][1:] == (80, 80)
     hits = [rate.hits for rate in curve.robust]
     assert hits == sorted(hits, reverse=True)
     assert {rate.n for rate in curve.robust} == {80}
-    direct = {eps: survivors_of(evaluate(mlp(), (x, y), attack=quick_apgd, eps=eps, p=p)) for eps in curve.eps}
+    direct = {eps: survivors_of(evaluate(mlp(), (x, y), Threat(quick_apgd, p=p), eps=eps)) for eps in curve.eps}
     assert curve.robust[0].hits == int((predictions(mlp(), x) == y).sum())
     expected = {at: direct[at]}
     for eps in sorted((b for b in budgets if b < at), reverse=True):
@@ -627,7 +646,7 @@ def test_batches_are_joined_in_order():
     x, y = noisy_digits(30)
     threat = Threat((quick_apgd,))
     whole = worst_case(mlp(), x, y, threat, 0.06)
-    parts = [worst_case(mlp(), x[i : i + 11], y[i : i + 11], threat, 0.06, first=i) for i in range(0, 30, 11)]
+    parts = [worst_case(mlp(), x[i : i + 11], y[i : i + 11], threat, 0.06, ids=i) for i in range(0, 30, 11)]
     joined = WorstCase.joined(parts)
     assert torch.equal(joined.x, whole.x)
     assert torch.equal(joined.robust_correct, whole.robust_correct)
@@ -637,7 +656,7 @@ def test_batches_are_joined_in_order():
 
 def test_frames_hold_one_row_a_sample():
     x, y = noisy_digits(30)
-    e = evaluate(mlp(), (x, y), attack=quick_apgd, eps=0.06)
+    e = evaluate(mlp(), (x, y), Threat(quick_apgd), eps=0.06)
     frame = e.to_frame()
     assert len(frame) == 30
     assert frame["index"].tolist() == list(range(30))
@@ -651,11 +670,11 @@ def test_frames_hold_one_row_a_sample():
 
 
 def test_per_sample_results_stay_out_of_json_and_of_comparisons():
-    e = evaluate(mlp(), few(10), attack=fgsm, eps=0.06)
+    e = evaluate(mlp(), few(10), Threat(fgsm), eps=0.06)
     assert dataclasses.replace(e, samples=()) == e
     net = linear(classes=3, n=64)
     x, y = few(10)
-    a = brittle.audit(net, (x, y % 3), attacks=[fgsm], p=[2])
+    a = brittle.audit(net, (x, y % 3), Threat([fgsm]), p=[2])
     document = json.loads(a.to_json())
     assert "samples" not in document["norms"][0]["evaluation"]
     assert document["norms"][0]["evaluation"]["n"] == 10
@@ -672,9 +691,8 @@ def test_a_sample_that_is_broken_has_no_positive_margin_even_where_the_network_f
     def push(model: object, x: Tensor, y: Tensor, *, eps: float, p: float) -> Tensor:
         return x + eps
 
-    found = evaluation.evaluate(
-        falls, (torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)), attack=push, eps=0.1
-    )
+    grey = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = brittle.evaluate(falls, grey, Threat(push), eps=0.1)
     assert found.robust_correct == 0
     assert all(sample.adversarial_margin <= 0 < sample.clean_margin for sample in found.samples or ())
     assert len(found.samples or ()) == 3

@@ -16,11 +16,11 @@ import torch
 from torch import fx, nn
 
 from brittle.errors import InputError
-from brittle.evaluation.dataset import evaluate
 from helpers import networks
 from helpers.evaluations import (
     GREY,
     anything_moves,
+    evaluate_with,
     everything,
     hooked,
     noted,
@@ -39,10 +39,10 @@ EPS = {math.inf: 0.06, 2: 0.3}
 @pytest.mark.parametrize("make", [mlp, convnet])
 def test_two_devices_give_what_one_gives(p, make):
     net, data = hooked(make()), few(20)
-    run = functools.partial(evaluate, data=data, attack=[quick_apgd, noted], eps=EPS[p], p=p, restarts=2)
+    run = functools.partial(evaluate_with, data=data, attack=[quick_apgd, noted], eps=EPS[p], p=p, restarts=2)
     told, alone = [], run(net, batch_size=4, certify=False)
     with untouched(net):
-        spread = run(net, batch_size=4, devices=("cpu", "cpu"), progress=lambda *step: told.append(step))
+        spread = run(net, batch_size=4, devices=("cpu", "cpu"), progress=lambda stage, *step: told.append(step))
     for a, b in zip(alone.samples, spread.samples, strict=True):
         assert (a.index, a.label, a.attack, a.restart) == (b.index, b.label, b.attack, b.restart)
     assert everything(run(net, batch_size=1, devices=("cpu", "cpu"))) == everything(run(net, batch_size=1))
@@ -56,7 +56,7 @@ def test_two_devices_give_what_one_gives(p, make):
 
 def test_one_device_of_several_names_gives_the_same():
     net, data = hooked(mlp()), few(30)
-    run = functools.partial(evaluate, net, data, attack=quick_apgd, eps=0.06, batch_size=3)
+    run = functools.partial(evaluate_with, net, data, attack=quick_apgd, eps=0.06, batch_size=3)
     base = run(devices=("cpu",))
     assert whole(run(devices=["cpu"] * 3)) == whole(base) == whole(run(devices=("cpu", "cpu")))
 
@@ -97,7 +97,7 @@ def modules_mended():
 @pytest.mark.parametrize("certify", [False, True])
 def test_networks_are_not_traced_while_another_thread_runs_one(certify, modules_mended):
     net, data = SlowToTrace(), few(48)
-    run = functools.partial(evaluate, net, data, attack=quick_apgd, eps=0.06, batch_size=1, certify=certify)
+    run = functools.partial(evaluate_with, net, data, attack=quick_apgd, eps=0.06, batch_size=1, certify=certify)
     base = run(devices=("cpu",))
     with untouched(net):
         for _ in range(3):
@@ -108,7 +108,7 @@ def test_modules_work_after_an_evaluation_on_several_devices(modules_mended):
     before = nn.Module.__call__
     PAUSES[:] = [0.1, 0.6]  # both threads come to trace at once; the second one ends after the first
     GATES[:] = [threading.Barrier(2)]
-    run = functools.partial(evaluate, SlowToTrace(), few(8), attack=quick_apgd, eps=0.06, certify=False)
+    run = functools.partial(evaluate_with, SlowToTrace(), few(8), attack=quick_apgd, eps=0.06, certify=False)
     with suppress(NameError):
         run(batch_size=1, devices=("cpu", "cpu"))
     PAUSES.clear()
@@ -140,28 +140,28 @@ def test_attacks_that_draw_from_the_global_generator_leave_it_as_it_was():
         yield x[4:], y[4:]
 
     with untouched(net):
-        evaluate(net, batches(), attack=drawing, eps=0.01, batch_size=1, devices=("cpu", "cpu"), certify=False)
+        evaluate_with(net, batches(), attack=drawing, eps=0.01, batch_size=1, devices=("cpu", "cpu"), certify=False)
 
 
 @pytest.mark.parametrize("make", [untidy, lambda: linear(10, 64)])
 def test_the_users_model_is_never_touched(make):
     net = hooked(make())
     with untouched(net):
-        evaluate(net, few(20), attack=quick_apgd, eps=0.06, batch_size=2, devices=("cpu", "cpu"))
+        evaluate_with(net, few(20), attack=quick_apgd, eps=0.06, batch_size=2, devices=("cpu", "cpu"))
     with untouched(net), pytest.raises(ZeroDivisionError):
-        evaluate(net, few(20), attack=lambda *a, eps, p: 1 / 0, eps=0.06, batch_size=2, devices=("cpu", "cpu"))
+        evaluate_with(net, few(20), attack=lambda *a, eps, p: 1 / 0, eps=0.06, batch_size=2, devices=("cpu", "cpu"))
 
 
 def test_errors_of_devices():
     with pytest.raises(InputError, match=r"^devices: expected an nn\.Module"):
-        evaluate(anything_moves, GREY, attack=push, eps=0.1, devices=("cpu",))
+        evaluate_with(anything_moves, GREY, attack=push, eps=0.1, devices=("cpu",))
     for device in ("nowhere", "cuda:77", ""):
         with pytest.raises(InputError, match=r"^devices: "):
-            evaluate(mlp(), few(5), attack=quick_apgd, eps=0.1, devices=("cpu", device))
+            evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, devices=("cpu", device))
     with pytest.raises(InputError, match=r"^ray_workers: "):
-        evaluate(mlp(), few(5), attack=quick_apgd, eps=0.1, devices=("cpu",), ray_workers=2)
+        evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, devices=("cpu",), ray_workers=2)
     with pytest.raises(InputError, match=r"^ray_workers: "):
-        evaluate(mlp(), few(5), attack=quick_apgd, eps=0.1, ray_workers=-1)
+        evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, ray_workers=-1)
 
 
 def test_what_breaks_one_chunk_breaks_the_call():
@@ -171,12 +171,12 @@ def test_what_breaks_one_chunk_breaks_the_call():
         return x
 
     with pytest.raises(ZeroDivisionError, match="at 13"):
-        evaluate(hooked(mlp()), few(40), attack=failing, eps=0.1, batch_size=1, devices=("cpu", "cpu"))
+        evaluate_with(hooked(mlp()), few(40), attack=failing, eps=0.1, batch_size=1, devices=("cpu", "cpu"))
     x, y = few(40)
     x = x.clone()
     x[21] = math.nan
     with pytest.raises(InputError, match=r"^x: expected finite numbers"):
-        evaluate(hooked(mlp()), (x, y), attack=quick_apgd, eps=0.1, batch_size=1, devices=("cpu", "cpu"))
+        evaluate_with(hooked(mlp()), (x, y), attack=quick_apgd, eps=0.1, batch_size=1, devices=("cpu", "cpu"))
 
 
 # --- Ray ----------------------------------------------------------------------------------------------------
@@ -200,10 +200,10 @@ def cluster():
 
 def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
     net, (x, y) = mlp(), few(40)
-    run = functools.partial(evaluate, net, attack=[quick_apgd], eps=0.06, batch_size=3, certify=False)
+    run = functools.partial(evaluate_with, net, attack=[quick_apgd], eps=0.06, batch_size=3, certify=False)
     told = []
     with untouched(net):
-        spread = run((x, y), ray_workers=2, progress=lambda *step: told.append(step))
+        spread = run((x, y), ray_workers=2, progress=lambda stage, *step: told.append(step))
     assert everything(spread) == everything(run((x, y), devices=("cpu",)))
     assert [(s.attack, s.restart) for s in spread.samples] == [(s.attack, s.restart) for s in run((x, y)).samples]
     assert told[-1] == (40, 40)
@@ -220,13 +220,13 @@ def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
 def test_errors_of_a_cluster_read_as_those_of_one_process(cluster):
     x, y = few(8)
     with pytest.raises(InputError, match=r"^x: expected finite numbers"):
-        evaluate(mlp(), (x * math.nan, y), attack=quick_apgd, eps=0.06, batch_size=3, ray_workers=2)
+        evaluate_with(mlp(), (x * math.nan, y), attack=quick_apgd, eps=0.06, batch_size=3, ray_workers=2)
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"^ray_workers: .*brittle\[cluster\]"):
-        evaluate(mlp(), few(5), attack=quick_apgd, eps=0.1, ray_workers=2)
+        evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, ray_workers=2)
 
 
 def test_the_extra_that_the_message_names_exists():

@@ -21,8 +21,10 @@ import brittle
 from brittle.attacks import apgd, square
 from brittle.evaluation import honesty
 from brittle.evaluation.curves import security_curve
+from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
-from brittle.evaluation.worst_case import Threat, worst_case
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import worst_case
 from brittle.reporting.page import report_html
 from brittle.reporting.verdict import judge
 from brittle.results import Audit, CertifiedCurve, Evaluation, Flag, Rate, SecurityCurve
@@ -55,7 +57,7 @@ def checked(model, x, y, p=INF, eps=None, attacks=ATTACKS, **options) -> tuple[d
     threat, eps = Threat(attacks, p, bounds=options.pop("bounds", (0.0, 1.0))), eps or BUDGETS[p]
     worst = worst_case(model, x, y, threat, eps)
     curve = security_curve(model, worst, threat, at=eps, budgets=[share * eps for share in (0.25, 0.5, 1.5, 2)])
-    flags, missing = honesty_flags(model, x, y, threat, eps, worst=worst, curve=curve, **options)
+    flags, missing = honesty_flags(model, worst, threat, eps, curve=curve, **options)
     return {flag.name: flag for flag in flags}, {item.name: item.reason for item in missing}
 
 
@@ -401,7 +403,7 @@ def test_a_network_that_refuses_single_samples_depends_on_the_batch():
 
     x, y = few(64)
     worst = worst_case(Masked(refusing), x, y, Threat((blind,)), 1e-6)
-    flags, _ = honesty_flags(Masked(refusing), x, y, Threat((blind,)), 1e-6, worst=worst)
+    flags, _ = honesty_flags(Masked(refusing), worst, Threat((blind,)), 1e-6)
     flag = {flag.name: flag for flag in flags}["answers that depend on the batch"]
     assert flag.raised
     assert "one sample is too few" in flag.finding
@@ -417,7 +419,7 @@ def test_square_in_the_battery_is_counted_and_not_run_again():
     for attacks in ((ATTACKS[0], queries), (blind, ATTACKS[0], queries)):
         threat = Threat(attacks)
         worst = worst_case(net, x, y, threat, 0.1)
-        flags, _ = honesty_flags(net, x, y, threat, 0.1, worst=worst, query_attack=never, of_model=False)
+        flags, _ = honesty_flags(net, worst, threat, 0.1, query_attack=never, of_model=False)
         (flag,) = [flag for flag in flags if flag.name == "queries against gradients"]
         fell = int((worst.attack == len(attacks) - 1).sum())
         assert f"break {fell} of {fell + int(worst.robust_correct.sum())} " in flag.finding
@@ -431,7 +433,7 @@ def test_proven_samples_are_not_asked_again():
     threat = Threat(ATTACKS)
     worst = worst_case(mlp(), x, y, threat, 0.02)
     sure = dataclasses.replace(worst, proven=worst.robust_correct)
-    _, missing = honesty_flags(mlp(), x, y, threat, 0.02, worst=sure)
+    _, missing = honesty_flags(mlp(), sure, threat, 0.02)
     reasons = {item.name: item.reason for item in missing}
     assert "not proven robust; there are 0" in reasons["queries against gradients, ℓ∞"]
     assert reasons["flat security curve, ℓ∞"] == "no security curve"
@@ -459,28 +461,31 @@ def test_the_model_and_the_global_state_are_untouched_and_flags_repeat(p):
     net, (x, y) = networks.untidy(), few(20)
     threat = Threat(ATTACKS, p, seed=3)
     with untouched(net):
-        first = honesty_flags(net, x, y, threat, BUDGETS[p])
+        first = flags_of(net, x, y, threat, BUDGETS[p])
     torch.rand(3)  # another global state
-    assert honesty_flags(net, x, y, threat, BUDGETS[p]) == first
+    assert flags_of(net, x, y, threat, BUDGETS[p]) == first
     noisy = Masked(DESERVED["noise"][0])
     with untouched(noisy):
-        honesty_flags(noisy, x, y, threat, BUDGETS[p])
+        flags_of(noisy, x, y, threat, BUDGETS[p])
 
 
-def test_the_worst_case_is_found_when_it_is_not_given():
+def flags_of(net, x, y, threat, eps, **options):
+    return honesty_flags(net, worst_case(net, x, y, threat, eps), threat, eps, **options)
+
+
+def test_flags_of_a_norm_alone_and_in_small_batches():
     x, y = few(30)
     threat = Threat(ATTACKS, 2.0)
-    given_one = honesty_flags(mlp(), x, y, threat, 0.5, worst=worst_case(mlp(), x, y, threat, 0.5))
-    assert honesty_flags(mlp(), x, y, threat, 0.5) == given_one
-    flags, _ = honesty_flags(mlp(), x, y, threat, 0.5, of_model=False)
+    flags, _ = flags_of(mlp(), x, y, threat, 0.5, of_model=False)
     assert {flag.p for flag in flags} == {2.0}
-    small, _ = honesty_flags(mlp(), x, y, threat, 0.5, batch_size=7)
-    assert [(flag.name, flag.raised) for flag in small] == [(flag.name, flag.raised) for flag in given_one[0]]
+    small, _ = flags_of(mlp(), x, y, threat, 0.5, execution=Execution(batch_size=7))
+    whole, _ = flags_of(mlp(), x, y, threat, 0.5)
+    assert [(flag.name, flag.raised) for flag in small] == [(flag.name, flag.raised) for flag in whole]
 
 
 # --- in the audit -------------------------------------------------------------------------------------------
 
-light = functools.partial(brittle.audit, attacks=ATTACKS)
+light = functools.partial(brittle.audit, threat=Threat(ATTACKS))
 
 
 @functools.cache

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from brittle.errors import InputError
-from brittle.evaluation import dataset as evaluation
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation import run as running
 from brittle.storage import files
 from helpers import networks
 from helpers.evaluations import (
@@ -20,6 +19,7 @@ from helpers.evaluations import (
     SEEN,
     Anything,
     anything_moves,
+    evaluate_with,
     hooked,
     names,
     noted,
@@ -37,7 +37,7 @@ class Stop:
     def __init__(self, samples):
         self.samples = samples
 
-    def __call__(self, done, total):
+    def __call__(self, stage, done, total):
         """Stop once that many samples are done."""
         if done >= self.samples:
             raise KeyboardInterrupt
@@ -47,7 +47,7 @@ class Stop:
 @pytest.mark.parametrize("after", [8, 17, 33])
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, devices, after):
     net, data, folder = hooked(mlp()), few(40), tmp_path / "not" / "there yet"
-    run = functools.partial(evaluate, net, data, attack=noted, eps=0.06, batch_size=2, devices=devices)
+    run = functools.partial(evaluate_with, net, data, attack=noted, eps=0.06, batch_size=2, devices=devices)
     base = run(resume=tmp_path / "another")
     with pytest.raises(KeyboardInterrupt):
         run(resume=folder, progress=Stop(after))
@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, devices, after):
     assert set(left) < set(names(folder))
     SEEN.clear()
     told = []
-    assert whole(run(resume=folder, progress=lambda *step: told.append(step))) == whole(base)
+    assert whole(run(resume=folder, progress=lambda stage, *step: told.append(step))) == whole(base)
     assert SEEN == []
     assert told[-1] == (40, 40)
 
@@ -80,7 +80,7 @@ def once(model, x, y, *, eps, p, ids):
 
 
 def test_an_attack_that_stops_leaves_the_finished_chunks(tmp_path):
-    run = functools.partial(evaluate, hooked(mlp()), few(40), eps=0.06, batch_size=2, resume=tmp_path)
+    run = functools.partial(evaluate_with, hooked(mlp()), few(40), eps=0.06, batch_size=2, resume=tmp_path)
     CALLS.clear()
     with pytest.raises(KeyboardInterrupt):
         run(attack=once)
@@ -94,12 +94,12 @@ def test_an_attack_that_stops_leaves_the_finished_chunks(tmp_path):
 
 CHILD = """
 import sys, time, functools, torch
-from helpers import networks
 from brittle.attacks import apgd
-from brittle.evaluation.dataset import evaluate
+from helpers import networks
+from helpers.evaluations import evaluate_with
 net = networks.mlp()
 net.load_state_dict(torch.load(sys.argv[2]))
-evaluate(net, networks.few(120), attack=functools.partial(apgd, steps=6), eps=0.06, batch_size=2, resume=sys.argv[1],
+evaluate_with(net, networks.few(120), functools.partial(apgd, steps=6), eps=0.06, batch_size=2, resume=sys.argv[1],
          progress=lambda *told: time.sleep(0.1))
 """
 
@@ -113,15 +113,15 @@ def test_a_killed_process_leaves_whole_files_that_the_next_one_uses(tmp_path, mo
     assert 3 <= len(kept) < 15
     parts = [json.loads((folder / name).read_text()) for name in kept]
     assert [len(part["samples"]) for part in parts] == [8] * len(parts)
-    run = functools.partial(evaluate, mlp(), few(120), attack=quick_apgd, eps=0.06, batch_size=2)
+    run = functools.partial(evaluate_with, mlp(), few(120), attack=quick_apgd, eps=0.06, batch_size=2)
     attacked = []
-    real = evaluation.worst_case
+    real = running.worst_case
 
-    def counting(*args, first, **options):
-        attacked.append(first)
-        return real(*args, first=first, **options)
+    def counting(*args, ids, **options):
+        attacked.append(ids)
+        return real(*args, ids=ids, **options)
 
-    monkeypatch.setattr(evaluation, "worst_case", counting)
+    monkeypatch.setattr(running, "worst_case", counting)
     again = run(resume=folder)
     assert set(attacked) == set(range(0, 120, 8)) - {part["first"] for part in parts}
     assert whole(again) == whole(run(resume=tmp_path / "another"))
@@ -134,7 +134,7 @@ def test_a_write_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(files.os, "replace", stop)
     with pytest.raises(error):
-        evaluate(hooked(mlp()), few(8), attack=quick_apgd, eps=0.06, batch_size=2, resume=tmp_path)
+        evaluate_with(hooked(mlp()), few(8), attack=quick_apgd, eps=0.06, batch_size=2, resume=tmp_path)
     assert names(tmp_path) == []
 
 
@@ -153,7 +153,9 @@ SPOILT = {
 
 @pytest.mark.parametrize("how", list(SPOILT))
 def test_files_that_cannot_be_read_are_replaced(tmp_path, how):
-    run = functools.partial(evaluate, hooked(mlp()), few(24), attack=noted, eps=0.06, batch_size=2, resume=tmp_path)
+    run = functools.partial(
+        evaluate_with, hooked(mlp()), few(24), attack=noted, eps=0.06, batch_size=2, resume=tmp_path
+    )
     base = run()
     victim = tmp_path / names(tmp_path)[1]
     good = victim.read_bytes()
@@ -172,7 +174,9 @@ def test_files_that_cannot_be_read_are_replaced(tmp_path, how):
 
 @pytest.mark.parametrize("how", ["another chunk's", "fewer samples", "no samples"])
 def test_files_that_hold_other_samples_are_replaced(tmp_path, how):
-    run = functools.partial(evaluate, hooked(mlp()), few(24), attack=noted, eps=0.06, batch_size=2, resume=tmp_path)
+    run = functools.partial(
+        evaluate_with, hooked(mlp()), few(24), attack=noted, eps=0.06, batch_size=2, resume=tmp_path
+    )
     base = run()
     first, victim = (tmp_path / name for name in names(tmp_path)[:2])
     document = json.loads((first if how == "another chunk's" else victim).read_text())
@@ -222,7 +226,7 @@ def test_nothing_is_used_again_when_anything_differs(tmp_path, what):
 
     def run(**options):
         options = call | options
-        return evaluate(options.pop("model")(), options.pop("data"), **options)
+        return evaluate_with(options.pop("model")(), options.pop("data"), **options)
 
     base = run(resume=tmp_path)
     before = names(tmp_path)
@@ -235,7 +239,7 @@ def test_nothing_is_used_again_when_anything_differs(tmp_path, what):
 
 def test_more_of_the_same_data_uses_what_is_there(tmp_path):
     x, y = few(40)
-    run = functools.partial(evaluate, hooked(mlp()), attack=noted, eps=0.06, batch_size=2, resume=tmp_path)
+    run = functools.partial(evaluate_with, hooked(mlp()), attack=noted, eps=0.06, batch_size=2, resume=tmp_path)
     run((x[:24], y[:24]))
     SEEN.clear()
     more = run((x, y))
@@ -297,7 +301,7 @@ UNSEEN = {
 
 @pytest.mark.parametrize("what", list(UNSEEN))
 def test_attacks_that_differ_inside_share_nothing(tmp_path, what):
-    run = functools.partial(evaluate, Anything(), GREY, eps=0.0999, batch_size=2, certify=False)
+    run = functools.partial(evaluate_with, Anything(), GREY, eps=0.0999, batch_size=2, certify=False)
     one, two = UNSEEN[what]
     if what != "positional options":  # nothing tells these from others
         with pytest.raises(InputError, match=r"^resume: expected (attacks that can be told|options that are plain)"):
@@ -311,7 +315,7 @@ def test_attacks_that_differ_inside_share_nothing(tmp_path, what):
 
 @pytest.mark.parametrize("kind", ["buffer", "tensor", "number"])
 def test_networks_that_differ_outside_their_state_share_nothing(tmp_path, kind):
-    run = functools.partial(evaluate, data=few(8), attack=quick_apgd, eps=0.06, batch_size=2, certify=False)
+    run = functools.partial(evaluate_with, data=few(8), attack=quick_apgd, eps=0.06, batch_size=2, certify=False)
     run(Scaled(1.0, kind), resume=tmp_path)
     fresh, resumed = run(Scaled(-1.0, kind)), run(Scaled(-1.0, kind), resume=tmp_path)
     assert [s.clean_prediction for s in resumed.samples] == [s.clean_prediction for s in fresh.samples]
@@ -323,22 +327,22 @@ def test_networks_that_fall_over_can_be_resumed(tmp_path):
             sound = torch.stack([torch.ones(len(x)), x[:, 0, 0, 0]], 1)
             return torch.where(x[:, :1, 0, 0] > 0.52, math.nan, sound)
 
-    run = functools.partial(evaluate, Falls(), GREY, attack=push, eps=0.1)
+    run = functools.partial(evaluate_with, Falls(), GREY, attack=push, eps=0.1)
     assert run().robust_correct == 0
     assert run(resume=tmp_path).robust_correct == run(resume=tmp_path).robust_correct == 0
 
 
 def test_where_nothing_can_be_kept(tmp_path):
     with pytest.raises(InputError, match=r"^resume: expected an nn\.Module"):
-        evaluate(anything_moves, GREY, attack=push, eps=0.1, resume=tmp_path)
+        evaluate_with(anything_moves, GREY, attack=push, eps=0.1, resume=tmp_path)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"^resume: expected a folder"):
-        evaluate(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=tmp_path / "file")
+        evaluate_with(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
-    assert evaluate(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=str(tmp_path / "text")).n == 4
+    assert evaluate_with(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=str(tmp_path / "text")).n == 4
 
 
 def test_a_folder_within_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"^resume: "):
-        evaluate(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=tmp_path / "file" / "folder")
+        evaluate_with(mlp(), few(4), attack=quick_apgd, eps=0.1, resume=tmp_path / "file" / "folder")

@@ -11,8 +11,10 @@ from torch import nn
 
 from brittle.attacks import apgd, apgd_targeted, square
 from brittle.errors import InputError
-from brittle.evaluation.dataset import evaluate
-from brittle.evaluation.presets import PRESETS, preset
+from brittle.evaluation.accuracy import evaluate
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import PRESETS, Threat, preset
+from helpers.evaluations import evaluate_with
 from helpers.networks import Logistic, few, linear, mlp, uniform, untouched
 
 
@@ -78,10 +80,10 @@ def test_every_option_is_one_that_its_attack_has(name):
 
 @pytest.mark.parametrize("name", ["", "Fast", "autoattack", "apgd"])
 def test_unknown_names_are_an_error(name):
-    with pytest.raises(InputError, match=rf"^attack: expected one of fast, standard, thorough, .*got {name!r}"):
+    with pytest.raises(InputError, match=rf"^attacks: expected one of fast, standard, thorough, .*got {name!r}"):
         preset(name, 10)
-    with pytest.raises(InputError, match=r"^attack: expected one of fast, standard, thorough"):
-        evaluate(mlp(), few(4), attack=name, eps=0.1)
+    with pytest.raises(InputError, match=r"^attacks: expected one of fast, standard, thorough"):
+        evaluate(mlp(), few(4), Threat(name), eps=0.1)
 
 
 def three(classes):
@@ -95,7 +97,7 @@ def three(classes):
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 def test_fast_is_the_worst_case_of_its_attacks(classes):
     net, x, y = three(classes)
-    run = functools.partial(evaluate, net, (x, y), eps=0.05, certify=False)
+    run = functools.partial(evaluate_with, net, (x, y), eps=0.05, certify=False)
     with untouched(net):
         named = run(attack="fast")
     listed = run(attack=list(preset("fast", classes)[0]))
@@ -110,31 +112,33 @@ def test_fast_is_the_worst_case_of_its_attacks(classes):
 
 def test_fast_on_a_network_of_ten_classes_that_is_not_linear():
     x, y = few(30)
-    e = evaluate(mlp(), (x, y), attack="fast", eps=0.06)
+    e = evaluate(mlp(), (x, y), Threat("fast"), eps=0.06)
     assert e.attacks == ("apgd(loss='ce', steps=100)", "apgd(loss='dlr', steps=100)")
-    ce = evaluate(mlp(), (x, y), attack=functools.partial(apgd, loss="ce", steps=100), eps=0.06)
+    ce = evaluate(mlp(), (x, y), Threat(functools.partial(apgd, loss="ce", steps=100)), eps=0.06)
     assert e.robust_correct <= ce.robust_correct
 
 
 def test_standard_records_every_attack(monkeypatch):
     net, x, y = three(4)
-    e = evaluate(net, (x[:4], y[:4]), attack="standard", eps=0.3, certify=False)  # all break at once
+    e = evaluate(
+        net, (x[:4], y[:4]), Threat("standard"), eps=0.3, execution=Execution(certify=False)
+    )  # all break at once
     assert e.attacks == ("apgd(loss='ce', steps=100)", "apgd_targeted(steps=100, targets=9)", "square(queries=5000)")
     assert e.robust_correct == 0
 
 
 def test_presets_for_plain_callables_and_streams():
     net, x, y = three(3)
-    base = evaluate(net, (x, y), attack="fast", eps=0.05, certify=False)
+    base = evaluate(net, (x, y), Threat("fast"), eps=0.05, execution=Execution(certify=False))
     for form in ([(x[:5], y[:5]), (x[5:], y[5:])], ((x[i : i + 1], y[i : i + 1]) for i in range(16))):
-        e = evaluate(lambda z: net(z), form, attack="fast", eps=0.05)
+        e = evaluate(lambda z: net(z), form, Threat("fast"), eps=0.05)
         assert [(s.attack, s.restart) for s in e.samples] == [(s.attack, s.restart) for s in base.samples]
         assert e.attacks == base.attacks
 
 
 def test_the_number_of_classes_is_the_networks_not_the_labels():
     net, x, _ = three(3)
-    e = evaluate(net, (x, torch.zeros(16, dtype=torch.long)), attack="fast", eps=0.01)
+    e = evaluate(net, (x, torch.zeros(16, dtype=torch.long)), Threat("fast"), eps=0.01)
     assert len(e.attacks) == 2
 
 
@@ -147,9 +151,9 @@ X, Y = few(6)
 )
 def test_bad_data_are_named_for_presets_as_for_attacks(data, message):
     with pytest.raises(InputError, match=message):
-        evaluate(mlp(), data, attack=functools.partial(apgd, steps=3), eps=0.1)
+        evaluate(mlp(), data, Threat(functools.partial(apgd, steps=3)), eps=0.1)
     with pytest.raises(InputError, match=message):
-        evaluate(mlp(), data, attack="fast", eps=0.1)
+        evaluate(mlp(), data, Threat("fast"), eps=0.1)
 
 
 @pytest.mark.parametrize(
@@ -163,4 +167,4 @@ def test_bad_data_are_named_for_presets_as_for_attacks(data, message):
 )
 def test_bad_models_are_named_for_presets(model, data, message):
     with pytest.raises(InputError, match=message):
-        evaluate(model, data, attack="fast", eps=0.1)
+        evaluate(model, data, Threat("fast"), eps=0.1)

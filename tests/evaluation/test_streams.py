@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from brittle.attacks import apgd
 from brittle.errors import InputError
-from brittle.evaluation import dataset as evaluation
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation import run as running
 from helpers.evaluations import (
     SEEN,
     Anything,
     Samples,
     Stream,
+    evaluate_with,
     everything,
     hooked,
     names,
@@ -57,7 +57,7 @@ FORMS = {
 @pytest.mark.parametrize("devices", [(), ("cpu", "cpu")])
 def test_the_form_of_the_data_changes_nothing(form, devices, tmp_path):
     net, (x, y) = hooked(mlp()), few(50)
-    run = functools.partial(evaluate, net, attack=quick_apgd, eps=0.06, batch_size=4, devices=devices)
+    run = functools.partial(evaluate_with, net, attack=quick_apgd, eps=0.06, batch_size=4, devices=devices)
     base = run((x, y))
     assert whole(run(FORMS[form](x, y))) == whole(base)
     kept = run((x, y), resume=tmp_path)
@@ -70,16 +70,16 @@ def test_the_form_of_the_data_changes_nothing(form, devices, tmp_path):
 def test_chunks_do_not_change_results(monkeypatch, certify):
     """All samples are easy to certify or all are not, so that trying on a few decides the same everywhere."""
     data, attack = few(30), functools.partial(apgd, steps=100)
-    run = functools.partial(evaluate, mlp(), data, attack=attack, eps=0.01, batch_size=5, certify=certify)
+    run = functools.partial(evaluate_with, mlp(), data, attack=attack, eps=0.01, batch_size=5, certify=certify)
     base = run()
     for size in (1, 7):
-        monkeypatch.setattr(evaluation, "CHUNK_SAMPLES", size)
+        monkeypatch.setattr(running, "CHUNK_SAMPLES", size)
         e = run()
         assert everything(e)[1:5] == everything(base)[1:5]
         if not certify:
             verdicts = [[(s.index, s.attack, s.adversarial_prediction) for s in found.samples] for found in (e, base)]
             assert verdicts[0] == verdicts[1]
-    monkeypatch.setattr(evaluation, "CHUNK_BYTES", 64 * 4 * 5)
+    monkeypatch.setattr(running, "CHUNK_BYTES", 64 * 4 * 5)
     assert everything(run())[1:5] == everything(base)[1:5]
 
 
@@ -112,18 +112,18 @@ def standing(model, x, y, *, eps, p):
 )
 @pytest.mark.parametrize("size", [1, 5, 8])
 def test_streams_are_taken_as_needed_and_never_held(monkeypatch, tmp_path, options, chunk, size):
-    monkeypatch.setattr(evaluation, "CHUNK_SAMPLES", 32)
+    monkeypatch.setattr(running, "CHUNK_SAMPLES", 32)
     options = options | ({"resume": tmp_path} if "resume" in options else {})
     watched, ahead = Watched(400 // size, size), []
-    real = evaluation.worst_case
+    real = running.worst_case
 
-    def watching(*arguments, first, **named):
-        result = real(*arguments, first=first, **named)
-        ahead.append(watched.taken - (first + len(result.y) - 1))
+    def watching(*arguments, ids, **named):
+        result = real(*arguments, ids=ids, **named)
+        ahead.append(watched.taken - (ids + len(result.y) - 1))
         return result
 
-    monkeypatch.setattr(evaluation, "worst_case", watching)
-    e = evaluate(hooked(Anything()), watched, attack=standing, eps=0.01, batch_size=2, certify=False, **options)
+    monkeypatch.setattr(running, "worst_case", watching)
+    e = evaluate_with(hooked(Anything()), watched, attack=standing, eps=0.01, batch_size=2, certify=False, **options)
     assert e.n == 400 // size * size == watched.taken
     workers = len(options.get("devices", ()))
     assert max(ahead) <= (2 * workers + 3) * chunk + size
@@ -131,14 +131,14 @@ def test_streams_are_taken_as_needed_and_never_held(monkeypatch, tmp_path, optio
 
 
 def test_large_inputs_are_not_gathered_beyond_the_bytes_of_a_chunk(monkeypatch):
-    monkeypatch.setattr(evaluation, "CHUNK_BYTES", 16 * 4 * 16)  # 16 samples of 16 bytes, and some
+    monkeypatch.setattr(running, "CHUNK_BYTES", 16 * 4 * 16)  # 16 samples of 16 bytes, and some
     watched, ahead = Watched(60, 8), []
 
     def watching(model, x, y, *, eps, p, ids):
         ahead.append(watched.taken - int(ids[-1]))
         return x
 
-    evaluate(Anything(), watched, attack=watching, eps=0.01, batch_size=8, certify=False)
+    evaluate_with(Anything(), watched, attack=watching, eps=0.01, batch_size=8, certify=False)
     assert max(ahead) <= 4 * 64
 
 
@@ -146,7 +146,7 @@ def test_large_inputs_are_not_gathered_beyond_the_bytes_of_a_chunk(monkeypatch):
 @pytest.mark.parametrize("empty", [(X[:0], Y[:0]), [], (), iter(()), [(X[:0], Y[:0])], TensorDataset(X[:0], Y[:0])])
 def test_no_samples_are_an_error(devices, empty):
     with pytest.raises(InputError, match=r"^data: "):
-        evaluate(hooked(mlp()), empty, attack=quick_apgd, eps=0.06, devices=devices)
+        evaluate_with(hooked(mlp()), empty, attack=quick_apgd, eps=0.06, devices=devices)
 
 
 BAD = {
@@ -182,7 +182,7 @@ WAYS = {"plain": {}, "kept": {"resume": True}, "spread": {"devices": ("cpu", "cp
 def test_a_bad_batch_in_the_middle_is_named_and_what_is_finished_is_kept(what, way, tmp_path):
     net, (x, y), (bad, message) = hooked(mlp()), few(40), BAD[what]
     options = {"resume": tmp_path} if way == "kept" else WAYS[way]
-    run = functools.partial(evaluate, net, attack=noted, eps=0.06, batch_size=2, **options)
+    run = functools.partial(evaluate_with, net, attack=noted, eps=0.06, batch_size=2, **options)
     good = [(x[:20], y[:20]), (x[20:], y[20:])]
     SEEN.clear()
     with pytest.raises(InputError, match=message):
@@ -196,7 +196,7 @@ def test_a_bad_batch_in_the_middle_is_named_and_what_is_finished_is_kept(what, w
 
 def test_labels_never_slip_to_the_next_batch():
     with pytest.raises(InputError, match=r"^(data|x)"):
-        evaluate(hooked(mlp()), [(X, torch.cat([Y, Y[:1]])), (X, Y[1:])], attack=quick_apgd, eps=0.06)
+        evaluate_with(hooked(mlp()), [(X, torch.cat([Y, Y[:1]])), (X, Y[1:])], attack=quick_apgd, eps=0.06)
 
 
 def test_what_a_loader_raises_reaches_the_caller():
@@ -206,4 +206,4 @@ def test_what_a_loader_raises_reaches_the_caller():
 
     for devices in ((), ("cpu", "cpu")):
         with pytest.raises(RuntimeError, match="disk gone"):
-            evaluate(hooked(mlp()), failing(), attack=quick_apgd, eps=0.06, batch_size=2, devices=devices)
+            evaluate_with(hooked(mlp()), failing(), attack=quick_apgd, eps=0.06, batch_size=2, devices=devices)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square
 from brittle.errors import InputError
-from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import WorstCase, correct, worst_case
 from brittle.linear.norms import lp_norm
 from brittle.models.forward import Counted, logits_of
-from helpers.networks import convnet, few, linear, mlp, uniform, untouched
+from brittle.models.network import Network
+from helpers.networks import convnet, few, mlp, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -105,7 +108,9 @@ def test_a_wrong_copy_breaks_no_sample_that_the_network_does_not(which, p, batch
     x, y = few(N, torch.float64)
     copied = wrong_copies(net)[which]
     assert (right(net, x, y) & ~right(copied, x, y)).any()  # the copy is wrong where the network is right
-    worst = worst_case(net, x, y, Threat((SEARCH,), p), EPS[p], batch_size=batch_size, quick=copied)
+    worst = worst_case(
+        Network(net, copied), x, y, Threat((SEARCH,), p), EPS[p], execution=Execution(batch_size=batch_size)
+    )
     assert_honest(worst, net, x, y, EPS[p], p)
 
 
@@ -116,9 +121,9 @@ def test_samples_that_only_the_copy_takes_for_broken_are_attacked_on_the_network
     net = mlp(torch.float64)
     x, y = few(N, torch.float64)
     threat = Threat((OWN[name],), p)
-    plain = worst_case(net, x, y, threat, EPS[p], quick=net)
+    plain = worst_case(Network(net, net), x, y, threat, EPS[p])
     network = Counter(net)
-    fooled = worst_case(network, x, y, threat, EPS[p], quick=lambda x: -net(x))
+    fooled = worst_case(Network(network, lambda x: -net(x)), x, y, threat, EPS[p])
     assert_honest(fooled, net, x, y, EPS[p], p)
     # The reversed copy is wrong at once on nearly all of them, so what is found is found on the network.
     surely = plain.clean_correct & ~right(lambda x: -net(x), x, y)
@@ -142,8 +147,8 @@ def test_doubtful_samples_have_the_verdicts_of_the_network_and_others_are_not_at
 
     network = Counter(net)
     threat = Threat((SEARCH,))
-    worst = worst_case(network, x, y, threat, eps, quick=copied)
-    reference = worst_case(net, x, y, threat, eps, quick=net)
+    worst = worst_case(Network(network, copied), x, y, threat, eps)
+    reference = worst_case(Network(net, net), x, y, threat, eps)
     same_verdicts(worst, reference)
     odd = torch.arange(N) % 2 == 1
     doubted = int((odd & clean).sum())
@@ -160,8 +165,8 @@ def test_a_right_copy_leaves_no_search_to_the_network():
     x, y = few(N, torch.float64)
     for p in NORMS:
         network = Counter(net)
-        plain = worst_case(net, x, y, Threat((SEARCH,), p), EPS[p], quick=net)
-        worst = worst_case(network, x, y, Threat((SEARCH,), p), EPS[p], quick=lambda x: net(x))
+        plain = worst_case(Network(net, net), x, y, Threat((SEARCH,), p), EPS[p])
+        worst = worst_case(Network(network, lambda x: net(x)), x, y, Threat((SEARCH,), p), EPS[p])
         same_verdicts(worst, plain)
         assert network.backwards == 0
         clean = int(right(net, x, y).sum())
@@ -177,7 +182,7 @@ def test_a_copy_that_sees_nothing_only_loses_the_attack():
         nearest = torch.cdist(inputs.detach().flatten(1), x.flatten(1)).argmin(1)
         return torch.eye(10, dtype=torch.float64)[y[nearest]] + 0 * inputs.flatten(1).sum(1, keepdim=True)
 
-    worst = worst_case(net, x, y, Threat((SEARCH,)), 1e-3, quick=blind)
+    worst = worst_case(Network(net, blind), x, y, Threat((SEARCH,)), 1e-3)
     assert_honest(worst, net, x, y, 1e-3, math.inf)
 
 
@@ -189,7 +194,7 @@ def test_the_copy_with_folded_norms_finds_the_same(p):
         threat = Threat((attack,), p)
         with untouched(net):
             folded = worst_case(net, x, y, threat, EPS[p])
-        same_verdicts(folded, worst_case(net, x, y, threat, EPS[p], quick=net))
+        same_verdicts(folded, worst_case(Network(net, net), x, y, threat, EPS[p]))
         assert_honest(folded, net, x, y, EPS[p], p)
 
 
@@ -204,11 +209,11 @@ def test_counters_are_those_of_a_counting_network(name, batch_size, p):
     x, y = few(N, torch.float64)
     threat = Threat((OWN[name],), p, restarts=2)
     counter = Counter(net)
-    worst = worst_case(counter, x, y, threat, EPS[p], batch_size=batch_size)
+    worst = worst_case(counter, x, y, threat, EPS[p], execution=Execution(batch_size=batch_size))
     assert (worst.forwards, worst.backwards) == (counter.forwards, counter.backwards)
     assert worst.forwards > N
     model, copied = Counter(net), Counter(net)
-    worst = worst_case(model, x, y, threat, EPS[p], batch_size=batch_size, quick=copied)
+    worst = worst_case(Network(model, copied), x, y, threat, EPS[p], execution=Execution(batch_size=batch_size))
     assert worst.forwards == model.forwards + copied.forwards
     assert worst.backwards == model.backwards + copied.backwards == counter.backwards
     assert model.backwards == 0
@@ -218,7 +223,7 @@ def test_counters_with_a_wrong_copy_and_several_attacks():
     net = mlp(torch.float64)
     x, y = few(N, torch.float64)
     model, copied = Counter(net), Counter(lambda x: -net(x))
-    worst = worst_case(model, x, y, Threat((fgsm, SEARCH, OWN["square"])), 0.06, quick=copied)
+    worst = worst_case(Network(model, copied), x, y, Threat((fgsm, SEARCH, OWN["square"])), 0.06)
     assert worst.forwards == model.forwards + copied.forwards
     assert worst.backwards == model.backwards + copied.backwards
     assert model.backwards > 0
@@ -231,7 +236,7 @@ def test_counters_by_hand():
     x, y = few(N, torch.float64)
     clean = int(right(net, x, y).sum())
     assert 20 < clean < N
-    worst = worst_case(net, x, y, Threat((SEARCH,), restarts=3), 1e-9, quick=net)
+    worst = worst_case(Network(net, net), x, y, Threat((SEARCH,), restarts=3), 1e-9)
     assert worst.backwards == 3 * clean * (STEPS + 1)
     assert worst.forwards == N + 3 * clean
     copied = worst_case(net, x, y, Threat((SEARCH,), restarts=3), 1e-9)
@@ -244,7 +249,7 @@ def test_counters_by_hand():
 def test_counters_of_joined_batches_add_up():
     x, y = few(N, torch.float64)
     threat = Threat((SEARCH,))
-    parts = [worst_case(mlp(torch.float64), x[i : i + 15], y[i : i + 15], threat, 0.06, first=i) for i in (0, 15, 30)]
+    parts = [worst_case(mlp(torch.float64), x[i : i + 15], y[i : i + 15], threat, 0.06, ids=i) for i in (0, 15, 30)]
     whole, joined = worst_case(mlp(torch.float64), x, y, threat, 0.06), WorstCase.joined(parts)
     same_verdicts(joined, whole)
     assert (joined.forwards, joined.backwards) == (whole.forwards, whole.backwards)
@@ -269,7 +274,7 @@ def test_proven_samples_are_never_attacked(attack):
     attacked.clear()
     proven = torch.arange(N) % 3 == 0
     model, copied = Counter(net), Counter(net)
-    worst = worst_case(model, x, y, Threat((chosen,), restarts=2), eps, proven=proven, quick=copied)
+    worst = worst_case(Network(model, copied), x, y, Threat((chosen,), restarts=2), eps, proven=proven)
     assert torch.equal(worst.x_adv[proven], x[proven])
     assert torch.equal(worst.adversarial_logits[proven], worst.clean_logits[proven])
     assert (worst.attack[proven] == -1).all()
@@ -311,7 +316,7 @@ def test_other_attacks_get_the_users_own_module():
     assert len(given) == 4
     assert all(model is net for model in given)
     given.clear()
-    worst_case(net, *few(10), Threat((custom,)), 1e-4, quick=lambda x: -net(x))
+    worst_case(Network(net, lambda x: -net(x)), *few(10), Threat((custom,)), 1e-4)
     assert given == [net]
 
 
@@ -320,7 +325,7 @@ def test_the_packages_own_attacks_get_the_copy():
     x, y = few(10, torch.float64)
     for attack in (*OWN.values(), functools.partial(functools.partial(apgd, steps=4), rho=0.5)):
         copied = Counter(net)
-        worst_case(net, x, y, Threat((attack,)), 0.01, quick=copied)
+        worst_case(Network(net, copied), x, y, Threat((attack,)), 0.01)
         assert copied.seen
 
 
@@ -362,7 +367,7 @@ def test_budgets_a_sample_are_separate_runs(name, p):
     levels = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64) * EPS[p]
     which = torch.arange(N) % 4
     threat = Threat((OWN[name],), p, restarts=2)
-    together = worst_case(net, x, y, threat, levels[which], batch_size=7)
+    together = worst_case(net, x, y, threat, levels[which], execution=Execution(batch_size=7))
     assert_honest(together, net, x, y, levels[which], p)
     for level, eps in enumerate(levels.tolist()):
         rows = (which == level).nonzero()[:, 0]
@@ -385,7 +390,7 @@ def test_budgets_a_sample_reach_other_attacks_and_are_checked():
         move = torch.where(ids % 2 == 0, 0.5 * budgets[ids], budgets.max())
         return (x + torch.where(x < 0.5, 1, -1) * move[:, None, None, None]).clamp(0, 1)
 
-    worst = worst_case(net, x, y, Threat((beyond,)), budgets, batch_size=16)
+    worst = worst_case(net, x, y, Threat((beyond,)), budgets, execution=Execution(batch_size=16))
     torch.testing.assert_close(torch.cat(asked), budgets[clean])
     assert worst.rejected == int((clean & (torch.arange(N) % 2 == 1) & (torch.arange(N) < N - 1)).sum())
     assert_honest(worst, net, x, y, budgets, math.inf)
@@ -400,11 +405,10 @@ def test_ids_name_the_samples(ids):
     x, y = few(N, torch.float64)
     whole = worst_case(net, x, y, Threat((SEARCH,)), 0.06)
     rows = torch.arange(10, 25)
-    named = {"ids": rows} if ids else {"first": 10}
-    part = worst_case(net, x[rows], y[rows], Threat((SEARCH,)), 0.06, **named)
+    part = worst_case(net, x[rows], y[rows], Threat((SEARCH,)), 0.06, ids=rows if ids else 10)
     torch.testing.assert_close(part.x_adv, whole.x_adv[rows], atol=1e-9, rtol=0)
     mixed = torch.arange(N).flip(0)
-    turned = worst_case(net, x[mixed], y[mixed], Threat((SEARCH,)), 0.06, ids=mixed, batch_size=6)
+    turned = worst_case(net, x[mixed], y[mixed], Threat((SEARCH,)), 0.06, ids=mixed, execution=Execution(batch_size=6))
     torch.testing.assert_close(turned.x_adv, whole.x_adv[mixed], atol=1e-9, rtol=0)
 
 
@@ -462,26 +466,30 @@ def test_correct_is_never_said_of_logits_that_are_not_finite():
 def test_progress_rises_to_the_number_of_samples(batch_size):
     x, y = few(N, torch.float64)
     net = mlp(torch.float64)
+    told: list[tuple[str, int, int | None]] = []
     for copied in (net, lambda x: -net(x)):
-        told: list[float] = []
+        told.clear()
         threat = Threat((SEARCH, fgsm, OWN["square"]), restarts=2)
-        worst_case(net, x, y, threat, 0.06, quick=copied, batch_size=batch_size, tell=told.append)
-        assert told == sorted(told)
-        assert told[-1] == N
-        assert len(set(told)) > 5
+        execution = Execution(batch_size=batch_size, progress=lambda *word: told.append(word))
+        worst_case(Network(net, copied), x, y, threat, 0.06, execution=execution)
+        assert {(stage, total) for stage, _, total in told} == {("ℓ∞ attack", N)}
+        done = [done for _, done, _ in told]
+        assert done == sorted(set(done))
+        assert done[-1] == N
+        assert len(done) > 5
 
 
-def test_a_threat_of_a_single_attack_says_how_to_write_it():
-    with pytest.raises(InputError, match=r"^attacks: expected a sequence .* write \(attack,\)"):
-        Threat(apgd)
+def test_a_threat_of_a_single_attack_is_one_of_a_sequence():
+    assert Threat(apgd) == Threat((apgd,)) == Threat([apgd])
 
 
-@pytest.mark.parametrize("p", NORMS)
-def test_inputs_that_rounding_left_outside_of_the_bounds_are_clipped_and_so_are_their_examples(p):
-    net, x = linear(5, 12), uniform(1, 6, 12)
-    x[:, ::2] = torch.tensor([1 + 2.0**-23, -(2.0**-25)]).repeat(3)
-    y = net(x.clamp(0, 1)).argmax(1)
-    worst = worst_case(net, x, y, Threat((functools.partial(pgd, steps=3),), p), 0.05)
-    for values in (worst.x, worst.x_adv):
-        assert bool(((values >= 0) & (values <= 1)).all())
-    assert torch.equal(worst.x, x.clamp(0, 1))
+@pytest.mark.parametrize("attacks", [(), [], ("apgd",), (apgd, None), 7])
+def test_what_is_no_attack_makes_no_threat(attacks):
+    with pytest.raises(InputError, match=r"^attacks: expected"):
+        Threat(attacks)
+
+
+def test_steps_belong_to_presets():
+    assert Threat("standard", steps=7).steps == 7
+    with pytest.raises(InputError, match=r"^steps: expected None"):
+        Threat(apgd, steps=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 
 import torch
@@ -10,6 +11,26 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from brittle.attacks import apgd
+from brittle.auditing import audit
+from brittle.evaluation import Execution, Threat, evaluate
+
+THREAT = {"p", "restarts", "bounds", "seed", "steps"}
+
+
+def evaluate_with(model, data, attack=apgd, *, eps, **options):
+    """Evaluate under options of the threat and of the execution alike, so that tests can vary one at a time."""
+    threat = Threat(attack, **{name: value for name, value in options.items() if name in THREAT})
+    execution = Execution(**{name: value for name, value in options.items() if name not in THREAT})
+    return evaluate(model, data, threat, eps=eps, execution=execution)
+
+
+def audit_with(model, data=None, attacks="fast", **options):
+    """Audit under options of the threat, of the execution and of the audit itself alike."""
+    threat = Threat(attacks, **{name: options.pop(name) for name in THREAT - {"p"} if name in options})
+    fields = [field.name for field in dataclasses.fields(Execution) if field.name in options]
+    execution = Execution(**{name: options.pop(name) for name in fields})
+    return audit(model, data, threat, execution=execution, **options)
+
 
 quick_apgd = functools.partial(apgd, steps=6)
 SEEN: list[int] = []

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from brittle.evaluation.dataset import evaluate
+from brittle.evaluation.accuracy import evaluate
+from brittle.evaluation.execution import Execution
 from brittle.models.fast_copy import copy_for_attacks
 from helpers import networks
 from helpers.matrices import quick
@@ -446,7 +447,7 @@ def test_parametrised_networks_can_be_evaluated():
     net = seeded(lambda: nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(64, 10)))).eval()
     data = few(10)
     with untouched(net):
-        assert evaluate(net, data, eps=0.1, certify=False).n == 10
+        assert evaluate(net, data, eps=0.1, execution=Execution(certify=False)).n == 10
 
 
 # --- what must be left alone ---------------------------------------------------------------------------------------

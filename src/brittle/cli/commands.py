@@ -151,14 +151,21 @@ def _audit(
     shape = values.integers("input-shape", input_shape)
     model, data = _opened(network, samples, values.device(device), threads, attacking.seed)
     from brittle.auditing import audit
+    from brittle.evaluation import Execution, Threat
     from brittle.reporting import write_report
 
     with stage_bars(output.quiet) as progress:
         result = audit(
-            model, data, p=norms, eps=eps, attacks=attacking.preset, steps=attacking.steps, restarts=attacking.restarts,
-            input_shape=shape, tighten=tighten, batch_size=attacking.batch_size, seed=attacking.seed,
-            name=network.model.name, progress=progress,
-        )  # fmt: skip
+            model,
+            data,
+            Threat(attacking.preset, restarts=attacking.restarts, seed=attacking.seed, steps=attacking.steps),
+            p=norms,
+            eps=eps,
+            input_shape=shape,
+            tighten=tighten,
+            name=network.model.name,
+            execution=Execution(batch_size=attacking.batch_size, progress=progress),
+        )
     _write(result, output.out / "audit.json")
     write_report(result, output.out / "report.html")
     if as_json:
@@ -204,15 +211,26 @@ def _attack(
     model, data = _opened(network, samples, devices[0], threads, attacking.seed)
     if data is None:
         raise InputError(f"data: expected one of {FORMS}; got none")
-    from brittle.evaluation.standard import attack
+    from brittle.evaluation import Execution, Threat, attack
 
     with stage_bars(output.quiet) as progress:
         result = attack(
-            model, data, p=norms, eps=eps, preset=attacking.preset, steps=attacking.steps, restarts=attacking.restarts,
-            certify=certify, compiled=compiled, batch_size=attacking.batch_size, seed=attacking.seed,
-            devices=devices if len(devices) > 1 else (), ray_workers=ray_workers, resume=output.out / "parts",
-            name=network.model.name, progress=progress,
-        )  # fmt: skip
+            model,
+            data,
+            Threat(attacking.preset, restarts=attacking.restarts, seed=attacking.seed, steps=attacking.steps),
+            p=norms,
+            eps=eps,
+            name=network.model.name,
+            execution=Execution(
+                batch_size=attacking.batch_size,
+                certify=certify,
+                compiled=compiled,
+                devices=tuple(devices) if len(devices) > 1 else (),
+                ray_workers=ray_workers,
+                resume=output.out / "parts",
+                progress=progress,
+            ),
+        )
     _write(result, output.out / "attack.json")
     if as_json:
         print(result.to_json(), end="")

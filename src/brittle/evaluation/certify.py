@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +15,19 @@ from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
+from brittle.evaluation.threat import Threat
 from brittle.models.borrow import Model, device_of, frozen
 from brittle.models.forward import logits_of
+from brittle.models.network import Network
 from brittle.models.trace import NoRule
 
-TRIED = 32
+TRIAL_SAMPLES = 32
 """Samples on which certificates are tried before all are."""
-COST = 50.0
+PASSES_OF_A_CERTIFICATE = 50.0
 """Passes of the network that cost about as much as one sample's certificate (46 on a dense network, measured)."""
-HOPE = 1.5
+LEAST_HOPE = 1.5
 """Certificates are tried where what one step of an attack leaves could save so many times their cost."""
-
-DEAR = 500.0
+PASSES_THAT_PAY_FOR_SHARPNESS = 500.0
 """Passes of a sample from which on dense networks get sharper certificates, at about twice their cost."""
 
 
@@ -62,62 +65,76 @@ def proven_robust(
     if len(x):
         check_batch(x, y, bounds=bounds)
     check_budget(eps, p, 1)
-    relaxation = worthwhile_relaxation(model, x, y, eps=eps, p=p, bounds=bounds, passes=passes)
-    if relaxation is None:
-        return torch.zeros(len(x), dtype=torch.bool, device=device_of(model))
-    return covered(relaxation, x, y, eps=eps, p=p, bounds=bounds, passes=passes)
+    threat = Threat(p=p, bounds=bounds)
+    with frozen(model):
+        relaxation = worthwhile_relaxations(Network(model, model), x, y, [(threat, eps)], passes)[0]
+        if relaxation is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=device_of(model))
+        return prove(relaxation, x, y, threat, eps, passes)
 
 
-def worthwhile_relaxation(
-    model: Model, x: Tensor, y: Tensor, *, eps: float, p: float, bounds: tuple[float, float], passes: float
-) -> Relaxation | None:
-    """The network read for certificates; None where no sound rule covers it or they would not save time.
+def worthwhile_relaxations(
+    network: Network, x: Tensor, y: Tensor, cases: Sequence[tuple[Threat, float]], passes: float
+) -> tuple[Relaxation | None, ...]:
+    """The network's relaxation for every threat and budget where certificates save time; None where they do not.
+
+    One step of an attack tells what certificates could save at most; then they are tried on a few samples spread over
+    all. The network is read once for all cases.
 
     Args:
-        model: As :func:`proven_robust`.
-        x: Typical inputs ``(N, ...)``; some of them serve to try certificates.
+        network: The network, borrowed; its trace is read where it has one.
+        x: Typical inputs ``(N, ...)``.
         y: Their labels ``(N,)``.
-        eps: As :func:`proven_robust`.
-        p: As :func:`proven_robust`.
-        bounds: As :func:`proven_robust`.
+        cases: Threats and budgets.
         passes: As :func:`proven_robust`.
     """
+    model = network.model
     if not isinstance(model, nn.Module) or len(x) == 0:
-        return None
-    device = device_of(model)
-    try:
-        x, y = x.to(device).clamp(*bounds), y.to(device)
-        some = torch.linspace(0, len(x) - 1, min(TRIED, len(x)), device=device).round().long()
-        if math.isfinite(passes):
-            with frozen(model):
-                logits_of(model, x[some], y[some])
-                stepped = fgsm(model, x[some], y[some], eps=eps, p=p, bounds=bounds)
-                left = (margins(logits_of(model, stepped, y[some]), y[some]) > 0).double().mean()
-            if float(left) * passes < HOPE * COST:
-                return None
-        groups = min(48, max(4, len(x) // (60 if passes < DEAR else 8)))
-        relaxation = read_relaxation(model, x.shape[1:], examples=x, groups=groups)
-        if math.isfinite(passes):
-            tried = covered(relaxation, x[some], y[some], eps=eps, p=p, bounds=bounds, passes=passes)
-            if float(tried.double().mean()) * passes < COST:
-                return None
-        return relaxation
-    except (NoRule, InputError):  # no sound rule, or an input that the evaluation itself will refuse
-        return None
+        return (None,) * len(cases)
+    x, y = x.to(network.device), y.to(network.device)
+    some = torch.linspace(0, len(x) - 1, min(TRIAL_SAMPLES, len(x)), device=x.device).round().long()
+
+    @functools.cache
+    def read(bounds: tuple[float, float]) -> Relaxation:
+        groups = min(48, max(4, len(x) // (60 if passes < PASSES_THAT_PAY_FOR_SHARPNESS else 8)))
+        return read_relaxation(model, x.shape[1:], examples=x.clamp(*bounds), groups=groups, traced=network.traced)
+
+    def worthwhile(threat: Threat, eps: float) -> Relaxation | None:
+        left = _left_by_one_step(model, x[some].clamp(*threat.bounds), y[some], threat, eps)
+        if left * passes < LEAST_HOPE * PASSES_OF_A_CERTIFICATE:
+            return None
+        relaxation = read(threat.bounds)
+        proven = prove(relaxation, x[some], y[some], threat, eps, passes)
+        return None if float(proven.double().mean()) * passes < PASSES_OF_A_CERTIFICATE else relaxation
+
+    relaxations: list[Relaxation | None] = []
+    for threat, eps in cases:
+        try:
+            relaxations.append(read(threat.bounds) if math.isinf(passes) else worthwhile(threat, eps))
+        except (NoRule, InputError):  # no sound rule, or an input that the evaluation itself will refuse
+            relaxations.append(None)
+    return tuple(relaxations)
 
 
-def covered(
-    relaxation: Relaxation,
-    x: Tensor,
-    y: Tensor,
-    *,
-    eps: float,
-    p: float,
-    bounds: tuple[float, float],
-    passes: float = math.inf,
-) -> Tensor:
-    """Which samples a network's relaxation proves robust at the budget ``(N,)``; on the network's device."""
+def _left_by_one_step(model: Model, x: Tensor, y: Tensor, threat: Threat, eps: float) -> float:
+    """Share of the samples that one step of gradient ascent leaves right."""
+    logits_of(model, x, y)  # refuses what is no network for these samples
+    stepped = fgsm(model, x, y, eps=eps, p=threat.p, bounds=threat.bounds)
+    return float((margins(logits_of(model, stepped, y), y) > 0).double().mean())
+
+
+def prove(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: float, passes: float) -> Tensor:
+    """Which samples a network's relaxation proves robust at the budget ``(N,)``; on the network's device.
+
+    Args:
+        relaxation: What the network was read into.
+        x: Inputs ``(N, ...)``.
+        y: Labels ``(N,)``.
+        threat: Norm and bounds.
+        eps: Budget.
+        passes: As :func:`proven_robust`; many pay for sharper certificates.
+    """
     device = device_of(relaxation.model)
-    x, y = x.to(device).clamp(*bounds), y.to(device)
-    rows = 128 if passes >= DEAR and relaxation.groups is not None else 32
-    return margin_bounds(relaxation, x, y, eps=eps, p=p, bounds=bounds, rows=rows) > 0
+    x, y = x.to(device).clamp(*threat.bounds), y.to(device)
+    sharp = passes >= PASSES_THAT_PAY_FOR_SHARPNESS and relaxation.groups is not None
+    return margin_bounds(relaxation, x, y, eps=eps, p=threat.p, bounds=threat.bounds, rows=128 if sharp else 32) > 0

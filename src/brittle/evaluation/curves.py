@@ -9,38 +9,43 @@ surviving much (all of them), so searches go nearer to the broken end than to th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from brittle.data.checks import check_batch
 from brittle.errors import InputError
-from brittle.evaluation.worst_case import Threat, WorstCase, correct, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Threat
+from brittle.evaluation.worst_case import WorstCase, correct, unchecked_logits, worst_case
 from brittle.linear.norms import distances, per_sample
-from brittle.models.borrow import Model, frozen
-from brittle.models.fast_copy import copy_for_attacks
-from brittle.models.forward import in_parts
-from brittle.results import Rate, SecurityCurve
+from brittle.models.borrow import Model
+from brittle.models.network import Network, borrowed
+from brittle.progress import silent
+from brittle.results import CertifiedCurve, Evaluation, Rate, SecurityCurve
+from brittle.results.wording import norm_name
 
-DRAWN = 5
+HALVINGS = 5
 """Halvings when an example is drawn back towards its sample."""
-ROUNDS = 48
+MOST_ATTACKS = 48
 """Attacks at most in the search of a minimal distance: enough to shrink a budget by (2/3)^48."""
-TOLERANCE = 1 + 1e-6
+CERTIFIED_POINTS = 64
+"""Budgets of the certified curve at which certificates run out, at most."""
+BUDGET_TOLERANCE = 1 + 1e-6
 """An example within a budget times this counts at that budget."""
 
 
 def security_curve(
-    model: Model,
+    model: Model | Network,
     worst: WorstCase,
     threat: Threat,
     *,
     at: float,
     budgets: Sequence[float],
     radii: Tensor | None = None,
-    batch_size: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    execution: Execution = Execution(),
 ) -> SecurityCurve:
     """Robust accuracy over several budgets, from one evaluation and a few attacks more.
 
@@ -48,14 +53,13 @@ def security_curve(
     batches. The curve cannot rise.
 
     Args:
-        model: Network; left bit-equal.
+        model: Network, left bit-equal; or one that is ready.
         worst: The worst case at the budget ``at``.
         threat: The one it was found under.
         at: That budget.
         budgets: Further budgets, at least 0; the curve holds them and ``at``.
         radii: Certified radii ``(N,)``; budgets below them need no attack.
-        batch_size: Samples at once.
-        progress: Called with the samples whose place on the curve is known, and their number.
+        execution: Samples at once, and whom to tell for how many samples the place on the curve is known.
 
     Returns:
         Budgets in rising order with the robust accuracy at each: upper estimates.
@@ -76,33 +80,42 @@ def security_curve(
         proven = (ladder[None, :] < radii.to(ladder)[:, None]).sum(1) - 1
         survived = torch.maximum(survived, torch.where(right, proven, -1))
     broken = torch.full_like(worst.y, len(points))
-    with frozen(model):
-        quick = copy_for_attacks(model, worst.x)
-        reached = _first_at_least(ladder, _drawn_back(model, worst, lost.nonzero()[:, 0], threat.p, batch_size)[1])
+    tell, quiet = execution.progress or silent, replace(execution, progress=None)
+    with borrowed(model, worst.x, threat.bounds) as network:
+        reached = _first_at_least(ladder, draw_back(network, worst, lost, threat.p, execution)[1])
         broken[lost] = reached.clamp_max(points.index(float(at)))
         while len(rows := (right & (broken - survived > 1)).nonzero()[:, 0]):
             probe = broken[rows] - ((broken - survived)[rows] // 3).clamp_min(1)
             attacked = worst_case(
-                model,
-                worst.x[rows],
-                worst.y[rows],
-                threat,
-                ladder[probe],
-                ids=rows.cpu(),
-                batch_size=batch_size,
-                quick=quick,
+                network, worst.x[rows], worst.y[rows], threat, ladder[probe], ids=worst.ids[rows.cpu()], execution=quiet
             )
-            held = attacked.robust_correct
-            survived[rows[held]] = probe[held]
-            fallen = (~held).nonzero()[:, 0]
-            reached = _first_at_least(ladder, _drawn_back(model, attacked, fallen, threat.p, batch_size)[1])
+            fallen = ~attacked.robust_correct
+            survived[rows[~fallen]] = probe[~fallen]
+            reached = _first_at_least(ladder, draw_back(network, attacked, fallen, threat.p, execution)[1])
             broken[rows[fallen]] = torch.minimum(reached, probe[fallen])
             # Drawn back further than a budget that counted as survived: the example is what counts.
             survived[rows[fallen]] = torch.minimum(survived[rows[fallen]], broken[rows[fallen]] - 1)
-            if progress is not None:
-                progress(len(right) - int((right & (broken - survived > 1)).sum()), len(right))
+            known = len(right) - int((right & (broken - survived > 1)).sum())
+            tell(f"{norm_name(threat.p)} curve", known, len(right))
     rates = tuple(Rate(int((right & (survived >= index)).sum()), len(right)) for index in range(len(points)))
     return SecurityCurve(float(threat.p), tuple(points), rates)
+
+
+def certified_curve(evaluation: Evaluation, budgets: Sequence[float]) -> CertifiedCurve:
+    """Count certificates over budgets: the given ones, and up to 64 at which certificates run out.
+
+    Args:
+        evaluation: Holds the certified radius of every sample.
+        budgets: Budgets to count at in any case.
+    """
+    right = [s.certified_radius or 0.0 for s in evaluation.samples if s.clean_prediction == s.label]
+    radii = torch.tensor(right, dtype=torch.float64)
+    ends = radii[(radii > 0) & radii.isfinite()].sort().values
+    if len(ends) > CERTIFIED_POINTS:
+        ends = ends[torch.linspace(0, len(ends) - 1, CERTIFIED_POINTS).round().long()]
+    points = sorted({0.0, *budgets, *ends.tolist()})
+    rates = tuple(Rate(int((radii > point).sum()), evaluation.n) for point in points)
+    return CertifiedCurve(evaluation.p, tuple(points), rates, float(radii.median()) if len(radii) else None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def minimal_distances(
     largest: float,
     radii: Tensor | None = None,
     precision: float = 0.02,
-    batch_size: int = 256,
+    execution: Execution = Execution(),
 ) -> MinimalDistances:
     """The least perturbation that breaks each sample, by bisection over budgets, every sample on its own.
 
@@ -144,7 +157,7 @@ def minimal_distances(
         largest: Largest budget tried, above 0, in input units.
         radii: Certified radii ``(N,)``; the search does not go below them.
         precision: A sample is done when the budgets that it survived and that broke it differ by less than this share.
-        batch_size: Samples at once.
+        execution: Samples at once.
 
     Returns:
         Distances with their examples; verdicts recomputed on the network itself.
@@ -156,29 +169,26 @@ def minimal_distances(
         raise InputError(f"largest: expected a finite number above 0; got {largest}")
     if not 0 < precision < 1:
         raise InputError(f"precision: expected a share between 0 and 1; got {precision}")
-    first = worst_case(model, x, y, threat, largest, batch_size=batch_size)
-    right, x_adv = first.clean_correct, first.x.clone()
-    distance = torch.full(right.shape, math.inf, dtype=torch.float64, device=right.device)
-    distance[~right] = 0
-    survived = torch.zeros_like(distance)
-    survived[right & first.robust_correct] = largest
-    if radii is not None:
-        survived = torch.maximum(survived, radii.to(survived).clamp_max(largest) * right)
-    with frozen(model):
-        quick = copy_for_attacks(model, first.x)
-        attacked, rows, fallen = first, torch.arange(len(right), device=right.device), right & ~first.robust_correct
-        for _ in range(ROUNDS):
-            lost = fallen.nonzero()[:, 0]
-            drawn, reached = _drawn_back(model, attacked, lost, threat.p, batch_size)
-            x_adv[rows[lost]], distance[rows[lost]] = drawn, reached
+    check_batch(x, y, bounds=threat.bounds)
+    with borrowed(model, x, threat.bounds) as network:
+        attacked = worst_case(network, x, y, threat, largest, execution=execution)
+        x, y, right = attacked.x, attacked.y, attacked.clean_correct
+        fallen, rows, x_adv = right & ~attacked.robust_correct, torch.arange(len(y), device=y.device), x.clone()
+        distance = torch.full(right.shape, math.inf, dtype=torch.float64, device=right.device)
+        distance[~right] = 0
+        survived = torch.zeros_like(distance)
+        survived[right & ~fallen] = largest
+        if radii is not None:
+            survived = torch.maximum(survived, radii.to(survived).clamp_max(largest) * right)
+        for _ in range(MOST_ATTACKS):
+            lost = rows[fallen]
+            x_adv[lost], distance[lost] = draw_back(network, attacked, fallen, threat.p, execution)
             survived = torch.minimum(survived, distance)
             rows = (right & distance.isfinite() & (distance - survived > precision * distance)).nonzero()[:, 0]
             if len(rows) == 0:
                 break
             eps = survived[rows] + (distance[rows] - survived[rows]) * 2 / 3
-            attacked = worst_case(
-                model, first.x[rows], first.y[rows], threat, eps, ids=rows.cpu(), batch_size=batch_size, quick=quick
-            )
+            attacked = worst_case(network, x[rows], y[rows], threat, eps, ids=rows.cpu(), execution=execution)
             fallen = ~attacked.robust_correct
             survived[rows[~fallen]] = eps[~fallen]
     return MinimalDistances(float(threat.p), distance, survived, x_adv)
@@ -186,31 +196,32 @@ def minimal_distances(
 
 def _first_at_least(ladder: Tensor, distances: Tensor) -> Tensor:
     """Index of the first budget within which an example at that distance lies."""
-    return torch.searchsorted(ladder * TOLERANCE, distances.contiguous())
+    return torch.searchsorted(ladder * BUDGET_TOLERANCE, distances.contiguous())
 
 
-def _drawn_back(model: Model, worst: WorstCase, rows: Tensor, p: float, batch_size: int) -> tuple[Tensor, Tensor]:
+def draw_back(
+    network: Network, worst: WorstCase, fallen: Tensor, p: float, execution: Execution
+) -> tuple[Tensor, Tensor]:
     """Examples on the segments from samples to their examples, still misclassified, and their distances.
 
     Args:
-        model: Judges every point.
+        network: Judges every point.
         worst: Holds the examples.
-        rows: Broken samples.
+        fallen: Broken samples ``(N,)``, n of them.
         p: Norm of the distances.
-        batch_size: Samples at once.
+        execution: Samples at once.
 
     Returns:
-        ``(len(rows), ...)`` and ``(len(rows),)``, in float64.
+        ``(n, ...)`` and ``(n,)``, in float64.
     """
-    x, y, best = worst.x[rows], worst.y[rows], worst.x_adv[rows]
-    low = torch.zeros(len(rows), dtype=x.dtype, device=x.device)
+    x, y, best = worst.x[fallen], worst.y[fallen], worst.x_adv[fallen]
+    low = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     high = torch.ones_like(low)
-    full = best - x
-    for _ in range(DRAWN if len(rows) else 0):
+    whole = best - x
+    for _ in range(HALVINGS if len(x) else 0):
         middle = (low + high) / 2
-        point = x + per_sample(middle, x) * full
-        with torch.no_grad():
-            wrong = ~correct(in_parts(model, batch_size, point), y)
+        point = x + per_sample(middle, x) * whole
+        wrong = ~correct(unchecked_logits(network.model, point, execution.batch_size), y)
         best = torch.where(per_sample(wrong, x), point, best)
         high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
     return best, distances(best, x, p)

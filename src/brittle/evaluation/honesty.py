@@ -22,11 +22,13 @@ from torch import Tensor
 from brittle.attacks import apgd, square
 from brittle.attacks.losses import Loss, cross_entropy, loss_and_gradient, margins
 from brittle.errors import InputError
-from brittle.evaluation.worst_case import Attack, Threat, WorstCase, unbind, worst_case
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.threat import Attack, Threat, for_classes, unbind
+from brittle.evaluation.worst_case import WorstCase, worst_case
 from brittle.linear.norms import dual_exponent, lp_norm
-from brittle.models.borrow import Model, frozen
-from brittle.models.fast_copy import copy_for_attacks
+from brittle.models.borrow import Model
 from brittle.models.forward import logits_of
+from brittle.models.network import Network, borrowed
 from brittle.results import Flag, NotMeasured, Rate, SecurityCurve
 from brittle.results.wording import budget, norm_name, number
 
@@ -71,24 +73,22 @@ class Evidence:
     """What the checks look at, and what several of them need.
 
     Attributes:
-        model: The network.
-        quick: Its private copy, which the attacks of :mod:`brittle.attacks` follow.
+        network: The network, ready.
         worst: The worst case at the budget.
         threat: What it was sought under.
         eps: The budget, in input units.
         curve: Robust accuracy over several budgets.
         query_attack: An attack that asks for logits alone.
-        batch_size: Most samples at once.
+        execution: Most samples at once.
     """
 
-    model: Model
-    quick: Model
+    network: Network
     worst: WorstCase
     threat: Threat
     eps: float
     curve: SecurityCurve | None
     query_attack: Attack
-    batch_size: int
+    execution: Execution
 
     @functools.cached_property
     def right(self) -> Tensor:
@@ -103,26 +103,24 @@ class Evidence:
     @functools.cached_property
     def two_passes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of one batch, right or wrong, and the logits of two passes over it."""
-        rows = _thin(torch.arange(len(self.worst.y)), min(SAMPLES, self.batch_size))
+        rows = _thin(torch.arange(len(self.worst.y)), min(SAMPLES, self.execution.batch_size))
         return rows, self.logits(rows), self.logits(rows)
 
     def logits(self, rows: Tensor) -> Tensor:
         """The network's answers to the samples ``rows``, ``(n, classes)``."""
-        return logits_of(self.model, self.worst.x[rows], self.worst.y[rows])
+        return logits_of(self.network.model, self.worst.x[rows], self.worst.y[rows])
 
 
 def honesty_flags(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
+    model: Model | Network,
+    worst: WorstCase,
     threat: Threat,
     eps: float,
     *,
-    worst: WorstCase | None = None,
     curve: SecurityCurve | None = None,
     query_attack: Attack | None = None,
     of_model: bool = True,
-    batch_size: int = 256,
+    execution: Execution = Execution(),
 ) -> tuple[tuple[Flag, ...], tuple[NotMeasured, ...]]:
     """Look for the signs that the robust accuracy at one budget must not be trusted: make all :data:`CHECKS`.
 
@@ -130,17 +128,15 @@ def honesty_flags(
     sample of 64 raises none.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
-        x: Inputs ``(N, ...)`` within the threat's bounds.
-        y: Labels ``(N,)``.
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``, left bit-equal; or one that is ready.
+        worst: The worst case at the budget (:func:`brittle.evaluation.worst_case.worst_case`).
         threat: What the robust accuracy was measured under; its seed is that of the checks.
         eps: The budget, in input units.
-        worst: The worst case at that budget; it is sought first if it is not given.
         curve: Robust accuracy over several budgets.
         query_attack: An attack that asks for logits alone, with its options bound; by default Square with
             :data:`QUERIES`. Not run when the threat has Square after other attacks, which tells as much.
         of_model: Whether to make the checks that belong to no budget.
-        batch_size: Most samples at once.
+        execution: Most samples at once.
 
     Returns:
         The flags, raised or not, and the checks that could not be made, with the reasons.
@@ -148,13 +144,12 @@ def honesty_flags(
     Raises:
         InputError: As :func:`brittle.evaluate`.
     """
-    if worst is None:
-        worst = worst_case(model, x, y, threat, eps, batch_size=batch_size)
     query_attack = query_attack or functools.partial(square, queries=QUERIES)
     flags, missing = [], []
-    with frozen(model):
-        quick = copy_for_attacks(model, worst.x)
-        evidence = Evidence(model, quick, worst, threat, eps, curve, query_attack, batch_size)
+    execution = replace(execution, progress=None)
+    with borrowed(model, worst.x, threat.bounds) as network:
+        threat = for_classes(threat, worst.clean_logits.shape[1])[0]
+        evidence = Evidence(network, worst, threat, eps, curve, query_attack, execution)
         for check in CHECKS:
             if check.of_model and not of_model:
                 continue
@@ -170,16 +165,16 @@ def break_samples(evidence: Evidence, rows: Tensor, attacks: tuple[Attack, ...],
     """Which of the samples ``rows`` the attacks break within ``eps``, ``(n,)``; every example is checked again."""
     x, y = evidence.worst.x[rows], evidence.worst.y[rows]
     threat = replace(evidence.threat, attacks=attacks, restarts=1)
-    ids, batch_size = rows.cpu(), evidence.batch_size
-    worst = worst_case(evidence.model, x, y, threat, eps, ids=ids, batch_size=batch_size, quick=evidence.quick)
+    ids = evidence.worst.ids[rows.cpu()]
+    worst = worst_case(evidence.network, x, y, threat, eps, ids=ids, execution=evidence.execution)
     return ~worst.robust_correct
 
 
 def differentiate(evidence: Evidence, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
     """A loss at the samples ``rows``, ``(n,)``, and its gradient in the input, ``(n, ...)``."""
     parts = [
-        loss_and_gradient(evidence.model, loss, evidence.worst.x[part], evidence.worst.y[part])
-        for part in rows.split(evidence.batch_size)
+        loss_and_gradient(evidence.network.model, loss, evidence.worst.x[part], evidence.worst.y[part])
+        for part in rows.split(evidence.execution.batch_size)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
 
@@ -372,7 +367,7 @@ def _fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
         others = {name: value for name, value in getattr(attack, "keywords", {}).items() if name != "loss"}
         return loss and loss.default, (unbind(attack), others)
 
-    kinds = enumerate(describe(attack) for attack in threat.attacks)
+    kinds = enumerate(describe(attack) for attack in threat.battery)
     for (_, (loss, others)), (later, kind) in itertools.combinations(kinds, 2):
         if loss == "ce" and kind == ("dlr", others):
             return Rate(int((worst.attack == later).sum()), int(worst.clean_correct.sum()))
@@ -537,7 +532,7 @@ def query_gap(broken: Rate, left: Rate, p: float) -> Flag:
 
 
 def _collect_queries(evidence: Evidence) -> tuple[Rate, Rate, float]:
-    worst, attacks = evidence.worst, evidence.threat.attacks
+    worst, attacks = evidence.worst, evidence.threat.battery
     number = next((i for i, attack in enumerate(attacks) if unbind(attack) is square), len(attacks))
     if number == 0:
         raise InputError("the first attack is by queries alone")

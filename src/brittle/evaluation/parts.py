@@ -1,4 +1,4 @@
-"""A folder of finished parts of an evaluation, so that it goes on where it stopped."""
+"""What one piece of the data gave, and a folder that keeps it, so that an evaluation goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -7,44 +7,49 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brittle.errors import InputError
-from brittle.evaluation.naming import identity
-from brittle.evaluation.worst_case import Attack
-from brittle.models.borrow import Model, device_of, frozen
+from brittle.evaluation.threat import Attack, identity
+from brittle.evaluation.worst_case import WorstCase
+from brittle.models.borrow import Model, device_of
 from brittle.models.forward import logits_of
 from brittle.results import SampleResult
 from brittle.storage import codec
 from brittle.storage.digest import digest
-from brittle.storage.files import write_text
+from brittle.storage.files import replacing, write_text
 
-PROBES = 8
+IDENTIFYING_SAMPLES = 8
 """Samples whose logits tell networks of equal weights apart."""
+EXAMPLE_TENSORS = ("x_adv", "clean_logits", "adversarial_logits", "attack", "restart", "proven")
+"""What is kept of a worst case beside the data themselves."""
 
 
-class Chunk(Protocol):
-    """Samples that are attacked as one pool."""
+@dataclass(frozen=True)
+class Chunk:
+    """Samples that are attacked as one pool.
 
-    @property
-    def first(self) -> int:
-        """Number of the first one."""
+    Attributes:
+        first: Number of the first one.
+        x: Inputs ``(N, ...)``.
+        y: Labels ``(N,)``.
+        total: Samples of the data set, where known.
+    """
 
-    @property
-    def x(self) -> Tensor:
-        """Inputs ``(N, ...)``."""
-
-    @property
-    def y(self) -> Tensor:
-        """Labels ``(N,)``."""
+    first: int
+    x: Tensor
+    y: Tensor
+    total: int | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one chunk of samples gave.
+    """What one chunk of samples gave under one threat.
 
     Attributes:
         first: Number of its first sample.
@@ -52,6 +57,7 @@ class Part:
         rejected: Examples that were not admissible.
         forwards: Samples put through the network without gradient.
         backwards: Samples put through the network with a gradient.
+        survivors: Samples right under attack at each budget of a security curve; none if no curve was asked for.
         schema_version: Of the file that keeps it.
     """
 
@@ -60,70 +66,106 @@ class Part:
     rejected: int
     forwards: int
     backwards: int
+    survivors: tuple[int, ...] = ()
     schema_version: int = 1
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """A part, and the examples themselves where they were asked for.
+
+    Attributes:
+        part: Counts and per-sample results.
+        worst: The examples, on the CPU.
+    """
+
+    part: Part
+    worst: WorstCase | None = None
+
+
+@dataclass(frozen=True)
 class Kept:
-    """A folder with one file a chunk, named by a fingerprint of everything that its content depends on."""
+    """A folder with one file a chunk, named by a fingerprint of everything that its content depends on.
+
+    Attributes:
+        folder: Where the files lie.
+        fingerprint: Of the network, the attacks and all settings but the data.
+        with_examples: Samples from the start of the data whose examples are kept as well, at least.
+    """
 
     folder: Path
-    settings: str
-
-    @staticmethod
-    def of(
-        model: Model, folder: Path, settings: Sequence[str], attacks: Sequence[Attack], x: Tensor, y: Tensor
-    ) -> Kept:
-        """The folder for a run with these settings, made if it is missing.
-
-        Args:
-            model: The network: its weights, buffers, structure and logits for a few samples make the fingerprint.
-            folder: Where parts are kept.
-            settings: Everything but network, attacks and data that results depend on.
-            attacks: The attacks.
-            x: At least one input.
-            y: Labels.
-
-        Raises:
-            InputError: The network is no module, an attack cannot be told from others, or there can be no folder.
-        """
-        if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise InputError(f"resume: expected an nn.Module, whose weights can be told from others; got {kind}")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"resume: expected a folder; {folder} is or lies in a file") from None
-        device = device_of(model)
-        with frozen(model):
-            logits = logits_of(model, x[:PROBES].to(device), y[:PROBES].to(device))
-        tensors = model.state_dict() | dict(model.named_buffers()) | {"logits": _rounded(logits)}
-        return Kept(folder, json.dumps([str(model), digest(tensors), *map(identity, attacks), *settings]))
+    fingerprint: str
+    with_examples: int = 0
 
     def path(self, chunk: Chunk) -> Path:
         """Where the results of a chunk lie."""
         data = digest({"x": chunk.x, "y": chunk.y})
-        name = hashlib.sha256(f"{self.settings} {chunk.first} {data}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(f"{self.fingerprint} {chunk.first} {data}".encode()).hexdigest()[:24]
         return self.folder / f"samples-{chunk.first:08d}-{name}.json"
 
-    def read(self, chunk: Chunk) -> Part | None:
+    def read(self, chunk: Chunk, bounds: tuple[float, float]) -> Outcome | None:
         """The kept results of a chunk; None when there are none that can be read and belong to it."""
         path = self.path(chunk)
         if not path.is_file():
             return None
         try:
             part = codec.from_json(path.read_bytes(), {1: Part}, "resume")
-        except InputError:
+            with_examples = chunk.first < self.with_examples
+            tensors: dict[str, Any] | None = load_file(path.with_suffix(".safetensors")) if with_examples else None
+        except (InputError, OSError, SafetensorError):
             return None
-        wanted = [(chunk.first + index, label) for index, label in enumerate(chunk.y.tolist())]
-        return part if [(sample.index, sample.label) for sample in part.samples] == wanted else None
+        labels = [(chunk.first + index, label) for index, label in enumerate(chunk.y.tolist())]
+        if [(sample.index, sample.label) for sample in part.samples] != labels:
+            return None
+        if tensors is None:
+            return Outcome(part)
+        if set(tensors) != set(EXAMPLE_TENSORS) or tensors["x_adv"].shape != chunk.x.shape:
+            return None
+        x = chunk.x.cpu().clamp(*bounds)
+        ids = torch.arange(chunk.first, chunk.first + len(x))
+        return Outcome(part, WorstCase(x, chunk.y.cpu().long(), ids, rejected=part.rejected, **tensors))
 
-    def write(self, chunk: Chunk, part: Part) -> None:
-        """Keep the results of a chunk, whole or not at all."""
-        write_text(self.path(chunk), codec.to_json(part))
+    def write(self, chunk: Chunk, outcome: Outcome) -> None:
+        """Keep the results of a chunk, whole or not at all: the file that says that it is done comes last."""
+        path = self.path(chunk)
+        if outcome.worst is not None:
+            with replacing(path.with_suffix(".safetensors")) as beside:
+                save_file({name: getattr(outcome.worst, name).contiguous() for name in EXAMPLE_TENSORS}, beside)
+        write_text(path, codec.to_json(outcome.part))
 
 
-def _rounded(logits: Tensor) -> Tensor:
-    """To a thousandth of the largest, so that the rounding of another batch size makes no other network."""
-    logits = logits.double().cpu()
-    return (logits / (1e-3 * logits.abs().max().clamp_min(torch.finfo(torch.float64).tiny))).round()
+def make_folder(folder: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        InputError: There can be none of that name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"resume: expected a folder; {folder} is or lies in a file") from None
+    return folder
+
+
+def fingerprint(model: Model, attacks: Sequence[Attack], settings: Sequence[str], x: Tensor, y: Tensor) -> str:
+    """A text that differs between runs whose results may differ, the data left aside.
+
+    Args:
+        model: The network, borrowed: its weights, buffers, structure and logits for a few samples count.
+        attacks: The attacks.
+        settings: Everything but network, attacks and data that results depend on.
+        x: At least one input.
+        y: Labels.
+
+    Raises:
+        InputError: The network is no module, or an attack cannot be told from others.
+    """
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise InputError(f"resume: expected an nn.Module, whose weights can be told from others; got {kind}")
+    device, some = device_of(model), slice(IDENTIFYING_SAMPLES)
+    logits = logits_of(model, x[some].to(device), y[some].to(device)).double().cpu()
+    # To a thousandth of the largest, so that the rounding of another batch size makes no other network.
+    rounded = (logits / (1e-3 * logits.abs().max().clamp_min(torch.finfo(torch.float64).tiny))).round()
+    tensors = model.state_dict() | dict(model.named_buffers()) | {"logits": rounded}
+    return json.dumps([str(model), digest(tensors), *map(identity, attacks), *settings])

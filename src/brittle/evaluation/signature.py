@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
 
 from brittle._version import __version__
+from brittle.evaluation.parts import Chunk
 from brittle.models.borrow import device_of
 from brittle.results import Setting, Signature
-from brittle.storage.digest import digest
+from brittle.storage.digest import bytes_of, describe, digest
 
 
-def signature_of(
-    model: nn.Module, samples: tuple[Tensor, Tensor] | None, seed: int, settings: dict[str, Setting]
-) -> Signature:
+class StreamDigest:
+    """The fingerprint of labelled data that are read once, chunk by chunk.
+
+    It is :func:`~brittle.storage.digest.digest` of the inputs and labels as two tensors, however they were cut; a
+    stream whose number of samples is not known beforehand gets one of its own.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        """Take the number of samples, where it is known."""
+        self.total, self.inputs, self.labels = total, hashlib.sha256(), list[Tensor]()
+
+    def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """The chunks, read on their way."""
+        for chunk in chunks:
+            if not self.labels:
+                self.inputs.update(describe("inputs", chunk.x, (self.total, *chunk.x.shape[1:])))
+            self.inputs.update(bytes_of(chunk.x))
+            self.labels.append(chunk.y.detach().cpu())
+            yield chunk
+
+    def hexdigest(self) -> str:
+        """The fingerprint of what was read, as 64 hexadecimal digits."""
+        result, labels = self.inputs.copy(), torch.cat(self.labels)
+        result.update(describe("labels", labels, (self.total,)))
+        result.update(bytes_of(labels))
+        return result.hexdigest()
+
+
+def signature_of(model: nn.Module, data: str | None, seed: int, settings: dict[str, Setting]) -> Signature:
     """The signature of a result.
 
     Args:
         model: The network.
-        samples: Inputs and labels; None without data.
+        data: Fingerprint of the data; None without data.
         seed: Seed of every random choice.
         settings: All settings of the run.
     """
@@ -37,5 +66,5 @@ def signature_of(
         seed=seed,
         settings=settings,
         weights=digest(model.state_dict()),
-        data=None if samples is None else digest({"inputs": samples[0], "labels": samples[1]}),
+        data=data,
     )

@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from brittle.attacks import apgd
-from brittle.auditing.run import audit
+from brittle.auditing import audit
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, load_data
+from brittle.evaluation import Execution, Threat
 from brittle.experiments.claims import mcnemar
 from brittle.models.architectures.fcn import fcn
 from brittle.progress import Progress, silent
@@ -81,7 +82,7 @@ def run_demo(
         The networks side by side.
     """
     train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
-    attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
+    threat = Threat([functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")], seed=seed)
     audits: list[Audit] = []
     for variant in variants:
         network = train_variant(variant, train, seed=seed, epochs=epochs, progress=progress)
@@ -90,7 +91,7 @@ def run_demo(
             if stage.endswith("attack"):  # all else is over in no time
                 progress(f"attack {name} {stage.split()[0]}", done, total)
 
-        audits.append(audit(network, test, attacks=attacks, seed=seed, name=variant.name, progress=report))
+        audits.append(audit(network, test, threat, name=variant.name, execution=Execution(progress=report)))
     comparison = Comparison(tuple(_compared(result, audits[0]) for result in audits))
     for compared in comparison.networks:
         compared.audit.save(out / compared.folder / "audit.json")

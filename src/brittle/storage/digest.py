@@ -18,10 +18,20 @@ def digest(tensors: Mapping[str, object]) -> str:
     """
     result = hashlib.sha256()
     for name, tensor in tensors_in(tensors):
-        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.dequantize() if tensor.is_quantized else tensor  # bytes alone would leave out the scale
-        result.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        result.update(describe(name, tensor, tuple(tensor.shape)))
+        result.update(bytes_of(tensor))
     return result.hexdigest()
+
+
+def describe(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> bytes:
+    """What a fingerprint says of a tensor before its bytes; the shape may be that of many such tensors as one."""
+    return f"{name} {tensor.dtype} {shape}".encode()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The tensor's values in the order of its axes."""
+    values = tensor.dequantize() if tensor.is_quantized else tensor  # bytes alone would leave out the scale
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def tensors_in(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,151 @@
+"""Clean and robust accuracy of a data set of any size: at one budget, or at the standard ones."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from brittle.attacks import apgd
+from brittle.attacks.region import check_budget
+from brittle.data.batches import DataLike, budgets_by_norm
+from brittle.errors import InputError
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.parts import Chunk
+from brittle.evaluation.run import Case, Plan, first_of, numbered, run_parts, summarise
+from brittle.evaluation.signature import StreamDigest, signature_of
+from brittle.evaluation.threat import Threat, for_classes
+from brittle.linear.norms import check_attack_norm
+from brittle.models.borrow import Model, device_of, frozen
+from brittle.models.forward import logits_of
+from brittle.results import AttackResult, Evaluation, NotMeasured
+
+
+def evaluate(
+    model: Model, data: DataLike, threat: Threat = Threat(apgd), *, eps: float, execution: Execution = Execution()
+) -> Evaluation:
+    """Clean and robust accuracy under the worst case over attacks and restarts.
+
+    Samples that are wrong without attack are not attacked, nor are samples that broke, nor those that a certificate
+    covers (relaxations, theory page; tried on a few samples first and left off where they prove little). A sample
+    leaves the batch when it breaks, and a waiting one takes its place; attacks of this package run on a private copy
+    with batch norms folded. None of this changes a verdict, apart from rounding. Every example is re-checked on the
+    model itself: ``||x_adv - x||_p <= eps (1 + 1e-6)`` (and float rounding at the bounds), values within the bounds
+    and finite, prediction recomputed; an example that fails is rejected and counted, never credited.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode.
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)`` (streamed,
+            never held whole), or a Dataset; inputs within the threat's bounds.
+        threat: What the attacker may do. Attacks are called ``(model, x, y, *, eps, p)``; ``bounds``, ``seed``,
+            ``ids``, ``batch_size`` and ``progress`` are passed to attacks that have them. Options are bound with
+            ``functools.partial`` and recorded.
+        eps: Budget, at least 0, in input units.
+        execution: How the work is carried out; verdicts do not depend on it, apart from rounding (which samples
+            certificates are tried on does, and so ``proven``).
+
+    Returns:
+        Counts, what was run, and per-sample results. Robust accuracy is an upper estimate of the true one.
+
+    Raises:
+        InputError: An argument is out of range, the data hold NaN, values outside the bounds, or labels that the
+            model does not have; the message names the argument, what was expected and what came.
+    """
+    check_budget(eps, threat.p, 1)
+    with frozen(model):
+        first, chunks = first_of(numbered(data, execution), threat.bounds)
+        threat = chosen_attacks(threat, model, first)[0]
+        plan = Plan((Case(threat, eps),), execution)
+        return summarise([outcome.part for (outcome,) in run_parts(model, plan, first, chunks)], threat, eps)
+
+
+def attack(
+    model: nn.Module,
+    data: DataLike,
+    threat: Threat = Threat("standard"),
+    *,
+    p: float | Sequence[float] = (math.inf, 2.0),
+    eps: float | Mapping[float, float] | None = None,
+    name: str | None = None,
+    execution: Execution = Execution(),
+) -> AttackResult:
+    """Robust accuracy of a network at the standard budgets, for one norm after the other.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        data: As :func:`brittle.evaluate`; a stream is read once for all norms.
+        threat: What the attacker may do; ``p`` takes the place of its norm.
+        p: Norms of the budgets: inf, 2 or both.
+        eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
+        name: What to call the model; its class name by default.
+        execution: How the work is carried out.
+
+    Returns:
+        One evaluation a norm; robust accuracies are upper estimates.
+
+    Raises:
+        InputError: An argument is out of range; it names the argument, what was expected and what came.
+    """
+    started = time.perf_counter()
+    budgets = budgets_by_norm(eps, check_norms(p), data)
+    with frozen(model):
+        first, chunks = first_of(numbered(data, execution), threat.bounds)
+        battery, left_out = chosen_attacks(threat, model, first)
+        cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
+        read = StreamDigest(first.total)
+        outcomes = list(run_parts(model, Plan(cases, execution), first, read.over(chunks)))
+        signature = signature_of(
+            model,
+            read.hexdigest(),
+            threat.seed,
+            {
+                "preset": threat.attacks if isinstance(threat.attacks, str) else None,
+                "certify": execution.certify,
+                "restarts": threat.restarts,
+                "bounds": tuple(map(float, threat.bounds)),
+                "steps": threat.steps,
+                "p": tuple(f"{q:g}" for q in budgets),
+                "eps": tuple(budgets.values()),
+            },
+        )
+    evaluations = tuple(
+        summarise([of_cases[number].part for of_cases in outcomes], case.threat, case.eps)
+        for number, case in enumerate(cases)
+    )
+    return AttackResult(
+        model=name or type(model).__name__,
+        evaluations=evaluations,
+        not_measured=left_out,
+        signature=signature,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def chosen_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:
+    """The threat with its attacks one by one, and what a preset leaves out for the network's number of classes.
+
+    Args:
+        threat: Names a preset, or holds attacks and is returned as it is.
+        model: The network, borrowed; asked for its logits for one sample when a preset is named.
+        samples: At least one.
+    """
+    if not isinstance(threat.attacks, str):
+        return threat, ()
+    device = device_of(model)
+    logits = logits_of(model, samples.x[:1].to(device), samples.y[:1].to(device))
+    return for_classes(threat, logits.shape[1])
+
+
+def check_norms(p: float | Sequence[float]) -> tuple[float, ...]:
+    """The norms of the budgets, at least one.
+
+    Raises:
+        InputError: There is none, or one is neither inf nor 2.
+    """
+    norms = tuple(check_attack_norm(q) for q in (p if isinstance(p, Sequence) else (p,)))
+    if not norms:
+        raise InputError("p: expected at least one of inf and 2; got none")
+    return norms

@@ -1,0 +1,48 @@
+"""How an evaluation is carried out: nothing here changes a verdict, apart from rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from brittle.errors import InputError
+from brittle.progress import Progress
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work is carried out; verdicts do not depend on it, apart from rounding.
+
+    Attributes:
+        batch_size: Samples at once; halved when memory runs out.
+        certify: Leave samples that are proven robust at the budget out of the attacks (tried on a few samples first,
+            and left off where it would save no time).
+        compiled: Attack a compiled copy of the network (``torch.compile``); for long runs on a GPU.
+        devices: Devices that share the work, each with a copy of the network; none: the network's own.
+        ray_workers: Tasks at once on a Ray cluster (extra ``cluster``); 0 for none.
+        resume: A folder that keeps what is done; the same call goes on where it stopped.
+        progress: Called as the work goes on.
+
+    Raises:
+        InputError: A number is out of range, or devices and Ray workers are asked for at once.
+    """
+
+    batch_size: int = 256
+    certify: bool = True
+    compiled: bool = False
+    devices: tuple[str, ...] = ()
+    ray_workers: int = 0
+    resume: str | Path | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1; got {self.batch_size}")
+        if self.ray_workers < 0 or (self.ray_workers and self.devices):
+            raise InputError(f"ray_workers: expected at least 0, and 0 with devices; got {self.ray_workers}")
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the data are cut into small pieces, to be shared or kept."""
+        return bool(self.devices) or self.ray_workers > 0 or self.resume is not None

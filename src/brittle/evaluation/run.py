@@ -1,0 +1,305 @@
+"""Data of any size under one or several threats: streamed in chunks, shared by devices, kept, and counted.
+
+Every chunk is attacked under all threats before the next one is asked for, so that a stream is read once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from brittle.attacks.losses import margins
+from brittle.bounds.radius import certified_radii
+from brittle.bounds.relaxation.certify import Relaxation
+from brittle.data.batches import DataLike, chunks_of
+from brittle.data.checks import check_batch
+from brittle.errors import InputError
+from brittle.evaluation.certify import prove, worthwhile_relaxations
+from brittle.evaluation.curves import security_curve
+from brittle.evaluation.execution import Execution
+from brittle.evaluation.parts import Chunk, Kept, Outcome, Part, fingerprint, make_folder
+from brittle.evaluation.threat import Threat, attack_name, attack_settings, passes_of
+from brittle.evaluation.worst_case import WorstCase, worst_case
+from brittle.linear.norms import distances
+from brittle.models.borrow import Model
+from brittle.models.forward import logits_of
+from brittle.models.network import Network, make_ready
+from brittle.models.workers import on_devices, on_ray
+from brittle.progress import Progress, rising
+from brittle.results import Evaluation, SampleResult
+from brittle.results.wording import norm_name
+from brittle.storage.digest import digest
+
+CHUNK_BYTES = 2**28
+"""Bytes of inputs that are attacked as one pool, at most (and at least one batch)."""
+CHUNK_SAMPLES = 8192
+"""Samples that are attacked as one pool, at most."""
+BATCHES_OF_A_PIECE = 4
+"""Batches of a chunk where the work is shared or kept."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked about every sample at one budget.
+
+    Attributes:
+        threat: What the attacker may do, attacks one by one.
+        eps: The budget, in input units.
+        curve: Budgets of a security curve besides ``eps``; none for no curve.
+        lipschitz: Certified Lipschitz constants of the margins ``(K, K)``, for certified radii; None for none.
+    """
+
+    threat: Threat
+    eps: float
+    curve: tuple[float, ...] = ()
+    lipschitz: Tensor | None = None
+
+    @property
+    def settings(self) -> list[str]:
+        """Everything but the attacks that results depend on."""
+        threat = self.threat
+        plain = [threat.p, threat.restarts, *threat.bounds, threat.seed, self.eps]
+        more = [*self.curve] if self.lipschitz is None else [*self.curve, digest({"lipschitz": self.lipschitz})]
+        return [str(value) for value in (*plain, *more)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with every chunk; goes to every worker.
+
+    Attributes:
+        cases: What is asked.
+        execution: How it is done.
+        examples: Samples from the start of the data whose examples are wanted, at least.
+    """
+
+    cases: tuple[Case, ...]
+    execution: Execution
+    examples: int = 0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A network with what was made of it once: ready, and read for certificates where these save time."""
+
+    network: Network
+    relaxations: tuple[Relaxation | None, ...]
+
+
+def numbered(data: DataLike, execution: Execution) -> Iterator[Chunk]:
+    """Chunks with the number of their first sample; a few batches each where they are shared or kept."""
+    size = BATCHES_OF_A_PIECE * execution.batch_size if execution.in_pieces else CHUNK_SAMPLES
+    first = 0
+    for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
+        yield Chunk(first, x, y, total)
+        first += len(x)
+
+
+def first_of(chunks: Iterator[Chunk], bounds: tuple[float, float]) -> tuple[Chunk, Iterator[Chunk]]:
+    """The first chunk, one sample of it checked, and all chunks.
+
+    Raises:
+        InputError: There is none, or its first sample cannot be used.
+    """
+    first = next(chunks, None)
+    if first is None:
+        raise InputError("data: expected at least one sample; got none")
+    check_batch(first.x[:1], first.y[:1], bounds=bounds)
+    return first, itertools.chain([first], chunks)
+
+
+def run_parts(
+    model: Model | Network, plan: Plan, first: Chunk, chunks: Iterator[Chunk]
+) -> Iterator[tuple[Outcome, ...]]:
+    """What every chunk gave, one outcome a case, in the order of the chunks.
+
+    Args:
+        model: The network, borrowed, or made ready as well.
+        plan: What to do.
+        first: The first chunk, by which workers are prepared.
+        chunks: All chunks, the first one included; taken as they are needed.
+
+    Raises:
+        InputError: As :func:`brittle.evaluate`.
+    """
+    execution, network = plan.execution, model.model if isinstance(model, Network) else model
+    board, kept = Board(execution.progress, first.total), _folders(network, plan, first)
+    if execution.ray_workers:
+        plan = replace(plan, execution=replace(execution, progress=None))  # what a task tells does not come back
+        equip, work = partial(_equip, plan=plan, first=first), partial(_attack_chunk, plan=plan, kept=kept)
+        results = on_ray(equip, work, chunks, network, execution.ray_workers)
+    elif execution.devices:
+        equip, work = partial(_equip, plan=plan, first=first), partial(_attack_chunk, plan=plan, kept=kept, board=board)
+        results = on_devices(equip, work, chunks, network, execution.devices)
+    else:
+        worker = _equip(model, plan, first)
+        results = (_attack_chunk(worker, chunk, plan=plan, kept=kept, board=board) for chunk in chunks)
+    for outcomes in results:
+        for case, outcome in zip(plan.cases, outcomes, strict=True):
+            part = outcome.part  # from a folder or a cluster it comes without a word
+            board.of_chunk(part.first)(f"{norm_name(case.threat.p)} attack", len(part.samples), None)
+        yield outcomes
+
+
+def _folders(model: Model, plan: Plan, first: Chunk) -> tuple[Kept, ...] | None:
+    """The folder for every case, by fingerprints; None when nothing is kept."""
+    execution = plan.execution
+    if execution.resume is None:
+        return None
+    folder = make_folder(Path(execution.resume))
+    return tuple(
+        Kept(
+            folder,
+            fingerprint(model, case.threat.battery, [*case.settings, str(execution.certify)], first.x, first.y),
+            plan.examples,
+        )
+        for case in plan.cases
+    )
+
+
+def _equip(model: Model | Network, plan: Plan, first: Chunk) -> Worker:
+    """Make the network ready, if it is not, and read it for the certificates that save time."""
+    threat, network = plan.cases[0].threat, model
+    if not isinstance(network, Network):
+        network = make_ready(network, first.x, threat.bounds, compiled=plan.execution.compiled)
+    relaxations: tuple[Relaxation | None, ...] = (None,) * len(plan.cases)
+    if plan.execution.certify:
+        pairs = [(case.threat, case.eps) for case in plan.cases]
+        relaxations = worthwhile_relaxations(network, first.x, first.y, pairs, passes_of(threat))
+    return Worker(network, relaxations)
+
+
+def _attack_chunk(
+    worker: Worker, chunk: Chunk, *, plan: Plan, kept: tuple[Kept, ...] | None, board: Board | None = None
+) -> tuple[Outcome, ...]:
+    """Results of one chunk for every case, from the folder or by attacking it."""
+    outcomes = []
+    for number, case in enumerate(plan.cases):
+        folder = None if kept is None else kept[number]
+        outcome = None if folder is None else folder.read(chunk, case.threat.bounds)
+        if outcome is None:
+            progress = None if board is None else board.of_chunk(chunk.first)
+            execution = replace(plan.execution, progress=progress)
+            relaxation, examples = worker.relaxations[number], chunk.first < plan.examples
+            outcome = _measure(worker.network, chunk, case, relaxation, execution, examples)
+            if folder is not None:
+                folder.write(chunk, outcome)
+        outcomes.append(outcome)
+    return tuple(outcomes)
+
+
+def _measure(
+    network: Network, chunk: Chunk, case: Case, relaxation: Relaxation | None, execution: Execution, examples: bool
+) -> Outcome:
+    """Prove what can be proven, attack the rest, and follow every sample over the budgets of the curve."""
+    threat, x, y = case.threat, chunk.x, chunk.y
+    proven = torch.zeros(len(x), dtype=torch.bool, device=network.device)
+    if relaxation is not None:
+        check_batch(x, y, bounds=threat.bounds, classes=relaxation.classes)
+        proven = prove(relaxation, x, y, threat, case.eps, passes_of(threat))
+    radii = None
+    if case.lipschitz is not None:
+        check_batch(x, y, bounds=threat.bounds)
+        labels = y.to(network.device)
+        logits = logits_of(network.model, x.to(network.device).clamp(*threat.bounds), labels, execution.batch_size)
+        radii = certified_radii(logits, labels, case.lipschitz).to(network.device)
+        radii = torch.where(proven, radii.clamp_min(math.nextafter(case.eps, math.inf)), radii)
+        proven = proven | (radii > case.eps)
+    worst = worst_case(network, x, y, threat, case.eps, ids=chunk.first, proven=proven, execution=execution)
+    survivors: tuple[int, ...] = ()
+    if case.curve:
+        curve = security_curve(
+            network, worst, threat, at=case.eps, budgets=case.curve, radii=radii, execution=execution
+        )
+        survivors = tuple(rate.hits for rate in curve.robust)
+    samples = sample_results(worst, threat, chunk.first, radii)
+    part = Part(chunk.first, samples, worst.rejected, worst.forwards, worst.backwards, survivors)
+    return Outcome(part, worst.to("cpu") if examples else None)
+
+
+class Board:
+    """Adds up the progress of chunks that run side by side, stage by stage."""
+
+    def __init__(self, progress: Progress | None, total: int | None) -> None:
+        """Tell ``progress``; ``total`` is the number of all samples, where known."""
+        self.tell, self.total, self.lock = rising(progress), total, threading.Lock()
+        self.done: dict[str, dict[int, int]] = {}
+
+    def of_chunk(self, first: int) -> Progress:
+        """The progress of the chunk that begins at sample ``first``."""
+
+        def tell(stage: str, done: int, total: int | None) -> None:
+            with self.lock:
+                chunks = self.done.setdefault(stage, {})
+                chunks[first] = done
+                self.tell(stage, sum(chunks.values()), self.total)
+
+        return tell
+
+
+def sample_results(
+    worst: WorstCase, threat: Threat, first: int = 0, radii: Tensor | None = None
+) -> tuple[SampleResult, ...]:
+    """One :class:`~brittle.results.SampleResult` a sample, numbered from ``first``.
+
+    Args:
+        worst: The samples under attack.
+        threat: What they were attacked by.
+        first: Number of the first sample.
+        radii: Certified radii ``(N,)``, where known.
+    """
+    names = [attack_name(attack) for attack in threat.battery]
+    columns = {
+        "label": worst.y,
+        "clean_prediction": worst.clean_logits.argmax(1),
+        "adversarial_prediction": worst.adversarial_logits.argmax(1),
+        "clean_margin": margins(worst.clean_logits, worst.y),
+        "adversarial_margin": margins(worst.adversarial_logits, worst.y).nan_to_num(nan=-math.inf),
+        "distance": distances(worst.x_adv, worst.x, threat.p),
+        "proven": worst.proven & worst.clean_correct,
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(Tensor.tolist, columns.values()), strict=True)]
+    attacks, restarts = worst.attack.tolist(), worst.restart.tolist()
+    known_radii: Sequence[float | None] = [None] * len(rows) if radii is None else radii.tolist()
+    return tuple(
+        SampleResult(
+            index=first + number,
+            attack=names[attacks[number]] if attacks[number] >= 0 else None,
+            restart=restarts[number] if restarts[number] >= 0 else None,
+            certified_radius=known_radii[number],
+            **row,
+        )
+        for number, row in enumerate(rows)
+    )
+
+
+def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
+    """Count per-sample results into an :class:`~brittle.results.Evaluation`."""
+    samples = [sample for part in parts for sample in part.samples]
+    right = [sample.clean_prediction == sample.label for sample in samples]
+    return Evaluation(
+        attacks=tuple(attack_name(attack) for attack in threat.battery),
+        p=float(threat.p),
+        eps=float(eps),
+        bounds=(float(threat.bounds[0]), float(threat.bounds[1])),
+        restarts=threat.restarts,
+        seed=threat.seed,
+        settings={attack_name(attack): attack_settings(attack) for attack in threat.battery},
+        n=len(samples),
+        clean_correct=sum(right),
+        robust_correct=sum(ok and s.attack is None for ok, s in zip(right, samples, strict=True)),
+        rejected=sum(part.rejected for part in parts),
+        largest_perturbation=max(sample.distance for sample in samples),
+        samples=tuple(samples),
+        proven=sum(sample.proven for sample in samples),
+        forwards=sum(part.forwards for part in parts),
+        backwards=sum(part.backwards for part in parts),
+    )

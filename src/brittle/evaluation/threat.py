@@ -1,0 +1,191 @@
+"""What the attacker may do: the threat, the named batteries of attacks, and what attacks are called."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FunctionType
+
+from torch import Tensor
+
+from brittle.attacks import ATTACKS, apgd, apgd_targeted, square
+from brittle.errors import InputError
+from brittle.linear.norms import check_attack_norm
+from brittle.results import NotMeasured, Setting
+
+Attack = Callable[..., Tensor]
+"""``attack(model, x, y, *, eps, p, ...) -> x_adv``; options are bound with ``functools.partial``."""
+
+PRESETS = {
+    "fast": "APGD with cross-entropy, then with the DLR loss; 100 steps each",
+    "standard": "AutoAttack's composition without FAB: APGD with cross-entropy (100 steps), APGD towards the 9 "
+    "likeliest other classes (100 steps each), Square (5,000 queries)",
+    "thorough": "APGD with cross-entropy and with the DLR loss (300 steps each), APGD towards the 20 likeliest other "
+    "classes (200 steps each), Square (10,000 queries)",
+}
+"""What each preset runs, cheapest first."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What the attacker may do, and how it is searched for.
+
+    Attributes:
+        attacks: The name of a preset (``fast``, ``standard``, ``thorough``), one attack, or several that run in this
+            order on the samples that are still right.
+        p: Norm of the budgets: 2 or inf.
+        restarts: Runs of every attack; run r draws from seed ``seed + r``.
+        bounds: Smallest and largest admissible input value.
+        seed: Seed of every random choice.
+        steps: Steps of each of a preset's gradient attacks; its own by default.
+
+    Raises:
+        InputError: An attribute is out of range.
+    """
+
+    attacks: str | Attack | Sequence[Attack] = "fast"
+    p: float = math.inf
+    restarts: int = 1
+    bounds: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        check_attack_norm(self.p)
+        if isinstance(self.attacks, str):
+            if self.attacks not in PRESETS:
+                raise InputError(f"attacks: expected one of {', '.join(PRESETS)}, or attacks; got {self.attacks!r}")
+        elif self.steps is not None:
+            raise InputError("steps: expected None beside attacks, whose steps are options of their own; got a number")
+        else:
+            several = isinstance(self.attacks, Sequence)
+            attacks = tuple(self.attacks) if several else (self.attacks,)  # type: ignore[arg-type]
+            if not attacks or not all(callable(attack) for attack in attacks):
+                raise InputError(f"attacks: expected an attack or a sequence of attacks; got {self.attacks!r}")
+            object.__setattr__(self, "attacks", attacks)
+        if self.restarts < 1:
+            raise InputError(f"restarts: expected at least 1; got {self.restarts}")
+
+    @property
+    def battery(self) -> tuple[Attack, ...]:
+        """The attacks one by one; only of a threat that names no preset any more (:func:`for_classes`)."""
+        assert isinstance(self.attacks, tuple)
+        return self.attacks
+
+
+def for_classes(threat: Threat, classes: int) -> tuple[Threat, tuple[NotMeasured, ...]]:
+    """The threat with its preset's attacks one by one, and those that the number of classes leaves out.
+
+    Args:
+        threat: Returned as it is when it names no preset.
+        classes: Classes of the network.
+    """
+    if not isinstance(threat.attacks, str):
+        return threat, ()
+    attacks, left_out = preset(threat.attacks, classes, threat.steps)
+    return replace(threat, attacks=attacks, steps=None), tuple(NotMeasured(name, why) for name, why in left_out)
+
+
+def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Attack, ...], tuple[tuple[str, str], ...]]:
+    """The attacks of a preset that a network with that many classes admits.
+
+    Args:
+        name: ``fast``, ``standard`` or ``thorough``; see :data:`PRESETS`.
+        classes: Classes of the network.
+        steps: Steps of every gradient attack, in place of the preset's own.
+
+    Returns:
+        The attacks in the order in which they run, and ``(attack, reason)`` for those left out: the DLR loss needs 3
+        classes, its targeted form 4.
+
+    Raises:
+        InputError: There is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"attacks: expected one of {', '.join(PRESETS)}, or attacks; got {name!r}")
+    full = {"fast": 100, "standard": 100, "thorough": 300}[name] if steps is None else steps
+    aimed = {"fast": 100, "standard": 100, "thorough": 200}[name] if steps is None else steps
+    dlr = (partial(apgd, loss="dlr", steps=full), "APGD with the DLR loss", 3)
+    targeted = partial(apgd_targeted, steps=aimed, targets=20 if name == "thorough" else 9)
+    rows: list[tuple[Attack, str, int]] = [(partial(apgd, loss="ce", steps=full), "APGD with cross-entropy", 1)]
+    rows += [] if name == "standard" else [dlr]
+    rows += [] if name == "fast" else [(targeted, "APGD with the targeted DLR loss", 4)]
+    rows += [] if name == "fast" else [(partial(square, queries=5000 if name == "standard" else 10000), "Square", 1)]
+    return (
+        tuple(attack for attack, _, least in rows if classes >= least),
+        tuple(
+            (what, f"needs at least {least} classes; the model has {classes}")
+            for _, what, least in rows
+            if classes < least
+        ),
+    )
+
+
+def passes_of(threat: Threat) -> float:
+    """About how many passes with gradient a sample costs that withstands all attacks; a query counts a third."""
+    total = 0.0
+    for attack in threat.battery:
+        options = {q.name: q.default for q in inspect.signature(attack).parameters.values()}
+        queries, steps, targets = (options.get(name) for name in ("queries", "steps", "targets"))
+        if isinstance(queries, int):
+            total += queries / 3
+        else:
+            total += (steps if isinstance(steps, int) else 1) * (targets if isinstance(targets, int) else 1)
+    return total * threat.restarts
+
+
+def unbind(attack: Attack) -> Attack:
+    """The function behind the options that ``functools.partial`` bound."""
+    return unbind(attack.func) if isinstance(attack, functools.partial) else attack
+
+
+def is_ours(attack: Attack) -> bool:
+    """Whether an attack is one of this package's."""
+    return any(unbind(attack) is ours for ours in ATTACKS.values())
+
+
+def bound_options(attack: Attack) -> set[str]:
+    """Names of the options that the caller bound with ``functools.partial``."""
+    return set(attack.keywords) if isinstance(attack, functools.partial) else set()
+
+
+def attack_name(attack: Attack) -> str:
+    """``apgd``, or ``apgd(loss='dlr', steps=50)`` for an attack with bound options."""
+    if isinstance(attack, functools.partial):
+        options = ", ".join(f"{name}={value!r}" for name, value in attack.keywords.items())
+        return f"{attack_name(attack.func)}({options})"
+    return getattr(attack, "__name__", type(attack).__name__)
+
+
+def attack_settings(attack: Attack) -> Setting:
+    """The options that an attack runs with and the caller did not set, as one line."""
+    parameters = inspect.signature(attack).parameters.values()
+    passed = {"eps", "p", "bounds", "seed", "ids", "batch_size", "progress", *bound_options(attack)}
+    simple = [q for q in parameters if q.default is not q.empty and q.name not in passed]
+    return ", ".join(f"{q.name}={getattr(q.default, '__name__', q.default)!r}" for q in simple)
+
+
+def identity(attack: Attack) -> str:
+    """A text that differs between attacks that may give different results.
+
+    Raises:
+        InputError: The attack is none of this package's and no plain function, or has options that are no plain
+            values: then nothing tells it from others.
+    """
+    if isinstance(attack, functools.partial):
+        options = [*enumerate(attack.args), *attack.keywords.items()]
+        if not all(isinstance(value, bool | int | float | str | None) for _, value in options):
+            raise InputError(f"resume: expected options that are plain values; got {attack_name(attack)}")
+        return f"{identity(attack.func)} {options!r}"
+    if any(attack is ours for ours in ATTACKS.values()):
+        return f"{attack_name(attack)} {attack_settings(attack)}"
+    if not isinstance(attack, FunctionType) or attack.__closure__ or attack.__name__ == "<lambda>":
+        raise InputError(f"resume: expected attacks that can be told apart by name; got {attack_name(attack)}")
+    code = hashlib.sha256(attack.__code__.co_code + repr(attack.__code__.co_consts).encode()).hexdigest()
+    return f"{attack.__module__}.{attack.__qualname__} {attack.__defaults__} {attack.__kwdefaults__} {code}"
