@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from brittle.attacks import pgd
@@ -16,7 +14,6 @@ from brittle.auditing.directions import energy_shares, layer_responses
 from brittle.bounds import lipschitz_upper_bound
 from brittle.linear.spectrum import top_right_singular_vectors
 from brittle.models.layers import read_layers
-from helpers.matrices import matrices, quick
 from helpers.networks import convnet, few, generator, mlp, seeded, uniform, untidy, untouched
 
 
@@ -26,43 +23,6 @@ def gaussian(seed, *shape):
 
 def view_of(module):
     return read_layers(nn.Sequential(module)).views[0]
-
-
-# --- singular vectors ---------------------------------------------------------------------------------------
-
-
-@quick
-@given(matrices(zero=False), st.integers(1, 24))
-def test_singular_vectors_are_numpys_subspaces(W, k):
-    k = min(k, *W.shape)
-    V = top_right_singular_vectors(W, k)
-    _, sigma, Vt = np.linalg.svd(W.numpy(), full_matrices=False)
-    rank = int((sigma > 1e-10 * sigma[0]).sum())
-    kept = V.shape[1]
-    if sigma[rank - 1] > 1e-4 * sigma[0]:
-        assert kept == min(k, rank)
-    torch.testing.assert_close(V.T @ V, torch.eye(kept, dtype=torch.float64), atol=1e-8, rtol=0)
-    gains = torch.linalg.vector_norm(W @ V, dim=0).numpy()
-    np.testing.assert_allclose(gains, sigma[:kept], rtol=1e-6, atol=1e-8 * sigma[0])
-    for i in range(1, kept + 1):
-        if i == len(sigma) or sigma[i] < 0.9 * sigma[i - 1]:
-            P, Q = (V[:, :i] @ V[:, :i].T).numpy(), Vt[:i].T @ Vt[:i]
-            np.testing.assert_allclose(P, Q, atol=1e-5)
-
-
-def test_singular_vectors_of_a_zero_matrix():
-    for shape in ((3, 5), (5, 3)):
-        assert top_right_singular_vectors(torch.zeros(shape), 2).shape == (shape[1], 0)
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (3, 3)])
-@pytest.mark.parametrize("small", [1e-3, 1e-6, 1e-7])
-def test_small_singular_values_have_directions_too(shape, small):
-    W = torch.zeros(shape, dtype=torch.float64)
-    W[0, 0], W[1, 1], W[2, 2] = 1.0, 0.1, small
-    V = top_right_singular_vectors(W, 3)
-    assert V.shape == (shape[1], 3)
-    torch.testing.assert_close(V.abs(), torch.eye(*V.shape, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 # --- energy -------------------------------------------------------------------------------------------------
@@ -320,16 +280,6 @@ def test_models_come_back_as_they_were_without_hooks():
         layer_responses(net, views, x, (x + 0.1).clamp(0, 1), p=2)
     with untouched(net), pytest.raises(RuntimeError):
         layer_responses(net, views, x[..., :3], (x + 0.1)[..., :3], p=2)
-
-
-def test_large_matrices_agree_with_the_decomposition(monkeypatch):
-    W = torch.randn(40, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for matrix in (W, W.mT):
-        exact = top_right_singular_vectors(matrix, 7)
-        monkeypatch.setattr("brittle.linear.spectrum.GRAM_VECTORS_FROM", 10)
-        gram = top_right_singular_vectors(matrix, 7)
-        monkeypatch.undo()
-        assert torch.allclose((exact.mT @ gram).abs(), torch.eye(7, dtype=torch.float64), atol=1e-9)
 
 
 def test_without_samples_the_model_is_not_run():

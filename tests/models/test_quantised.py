@@ -234,3 +234,10 @@ def test_matrices_in_buffers_and_attributes_are_named():
     views, unread = read_layers(nn.Sequential(Buffered(), nn.ReLU()))
     assert views == []
     assert [(item.name, item.reason) for item in unread] == [("0", "Buffered: no rule to read table, whole")]
+
+
+def test_frozen_torchscript_is_named():
+    script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval()))
+    views, unread = read_layers(script)
+    assert views == []
+    assert ["constants of its code" in item.reason for item in unread] == [True]

@@ -55,7 +55,7 @@ Snapshot = tuple[
 
 def _snapshot(model: nn.Module) -> Snapshot:
     return (
-        [(module, module.training) for module in model.modules()],
+        [(module, getattr(module, "training", False)) for module in model.modules()],  # frozen TorchScript has none
         [(parameter, parameter.requires_grad) for parameter in model.parameters()],
         [
             (module, name, buffer, buffer.detach().clone())

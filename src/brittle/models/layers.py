@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -158,6 +159,9 @@ def _read_layers(model: nn.Module) -> Layers:
             layers.views.extend(_module_views(name or kind, kind, module, weight.detach(), notes, parents.get(module)))
         elif (reason := _no_matrix(module)) is not None:
             layers.unread.append(NotMeasured(name or type(module).__name__, reason))
+    if isinstance(model, torch.jit.ScriptModule) and not layers.views and not layers.unread:
+        reason = "TorchScript without parameters: its weights, if it has any, are constants of its code"
+        layers.unread.append(NotMeasured(type(model).__name__, reason))
     check_finite((view.name, view.weight) for view in layers.views)
     return layers
 
