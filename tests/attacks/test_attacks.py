@@ -22,7 +22,7 @@ from brittle.errors import InputError
 from brittle.linear.norms import lp_norm
 from helpers import networks
 from helpers.matrices import quick
-from helpers.networks import Logistic, convnet, few, linear, mlp, uniform, untidy, untouched
+from helpers.networks import Logistic, convnet, distance, few, linear, mlp, right, uniform, untidy, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -40,19 +40,9 @@ def started(region, seed, ids):
     return random_start(region, seed, sample_ids(ids, len(region.x)))
 
 
-def distance(x_adv, x, p):
-    """Per-sample distance, taken in float64 in numpy."""
-    return np.linalg.norm((x_adv.double() - x.double()).flatten(1).numpy(), ord=p, axis=1)
-
-
 def losses(model, x, y):
     with torch.no_grad():
         return F.cross_entropy(model(x), y, reduction="none")
-
-
-def right(model, x, y):
-    with torch.no_grad():
-        return model(x).argmax(1) == y
 
 
 def logistic_data(dtype=torch.float32, n=40):

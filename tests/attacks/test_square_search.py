@@ -20,15 +20,10 @@ from brittle.errors import InputError
 from brittle.random_streams import GOLDEN, stream_keys, uniform
 from helpers import networks
 from helpers.matrices import quick
-from helpers.networks import Logistic, convnet, few, mlp, seeded, untidy, untouched
+from helpers.networks import Logistic, convnet, distance, few, mlp, right, seeded, untidy, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.12, 2: 0.6}
-
-
-def right(model, x, y):
-    with torch.no_grad():
-        return model(x).argmax(1) == y
 
 
 def margin(model, x, y):
@@ -36,10 +31,6 @@ def margin(model, x, y):
         logits = model(x)
     own = logits.gather(1, y[:, None])[:, 0]
     return own - logits.scatter(1, y[:, None], -math.inf).amax(1)
-
-
-def distance(x_adv, x, p):
-    return np.linalg.norm((x_adv.double() - x.double()).flatten(1).numpy(), ord=p, axis=1)
 
 
 class Watched:

@@ -13,6 +13,8 @@ from brittle.cli.commands import run
 from brittle.models.build import fcn
 from brittle.results import Audit
 from helpers import processes
+from helpers.command_line import one_line
+from helpers.hostile import Hostile
 
 
 @pytest.fixture
@@ -32,17 +34,6 @@ def audit(weights, tmp_path):
 def npz(tmp_path, x, y):
     np.savez(tmp_path / "data.npz", x=x, y=y)
     return f"npz:{tmp_path / 'data.npz'}"
-
-
-def one_line(capsys, *parts):
-    """Standard error is one line that holds every part; standard output is empty."""
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("brittle: ")
-    assert "Traceback" not in captured.err
-    for part in parts:
-        assert part in captured.err
 
 
 def test_audit_writes_json_parquet_and_report(audit, tmp_path, capsys):
@@ -166,20 +157,12 @@ def test_bad_data(case, audit, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-class Hostile:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return open, (self.mark, "w")
-
-
 def bad_checkpoint(case, tmp_path):
     path = tmp_path / ("net.safetensors" if case == "corrupt safetensors" else "net.pt")
     if case == "corrupt safetensors":
         path.write_bytes(b"\xff" * 100)
     elif case == "hostile":
-        path.write_bytes(pickle.dumps(Hostile(str(tmp_path / "owned"))))
+        path.write_bytes(pickle.dumps(Hostile(tmp_path / "owned")))
     elif case == "whole module":
         torch.save(fcn(64, 16, 3, 10), path)
     elif case == "truncated":

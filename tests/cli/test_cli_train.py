@@ -23,6 +23,7 @@ from brittle.data.load import load_data
 from brittle.results import AttackResult, Audit
 from brittle.training import Adversary, Recipe, loop
 from brittle.training.runs import CONFIG, load_run, run_config
+from helpers.command_line import one_line
 from helpers.processes import finish, read_all, start, wait_until
 from helpers.trainings import contents
 
@@ -43,16 +44,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     assert run(["train", *FIXED, "--rank", "6", "-q", "-o", str(folder)]) == 0
     return folder
-
-
-def one_line(capsys, *parts):
-    """Standard error is one line that holds every part; standard output is empty."""
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("brittle: ")
-    for part in parts:
-        assert part in captured.err
 
 
 def commands(page):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import pickle
 import struct
 from pathlib import Path
@@ -21,17 +20,8 @@ from brittle.data.load import MEAN_STD, Data, check_batch, load_data, statistics
 from brittle.data.readers import folders
 from brittle.errors import InputError
 from brittle.models.normalize import Normalize
+from helpers.hostile import Hostile
 from helpers.processes import run_code
-
-
-class Hostile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def data_of(n: int = 20) -> Data:

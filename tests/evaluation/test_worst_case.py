@@ -18,7 +18,7 @@ from brittle.evaluation.worst_case import WorstCase, correct, worst_case
 from brittle.linear.norms import lp_norm
 from brittle.models.forward import Counted, logits_of
 from brittle.models.network import Network
-from helpers.networks import convnet, few, mlp, untouched
+from helpers.networks import convnet, few, mlp, right, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -32,11 +32,6 @@ OWN = {
     "square": functools.partial(square, queries=25),
 }
 N = 40
-
-
-def right(net, x, y) -> Tensor:
-    with torch.no_grad():
-        return net(x).argmax(1) == y
 
 
 class Counter:

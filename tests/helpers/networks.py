@@ -142,6 +142,17 @@ def untidy() -> nn.Module:
     return net
 
 
+def right(net, x: Tensor, y: Tensor) -> Tensor:
+    """Which predictions are right."""
+    with torch.no_grad():
+        return net(x).argmax(1) == y
+
+
+def distance(x_adv: Tensor, x: Tensor, p: float) -> np.ndarray:
+    """Per-sample distance, taken in float64 in numpy."""
+    return np.linalg.norm((x_adv.double() - x.double()).flatten(1).numpy(), ord=p, axis=1)
+
+
 def accuracy(net, x: Tensor, y: Tensor) -> float:
     """Share of right predictions."""
     with torch.no_grad():

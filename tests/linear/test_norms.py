@@ -20,12 +20,9 @@ from brittle.linear.norms import (
     project_ball,
 )
 from helpers.matrices import matrices, quick
+from helpers.networks import generator
 
 NORMS = [1.0, 2.0, math.inf]
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def samples(seed, *shape):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -15,16 +14,7 @@ from torch import nn
 from brittle.errors import InputError
 from brittle.models.build import build_model, fcn, resnet18_cifar
 from brittle.models.checkpoints import fill, read_state, save_state
-
-
-class Hostile:
-    """Creates a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+from helpers.hostile import Hostile
 
 
 class Wrapper(nn.Module):
