@@ -81,18 +81,18 @@ def run_demo(
     Returns:
         The networks side by side.
     """
-    train, test = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
+    train_data, test_data = load_data("digits", split="train", seed=seed), load_data("digits", seed=seed)
     threat = Threat([functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")], seed=seed)
     audits: list[Audit] = []
     for variant in variants:
-        network = train_variant(variant, train, seed=seed, epochs=epochs, progress=progress)
+        network = train_variant(variant, train_data, seed=seed, epochs=epochs, progress=progress)
 
         def report(stage: str, done: int, total: int | None, name: str = variant.name) -> None:
             if stage.endswith("attack"):  # all else is over in no time
                 progress(f"attack {name} {stage.split()[0]}", done, total)
 
-        audits.append(audit(network, test, threat, name=variant.name, execution=Execution(progress=report)))
-    comparison = Comparison(tuple(_compared(result, audits[0]) for result in audits))
+        audits.append(audit(network, test_data, threat, name=variant.name, execution=Execution(progress=report)))
+    comparison = Comparison(tuple(_compare(result, audits[0]) for result in audits))
     for compared in comparison.networks:
         compared.audit.save(out / compared.folder / "audit.json")
         write_report(compared.audit, out / compared.folder / "report.html")
@@ -139,7 +139,7 @@ def train_variant(
     return train(network, data, recipe, interventions=Interventions(constraints=hold), callback=report).model
 
 
-def _compared(result: Audit, dense: Audit) -> ComparedNetwork:
+def _compare(result: Audit, dense: Audit) -> ComparedNetwork:
     hidden, tenth = result.layers[:-1], FRACTIONS.index(0.10)
     return ComparedNetwork(
         name=result.model,
