@@ -40,7 +40,7 @@ class Host(Protocol):
     def total(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
 
-    def agreed(self, value: T) -> T:
+    def agree_on(self, value: T) -> T:
         """What the first process holds."""
 
 
@@ -64,7 +64,7 @@ class LocalHost:
         """The value itself."""
         return value
 
-    def agreed(self, value: T) -> T:
+    def agree_on(self, value: T) -> T:
         """The value itself."""
         return value
 
@@ -90,7 +90,7 @@ class FabricHost:
         summed: Tensor = self.fabric.all_reduce(value.clone(), reduce_op="sum")  # it sums in place
         return summed
 
-    def agreed(self, value: T) -> T:
+    def agree_on(self, value: T) -> T:
         """By broadcast."""
         shared: T = self.fabric.broadcast(value)
         return shared

@@ -165,6 +165,7 @@ class _Loop:
         self.host, self.job, self.callback = host, job, callback
         self.learner = Learner(host, job)
         self.steps = len(self.learner.batches)
+        self.validation = job.validation and (job.validation[0].to(host.device), job.validation[1].to(host.device))
         self.standing = _Standing()
         self.best_weights: dict[str, Tensor] = {}
         self.sums = torch.zeros(4, dtype=torch.float64, device=host.device)  # of this epoch, see Learner.step
@@ -200,7 +201,7 @@ class _Loop:
                 self._report()
             # Several processes each add their part to a state, so they have to agree on when; one can ask every step.
             may_save = self.job.folder is not None and (self.host.world == 1 or number % VOTE_STEPS == 0)
-            if may_save and self.host.agreed(time.monotonic() - self.saved_at > STATE_SECONDS):
+            if may_save and self.host.agree_on(time.monotonic() - self.saved_at > STATE_SECONDS):
                 self._save(self.host.total(self.sums) / self.host.world)
 
     def _end_epoch(self) -> None:
@@ -209,9 +210,8 @@ class _Loop:
         loss, right, penalty, samples = self.host.total(self.sums).tolist()
         self._check_finite({"loss": loss + penalty, **self._named_weights()})
         validated: tuple[float | None, float | None, float | None] = (None, None, None)
-        if self.job.validation is not None:
-            x, y = (tensor.to(self.host.device) for tensor in self.job.validation)
-            validated = validate(self.learner.module, x, y, recipe)
+        if self.validation is not None:
+            validated = validate(self.learner.module, self.validation, recipe)
             self._check_finite({"validation loss": validated[0] or 0.0})
         epoch, products = standing.epoch + 1, dict[str, float | None]()
         due = recipe.measure_every and (epoch % recipe.measure_every == 0 or epoch == recipe.epochs)
@@ -252,7 +252,7 @@ class _Loop:
             accuracy = row.validation_accuracy
             if recipe.adversary is not None and row.validation_robust is not None:
                 accuracy += recipe.adversary.ratio * (row.validation_robust - accuracy)  # the mixture it trains on
-            score, best = self.host.agreed((accuracy, -row.validation_loss)), standing.best
+            score, best = self.host.agree_on((accuracy, -row.validation_loss)), standing.best
             standing.waited = 0 if best is None or score[0] > best[0] else standing.waited + 1
             if best is None or score > best:
                 standing.best = score

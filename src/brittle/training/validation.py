@@ -13,20 +13,19 @@ from brittle.training.recipe import Recipe
 from brittle.training.streams import VALIDATION_KEYS
 
 
-def validate(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> tuple[float, float, float | None]:
+def validate(model: nn.Module, samples: tuple[Tensor, Tensor], recipe: Recipe) -> tuple[float, float, float | None]:
     """Loss and accuracy, and accuracy under the training attack.
 
     Args:
         model: The network; evaluated in evaluation mode and left bit-equal.
-        x: Inputs ``(N, ...)``, on the model's device.
-        y: Labels ``(N,)``.
+        samples: Inputs ``(N, ...)`` and labels ``(N,)``, on the model's device.
         recipe: Batch size, adversary and seed; the attack on a sample is the same in every epoch.
 
     Returns:
         Mean cross-entropy in nats, the share that is right, and the share that is right and stays right under the
         attack; the last is None without an adversary.
     """
-    adversary = recipe.adversary
+    (x, y), adversary = samples, recipe.adversary
     keys = torch.randint(2**62, (len(y),), generator=generator(recipe.seed, VALIDATION_KEYS)).to(y.device)
     loss, right, robust = 0.0, 0, 0
     with frozen(model):
