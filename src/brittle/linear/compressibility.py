@@ -40,7 +40,7 @@ def k_term_error(v: Tensor, k: int, q: float = 1.0) -> Tensor:
     tensor(0.2500)
     """
     v = _real_vectors(v)
-    _check_k(k, v.shape[-1], smallest=0)
+    _check_k(k, v.shape[-1])
     return k_term_error_curve(v, q)[..., k]
 
 
@@ -108,7 +108,7 @@ def spread(v: Tensor, k: int) -> Tensor:
     tensor(0.2500)
     """
     v = _real_vectors(v)
-    _check_k(k, v.shape[-1], smallest=0)
+    _check_k(k, v.shape[-1])
     if k == 0:
         return torch.full_like(v[..., 0], math.nan)
     falling = v.abs().sort(dim=-1, descending=True, stable=True).values
@@ -245,9 +245,9 @@ def keep_rows(W: Tensor, k: int) -> Tensor:
     Returns:
         ``(m, n)``, with ``||W - W_k||_inf`` equal to the (k+1)-th largest row norm.
     """
-    _check_k(k, W.shape[0], smallest=0)
-    kept = row_norms(W).sort(descending=True, stable=True).indices[:k]
-    mask = torch.zeros(W.shape[0], 1, dtype=torch.bool, device=W.device).index_fill(0, kept, True)
+    _check_k(k, W.shape[0])
+    largest = row_norms(W).sort(descending=True, stable=True).indices[:k]
+    mask = torch.zeros(W.shape[0], 1, dtype=torch.bool, device=W.device).index_fill(0, largest, True)
     return torch.where(mask, W, 0)
 
 
@@ -262,14 +262,14 @@ def truncate_spectrum(W: Tensor, k: int) -> Tensor:
         ``(m, n)``, with ``||W - W_k||_2`` equal to the (k+1)-th singular value.
     """
     W = _real_vectors(W, axes=2)
-    _check_k(k, min(W.shape), smallest=0)
+    _check_k(k, min(W.shape))
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return (U[:, :k] * S[:k]) @ Vh[:k]
 
 
-def _check_k(k: int, d: int, smallest: int) -> None:
-    if not smallest <= k <= d:
-        raise InputError(f"k: expected an integer from {smallest} to {d}; got {k}")
+def _check_k(k: int, d: int) -> None:
+    if not 0 <= k <= d:
+        raise InputError(f"k: expected an integer from 0 to {d}; got {k}")
 
 
 def _real_vectors(v: Tensor, axes: int = 1) -> Tensor:

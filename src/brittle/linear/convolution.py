@@ -37,7 +37,8 @@ from brittle.results.methods import (
 )
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_AFFORDABLE = 2e10  # multiplications up to which a finer grid is worth its time: some ten seconds on two cores
+AFFORDABLE = 2e10
+"""Multiplications up to which the exact torus, or a finer grid, is worth its time: some ten seconds on two cores."""
 
 
 def filter_matrix(K: Tensor) -> Tensor:
@@ -264,24 +265,21 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None,
 
 def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None, sigma: float) -> dict[str, float]:
     uppers: dict[str, float] = {}
-    if size is not None or _size_free(K, geometry):
-        mu = patch_overlap(K, geometry, size)
-        uppers[FILTER_MATRIX] = _raised(math.sqrt(mu) * sigma, K)
+    size_free = _size_free(K, geometry)
+    if size is not None or size_free:
+        uppers[FILTER_MATRIX] = _raised(math.sqrt(patch_overlap(K, geometry, size)) * sigma, K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
         uppers[SCHUR] = _raised(math.sqrt(schur), K)
-    for method in _torus_methods(geometry) if size is not None and _embeds(K, geometry) else ():
-        assert size is not None
-        grid, stride = _torus_grid(geometry, size, polyphase=method == POLYPHASE)
-        if _symbol_cost(K, grid, stride) <= _AFFORDABLE or not _size_free(K, geometry):
-            uppers[method] = torus_bound(K, geometry, size, polyphase=method == POLYPHASE)
-    if _size_free(K, geometry) and not {TORUS, POLYPHASE} & uppers.keys():
-        cheap = _symbol_cost(K, _coarse_grid(K, geometry, 8), geometry.stride) <= _AFFORDABLE / 2
+    if size is not None and _embeds(K, geometry):
+        strided = max(geometry.stride) > 1 and geometry.mode == "zeros"
+        for method in (TORUS, POLYPHASE) if strided else (TORUS,):
+            grid, stride = _torus_grid(geometry, size, polyphase=method == POLYPHASE)
+            if _symbol_cost(K, grid, stride) <= AFFORDABLE or not size_free:
+                uppers[method] = torus_bound(K, geometry, size, polyphase=method == POLYPHASE)
+    if size_free and not {TORUS, POLYPHASE} & uppers.keys():
+        cheap = _symbol_cost(K, _coarse_grid(K, geometry, 8), geometry.stride) <= AFFORDABLE / 2
         uppers[COARSE_GRID] = coarse_grid_bound(K, geometry, oversampling=8 if cheap else 4)
     return uppers or {NOT_BOUNDED: math.inf}
-
-
-def _torus_methods(geometry: ConvGeometry) -> tuple[str, ...]:
-    return (TORUS, POLYPHASE) if max(geometry.stride) > 1 and geometry.mode == "zeros" else (TORUS,)
 
 
 def _symbol_cost(K: Tensor, grid: Sequence[int], stride: Sequence[int]) -> float:
