@@ -18,7 +18,7 @@ from brittle.evaluation.worst_case import WorstCase, correct, worst_case
 from brittle.linear.norms import lp_norm
 from brittle.models.forward import Counted, logits_of
 from brittle.models.network import Network
-from helpers.networks import convnet, few, mlp, right, untouched
+from helpers.networks import convnet, few, linear, mlp, right, uniform, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -488,3 +488,14 @@ def test_steps_belong_to_presets():
     assert Threat("standard", steps=7).steps == 7
     with pytest.raises(InputError, match=r"^steps: expected None"):
         Threat(apgd, steps=7)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_inputs_that_rounding_left_outside_of_the_bounds_are_clipped_and_so_are_their_examples(p):
+    net, x = linear(5, 12), uniform(1, 6, 12)
+    x[:, ::2] = torch.tensor([1 + 2.0**-23, -(2.0**-25)]).repeat(3)
+    y = net(x.clamp(0, 1)).argmax(1)
+    worst = worst_case(net, x, y, Threat((functools.partial(pgd, steps=3),), p), 0.05)
+    for values in (worst.x, worst.x_adv):
+        assert bool(((values >= 0) & (values <= 1)).all())
+    assert torch.equal(worst.x, x.clamp(0, 1))

@@ -123,7 +123,7 @@ def test_training_with_it_makes_exact_zeros(name, amount):
         assert 0 < int((sigma < 1e-6 * sigma[0]).sum()) < 12
 
 
-def test_convolutions_are_shrink_as_filter_matrices():
+def test_convolutions_are_shrunk_as_filter_matrices():
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3))
     before = model[1].weight.detach().clone()
