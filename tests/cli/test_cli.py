@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from brittle.cli.commands import run
+from brittle.evaluation import run as running
 from brittle.models.build import fcn
 from brittle.results import Audit
 from helpers import processes
@@ -242,14 +243,50 @@ def test_broken_audit_json(tmp_path, capsys):
     one_line(capsys, "99")
 
 
-def test_interrupt_leaves_nothing_half_written(audit, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
+SMALL = ("--data", "digits", "--limit", "60", "--steps", "3", "--p", "inf", "--batch-size", "4")  # parts of 16 samples
 
-    monkeypatch.setattr("brittle.auditing.run.security_curve", interrupted)
-    assert audit("--data", "digits", "--limit", "5", "--steps", "2") == 130
+
+def interrupt_at(monkeypatch, part):
+    """Ctrl-C at the start of a part, the first time; returns the first samples of the parts that were begun."""
+    real, begun = running.worst_case, []
+
+    def interrupted(*arguments, **options):
+        begun.append(options["ids"])
+        if len(begun) == part:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(running, "worst_case", interrupted)
+    return begun
+
+
+def test_an_interrupted_audit_goes_on_where_it_stopped(audit, tmp_path, monkeypatch, capsys):
+    assert audit(*SMALL, "--json") == 0
+    whole = Audit.from_json(capsys.readouterr().out)
+    begun = interrupt_at(monkeypatch, 3)
+    assert audit(*SMALL, "--overwrite") == 130
+    assert "an audit" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "parts").glob("*.json"))) == 2
+    assert audit(*SMALL, "--overwrite", "--json") == 0
+    assert begun == [0, 16, 32, 32, 48]
+    assert Audit.from_json(capsys.readouterr().out) == whole
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_interrupt_leaves_nothing_half_written(audit, tmp_path, monkeypatch, capsys):
+    interrupt_at(monkeypatch, 1)
+    assert audit(*SMALL) == 130
     one_line(capsys, "interrupted")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("further", [("--device", "cpu,cpu"), ("--no-certify",), ("--batch-size", "7")])
+def test_how_an_audit_is_carried_out_changes_no_verdict(further, audit, capsys):
+    accuracies = []
+    for options in ((), further):
+        assert audit(*SMALL, "--json", "--overwrite", *options) == 0
+        accuracies.append(Audit.from_json(capsys.readouterr().out).norms[0].evaluation.robust_correct)
+    assert accuracies[0] == accuracies[1]
 
 
 def test_write_errors_are_one_line(audit, monkeypatch, capsys):

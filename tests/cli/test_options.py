@@ -18,7 +18,12 @@ from helpers import processes
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(app).commands
-RECORDS = [("brittle.training", "Recipe"), ("brittle.training", "Adversary")]
+RECORDS = [
+    ("brittle.training", "Recipe"),
+    ("brittle.training", "Adversary"),
+    ("brittle.evaluation", "Threat"),
+    ("brittle.evaluation", "Execution"),
+]
 TABLES = [
     ("brittle.training", "PENALTIES"),
     ("brittle.training", "CONSTRAINTS"),

@@ -11,6 +11,8 @@ import itertools
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +23,11 @@ from brittle.cli import values
 from brittle.cli.from_dataclass import by_records
 from brittle.cli.options import (
     ADVERSARY,
+    EXECUTION,
     FORMS,
     RECIPE,
-    Attacking,
+    THREAT,
     Budgets,
-    Device,
     Interventions,
     Json,
     Network,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brittle.data import Data
+    from brittle.evaluation import Execution
     from brittle.results import AttackResult, Audit
 
 app = typer.Typer(
@@ -88,7 +91,7 @@ def run(arguments: list[str]) -> int:
         again = " without --overwrite" if "--overwrite" in arguments else ""
         return _complain(
             "interrupted; nothing was half-written, run the same command again "
-            f"(an attack or a training goes on where it stopped{again})",
+            f"(an audit, an attack or a training goes on where it stopped{again})",
             130,
         )
 
@@ -122,50 +125,45 @@ def _root(
 
 
 @app.command("audit")
-@by_records(out=Path("brittle-audit"), preset="fast")
+@by_records(out=Path("brittle-audit"), attacks="fast")
 def _audit(
     *,
     network: Network,
     samples: Samples,
     budgets: Budgets,
-    attacking: Attacking,
+    threat: Annotated[Values, THREAT],
+    execution: Annotated[Values, EXECUTION],
+    threads: Threads = None,
     input_shape: Annotated[
         str | None,
         option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
     ] = None,
     tighten: Annotated[
-        int,
-        option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds themselves."),
+        int, option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds.")
     ] = 0,
-    device: Device = "cpu",
-    threads: Threads = None,
     output: Output,
     as_json: Json = False,
 ) -> None:
     """Audit a trained network: one report that says how compressible and how fragile it is, and why.
 
+    Interrupted, the same command goes on where it stopped.
+
     Example: brittle audit model.safetensors --arch fcn --data mnist --data-root data -o report
     """
     output.check("audit.json")
-    norms, eps = budgets.read()
     shape = values.integers("input-shape", input_shape)
-    model, data = _opened(network, samples, values.device(device), threads, attacking.seed)
+    norms, eps = budgets.read()
+    devices = values.devices(execution["devices"])
+    model, data = _opened(network, samples, threads, devices[0], threat["seed"])
     from brittle.auditing import audit
-    from brittle.evaluation import Execution, Threat
+    from brittle.evaluation import Threat
     from brittle.reporting import write_report
 
-    with stage_bars(output.quiet) as progress:
+    with _execution(output, execution, devices) as how:
         result = audit(
-            model,
-            data,
-            Threat(attacking.preset, restarts=attacking.restarts, seed=attacking.seed, steps=attacking.steps),
-            p=norms,
-            eps=eps,
-            input_shape=shape,
-            tighten=tighten,
-            name=network.model.name,
-            execution=Execution(batch_size=attacking.batch_size, progress=progress),
-        )
+            model, data, Threat(**threat), p=norms, eps=eps, input_shape=shape, tighten=tighten,
+            name=network.model.name, execution=how,
+        )  # fmt: skip
     _write(result, output.out / "audit.json")
     write_report(result, output.out / "report.html")
     if as_json:
@@ -180,23 +178,14 @@ def _audit(
 
 
 @app.command("attack")
-@by_records(out=Path("brittle-attack"), preset="standard")
+@by_records(out=Path("brittle-attack"), attacks="standard")
 def _attack(
     *,
     network: Network,
     samples: Samples,
     budgets: Budgets,
-    attacking: Attacking,
-    certify: Annotated[
-        bool, option("Execution", help="Leave out samples that are proven robust at the budget.")
-    ] = True,
-    compiled: Annotated[
-        bool, option("Execution", "--compile", help="Attack a compiled copy (torch.compile): for long runs on a GPU.")
-    ] = False,
-    device: Annotated[
-        str, option("Execution", help="cpu, cuda or cuda:N; several, separated by commas, share.")
-    ] = "cpu",
-    ray_workers: Annotated[int, option("Execution", help="Tasks at once on a Ray cluster; 0 for none.")] = 0,
+    threat: Annotated[Values, THREAT],
+    execution: Annotated[Values, EXECUTION],
     threads: Threads = None,
     output: Output,
     as_json: Json = False,
@@ -207,30 +196,14 @@ def _attack(
     """
     output.check("attack.json")
     norms, eps = budgets.read()
-    devices = values.devices(device)
-    model, data = _opened(network, samples, devices[0], threads, attacking.seed)
+    devices = values.devices(execution["devices"])
+    model, data = _opened(network, samples, threads, devices[0], threat["seed"])
     if data is None:
         raise InputError(f"data: expected one of {FORMS}; got none")
-    from brittle.evaluation import Execution, Threat, attack
+    from brittle.evaluation import Threat, attack
 
-    with stage_bars(output.quiet) as progress:
-        result = attack(
-            model,
-            data,
-            Threat(attacking.preset, restarts=attacking.restarts, seed=attacking.seed, steps=attacking.steps),
-            p=norms,
-            eps=eps,
-            name=network.model.name,
-            execution=Execution(
-                batch_size=attacking.batch_size,
-                certify=certify,
-                compiled=compiled,
-                devices=tuple(devices) if len(devices) > 1 else (),
-                ray_workers=ray_workers,
-                resume=output.out / "parts",
-                progress=progress,
-            ),
-        )
+    with _execution(output, execution, devices) as how:
+        result = attack(model, data, Threat(**threat), p=norms, eps=eps, name=network.model.name, execution=how)
     _write(result, output.out / "attack.json")
     if as_json:
         print(result.to_json(), end="")
@@ -248,7 +221,7 @@ def _train(
     recipe: Annotated[Values, RECIPE],
     interventions: Interventions,
     adversary: Annotated[Values, ADVERSARY],
-    device: Device = "cpu",
+    device: Annotated[str, option("Execution", help="cpu, cuda or cuda:N.")] = "cpu",
     processes: Annotated[int, option("Execution", help="Processes (GPUs) that share every batch.")] = 1,
     threads: Threads = None,
     output: Output,
@@ -321,12 +294,28 @@ def _report(
 
 
 def _opened(
-    network: Network, samples: Samples, device: str, threads: int | None, seed: int
+    network: Network, samples: Samples, threads: int | None, device: str, seed: int
 ) -> tuple[nn.Module, Data | None]:
     """The network on its device, and the samples to judge it on."""
     _prepare_process(threads)
     model, run = network.load(device)
     return model, samples.load(seed, run)
+
+
+@contextmanager
+def _execution(output: Output, chosen: Values, devices: tuple[str, ...]) -> Iterator[Execution]:
+    """How an evaluation is carried out: with bars, and with finished parts in the folder until all is done."""
+    from brittle.evaluation import Execution
+
+    parts = output.out / "parts"
+    shared = devices if len(devices) > 1 else ()  # the network lies on the first
+    try:
+        with stage_bars(output.quiet) as progress:
+            yield Execution(**chosen | {"devices": shared, "resume": parts, "progress": progress})
+    finally:
+        with suppress(OSError):  # folders that hold something stay
+            parts.rmdir()
+            output.out.rmdir()
 
 
 def _write(result: Audit | AttackResult, path: Path) -> None:

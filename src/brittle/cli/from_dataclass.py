@@ -47,10 +47,17 @@ def fields(module: str, record: str) -> tuple[Field, ...]:
 
 
 def constant(module: str, name: str) -> Any:
-    """The plain value of a module's constant, or of one that a package offers; of a dict, the keys alone."""
-    value = _definition(module, name)
-    assert isinstance(value, ast.expr)
-    return tuple(map(_value, value.keys)) if isinstance(value, ast.Dict) else _value(value)
+    """The plain value of a module's constant, or of one that a package offers; of a dict, the keys alone.
+
+    Raises:
+        LookupError: The module has no such constant, or its value has to be computed.
+    """
+    node = _definition(module, name)
+    assert isinstance(node, ast.expr)
+    value = tuple(map(_value, node.keys)) if isinstance(node, ast.Dict) else _value(node)
+    if value is ...:
+        raise LookupError(f"{module}.{name}: expected a plain value or a dict written out; got {ast.unparse(node)}")
+    return value
 
 
 def options(

@@ -25,11 +25,16 @@ def option(panel: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
+def check_seed(seed: int) -> int:
+    """A seed that every generator takes; checked here for a range of 19 digits would stand in every help text."""
+    if not 0 <= seed < 2**63:
+        raise typer.BadParameter(f"expected an integer from 0 to {2**63 - 1}")
+    return seed
+
+
 FORMS = constant("brittle.data.load", "FORMS")
-PRESETS = ", ".join(constant("brittle.evaluation", "PRESETS"))
 ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
 ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
-SEEDS = {"min": 0, "max": 2**63 - 1}
 
 Arch = Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")]
 ArchArg = Annotated[
@@ -41,11 +46,12 @@ ArchArg = Annotated[
 Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard deviations, likewise.")]
 DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets in torchvision's layout.")]
 ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder: to this.")]
-Device = Annotated[str, option("Execution", help="cpu, cuda or cuda:N.")]
 Threads = Annotated[int | None, option("Execution", min=1, max=4096, help="CPU threads.")]
-Seed = Annotated[int, option("Execution", **SEEDS, help="Seed of every random choice.")]
+Seed = Annotated[int, option("Execution", callback=check_seed, help="Seed of every random choice.")]
 Quiet = Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")]
 Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
+Values = dict[str, Any]
+"""Values of options by the names of the fields that they fill."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +144,6 @@ class Budgets:
 
 
 @dataclass(frozen=True)
-class Attacking:
-    """How samples are attacked."""
-
-    preset: Annotated[str, option("Attack", help=f"Attacks: {PRESETS}.")] = "fast"
-    steps: Annotated[
-        int | None, option("Attack", help="Steps of every gradient attack.", show_default="the preset's own")
-    ] = None
-    restarts: Annotated[int, option("Attack", help="Random restarts of every attack.")] = 1
-    batch_size: Annotated[int, option("Execution", help="Samples at once; halved when memory runs out.")] = 256
-    seed: Seed = 0
-
-
-@dataclass(frozen=True)
 class Output:
     """Where results go."""
 
@@ -229,6 +222,35 @@ class TrainingSamples:
         return load_data(self.data, root=self.data_root, split="train", limit=self.limit, seed=seed, image_size=size)
 
 
+THREAT = options(
+    "brittle.evaluation",
+    "Threat",
+    {"Attack": "attacks steps restarts", "Execution": "seed"},
+    without={
+        "p": "every norm of --p in turn",
+        "bounds": "what is read from files lies in [0, 1]",
+    },
+    attacks={
+        "name": "--preset",
+        "type": str,
+        "help": f"Attacks: {', '.join(constant('brittle.evaluation', 'PRESETS'))}.",
+    },
+    restarts={"help": "Runs of every attack, each from other random starts."},
+    seed={"callback": check_seed},
+)
+EXECUTION = options(
+    "brittle.evaluation",
+    "Execution",
+    {"Execution": "devices ray_workers batch_size certify compiled"},
+    without={"resume": "the folder parts of --out", "progress": "bars on standard error"},
+    devices={
+        "name": "--device",
+        "type": str,
+        "default": "cpu",
+        "help": "cpu, cuda or cuda:N; several, separated by commas, share the work.",
+    },
+    compiled={"name": "--compile"},
+)
 RECIPE = options(
     "brittle.training",
     "Recipe",
@@ -261,7 +283,7 @@ RECIPE = options(
     schedule={"help": "constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."},
     patience={"help": "End after so many epochs without a better validation accuracy."},
     measure_every={"help": "Epochs between measurements of layers and bounds, and after the last; 0 for none."},
-    seed=SEEDS,
+    seed={"callback": check_seed},
 )
 ADVERSARY = options(
     "brittle.training",
@@ -275,13 +297,11 @@ ADVERSARY = options(
     steps={"name": "--attack-steps", "help": "Steps of the training attack."},
     ratio={"name": "--adversarial-ratio"},
 )
-Values = dict[str, Any]
-"""Values of options by the names of the fields that they fill."""
 
 
 @dataclass(frozen=True)
 class Interventions:
-    """What the options of a recipe's fields have no name for."""
+    """Options of a recipe beside those of its fields."""
 
     frobenius: Annotated[
         str | None, option("Interventions", help="Hold every layer's Frobenius norm: a constant, or 'initial'.")

@@ -123,7 +123,7 @@ class Kept:
             return None
         x = chunk.x.cpu().clamp(*bounds)
         ids = torch.arange(chunk.first, chunk.first + len(x))
-        return Outcome(part, WorstCase(x, chunk.y.cpu().long(), ids, rejected=part.rejected, **tensors))
+        return Outcome(part, WorstCase(x=x, y=chunk.y.cpu().long(), ids=ids, rejected=part.rejected, **tensors))
 
     def write(self, chunk: Chunk, outcome: Outcome) -> None:
         """Keep the results of a chunk, whole or not at all: the file that says that it is done comes last."""
