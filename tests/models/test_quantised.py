@@ -15,6 +15,7 @@ import brittle
 from brittle.errors import InputError
 from brittle.linear.convolution import apply
 from brittle.models.layers import read_layers
+from brittle.models.selection import chosen_layers
 from brittle.models.trace import NoRule, trace
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch announces where its quantisation is to move
@@ -213,6 +214,8 @@ def test_weights_of_a_quantised_tensor_type_are_read_in_real_numbers():
     assert torch.equal(view.weight, model[0].weight.dequantize())
     with pytest.raises(NoRule, match=r"0\.weight: a quantised Quantised"):
         trace(model, (4,))
+    with pytest.raises(InputError, match=r"expected weights of real numbers; got Quantised in '0'"):
+        chosen_layers(model, ["0"])
     audit = brittle.audit(model, input_shape=(4,))
     other = copy.deepcopy(audit.signature.weights)
     model[0].weight.scale[0] *= 2

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from brittle.errors import InputError
 from brittle.models import layers as layer_view
 from brittle.models.borrow import frozen
+from brittle.models.quantised import has_own_arithmetic
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _check_weight(module: nn.Module, name: str) -> None:
     if is_parametrized(module, "weight"):
         return
     weight = module.weight
-    if not isinstance(weight, Tensor) or isinstance(weight, nn.UninitializedParameter):
+    own_type = isinstance(weight, nn.UninitializedParameter) or has_own_arithmetic(weight)
+    if not isinstance(weight, Tensor) or own_type:
         raise InputError(f"layers: expected weights of real numbers; got {type(weight).__name__} in {name!r}")
     if not weight.is_floating_point():
         raise InputError(f"layers: expected weights of real numbers; got {weight.dtype} in {name!r}")
