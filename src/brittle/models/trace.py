@@ -49,8 +49,8 @@ class _Tracer(fx.Tracer):
         return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and conv_geometry(m) is not None
-        return known or isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+        convolution = isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and conv_geometry(m) is not None
+        return convolution or isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, input_shape: Sequence[int] | None) -> Trace:

@@ -33,14 +33,19 @@ MOST_PAIRED_CLASSES = 32
 
 
 def dense_chain_inputs(ops: Sequence[Op]) -> int | None:
-    """Inputs of a plain chain of dense layers, whose bounds need no shapes: on tokens they hold for each token."""
-    kinds = [op.rule for op in ops]
-    first = next((n for n, rule in enumerate(kinds) if isinstance(rule, Dense)), None)
-    if first is None or not all(isinstance(rule, Dense | Slope | Multiple) for rule in kinds[first:]):
-        return None
-    flat = all(isinstance(rule, Input) or (isinstance(rule, Rearrange) and rule.flattens) for rule in kinds[:first])
-    rule = kinds[first]
-    return rule.W.shape[1] if flat and isinstance(rule, Dense) else None
+    """Inputs of a plain chain of dense layers and activations, flattened at most before it; None for anything else.
+
+    The bounds of such a chain need no shapes: on tokens they hold for each token.
+    """
+    rules = [op.rule for op in ops]
+    start = next((n for n, rule in enumerate(rules) if isinstance(rule, Dense)), len(rules))
+    flat = all(isinstance(rule, Input) or (isinstance(rule, Rearrange) and rule.flattens) for rule in rules[:start])
+    plain = all(isinstance(rule, Dense | Slope | Multiple) for rule in rules[start:])
+    match rules[start:]:
+        case [Dense(W), *_] if flat and plain:
+            return int(W.shape[1])
+        case _:
+            return None
 
 
 @dataclass(frozen=True)
@@ -169,11 +174,11 @@ class Arguments:
     @cached_property
     def vector_input(self) -> bool:
         """Whether the input is a vector, or flattened at once."""
-        first = self.ops[1].rule if len(self.ops) > 1 else None
-        shape = self.ops[0].shape
-        flattened = isinstance(first, Rearrange) and first.flattens and len(self.ops[1].shape or ()) == 2
-        alone = sum(0 in op.inputs for op in self.ops) == 1
-        return shape is not None and (len(shape) == 2 or (flattened and alone))
+        shape, readers = self.ops[0].shape, [op for op in self.ops if 0 in op.inputs]
+        if shape is None or len(shape) == 2 or len(readers) != 1:
+            return shape is not None and len(shape) == 2
+        (reader,) = readers
+        return isinstance(reader.rule, Rearrange) and reader.rule.flattens and len(reader.shape or ()) == 2
 
     def recursion(self, start: Tensor | None) -> GramBound | None:
         """The bound of ``J diag(start) J^T``, optimised; None without shapes, without a rule or where it overflows."""

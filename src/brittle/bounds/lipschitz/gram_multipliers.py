@@ -57,8 +57,8 @@ def choose_multipliers(
 
     values = [value(key, 0.75) for key in range(len(forms))]
     best = min(range(len(forms)), key=values.__getitem__)
-    tried = {0.75: values[best]} | {multiple: value(best, multiple) for multiple in MULTIPLES}
-    for multiple in sorted((m for m in tried if math.isfinite(tried[m])), key=tried.__getitem__):
+    responses = {0.75: values[best]} | {multiple: value(best, multiple) for multiple in MULTIPLES}
+    for multiple in sorted((m for m in responses if math.isfinite(responses[m])), key=responses.__getitem__):
         for slack in (1.0, 1.02, 1.1):
             t = forms[best] * scale[best] * multiple * slack
             if (L := factor(Q, t)) is not None:

@@ -257,15 +257,15 @@ def lost_by_cancellation(state: Joint, op: Op, A: Tensor | None = None) -> Tenso
 
 
 def append_rows(
-    state: Joint, number: int, rows: Rows, kept: Sequence[int], *, spilt: bool, lost: Tensor | None = None
+    state: Joint, number: int, rows: Rows, later: Sequence[int], *, spilt: bool, lost: Tensor | None = None
 ) -> Joint:
-    """The joint matrix with a linear map of what is live, behind the results that are kept.
+    """The joint matrix with a linear map of what is live, behind the results that are read later.
 
     Args:
         state: What is live.
         number: The linear map's.
         rows: The linear map.
-        kept: Live results that are read later.
+        later: Live results that are read later; the others are dropped.
         spilt: Whether the new result may be nonzero outside the image.
         lost: Added to its diagonal, one number a frequency: what rounding may hide.
     """
@@ -273,18 +273,18 @@ def append_rows(
     block = rows(cross.mH)
     if lost is not None:
         block = block + torch.eye(block.shape[-1], dtype=torch.float64) * lost[:, None, None]
-    place = _stack({x: state.place[x][1] for x in kept} | {number: block.shape[-1]})
+    place = _stack({x: state.place[x][1] for x in later} | {number: block.shape[-1]})
     P = block
-    if kept:
-        cross = cross[:, :, state.index(kept)]
-        P = torch.cat([torch.cat([state.among(kept), cross.mH], 2), torch.cat([cross, block], 2)], 1)
+    if later:
+        cross = cross[:, :, state.index(later)]
+        P = torch.cat([torch.cat([state.among(later), cross.mH], 2), torch.cat([cross, block], 2)], 1)
     return Joint(P, place, state.grid, (state.spilt | {number} if spilt else state.spilt) & place.keys())
 
 
 def eliminate_activation(
-    state: Joint, x: int, number: int, slopes: Slopes, t: Tensor, L: Tensor, kept: Sequence[int]
+    state: Joint, x: int, number: int, slopes: Slopes, t: Tensor, L: Tensor, later: Sequence[int]
 ) -> Joint:
-    """The joint matrix with an activation of x, before the results that are kept.
+    """The joint matrix with an activation of x, before the results that are read later.
 
     The largest value over all slopes, by one Schur complement.
 
@@ -295,24 +295,24 @@ def eliminate_activation(
         slopes: Smallest and largest slope.
         t: Its multipliers, ``(n,)``.
         L: Their factor (:func:`brittle.bounds.pairs.multipliers.factor`) for the block of x.
-        kept: Live results that are read later.
+        later: Live results that are read later; the others are dropped.
     """
     low, high = slopes
     n, root = len(t), t.sqrt().to(L.dtype)
     # X: L^-1 of [ (low + high) T^1/2 for z, T^-1/2 P_xo for the others ]
     right = [torch.diag((low + high) * root).expand(len(L), n, n)]
-    right += [state.block(x, y) / root[:, None] for y in kept]
+    right += [state.block(x, y) / root[:, None] for y in later]
     X = torch.linalg.solve_triangular(L, torch.cat(right, 2), upper=False)
     P = X.mH @ X
     if low:
         P[:, :n, :n] -= 2 * low * high * torch.diag(root**2)
-    if kept:
-        P = P + F.pad(state.among(kept), (n, 0, n, 0))
-    place = {**_stack({y: state.place[y][1] for y in kept}, n), number: (0, n)}
+    if later:
+        P = P + F.pad(state.among(later), (n, 0, n, 0))
+    place = {**_stack({y: state.place[y][1] for y in later}, n), number: (0, n)}
     return Joint(P, place, state.grid, state.spilt & place.keys())
 
 
 def _stack(heights: Mapping[int, int], start: int = 0) -> dict[int, tuple[int, int]]:
     """First row and number of rows of results one below the other."""
     ends = accumulate(heights.values(), initial=start)
-    return {x: (first, height) for first, (x, height) in zip(ends, heights.items(), strict=False)}
+    return {x: (row, height) for row, (x, height) in zip(ends, heights.items(), strict=False)}

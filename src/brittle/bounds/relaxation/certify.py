@@ -164,7 +164,7 @@ def margin_bounds(
     with frozen(relaxation.model), _plain_arithmetic(like):
         x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
         network = relaxation.network
-        size = sum(math.prod(network.shape(n)) for n in range(len(network.ops)))
+        size = sum(network.size(n) for n in range(len(network.ops)))
         margins = []
         for part in torch.arange(len(x), device=like.device).split(max(1, MOST_VALUES // size)):
             values, ball = clean_values(relaxation, x[part]), Ball.around(x[part], eps, p, bounds)

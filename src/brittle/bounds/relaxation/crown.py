@@ -278,7 +278,9 @@ class _Pool:
     def of(rule: MaxPool, reach: Reach, number: int) -> _Pool:
         """Read off the ranges of the inputs."""
         z, (low, high) = reach.inputs[number], reach.ranges[number]
-        top, place = _pool_with_places(rule, z)
+        m, pool = rule.run, (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rule.axes - 1]
+        assert isinstance(m, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d)
+        top, place = pool(z, m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode, return_indices=True)
         place = place.flatten(2)
         others = high
         if rule.overlap == 1:  # every entry in one window: leave i out
@@ -293,16 +295,6 @@ class _Pool:
         size = int(torch.Size(self.plane).numel())
         places = self.place[:, None].expand_as(flat)
         return flat.new_zeros(*flat.shape[:3], size).scatter_add_(3, places, flat).unflatten(3, self.plane)
-
-
-def _pool_with_places(rule: MaxPool, z: Tensor) -> tuple[Tensor, Tensor]:
-    m = rule.run
-    assert isinstance(m, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d)
-    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[rule.axes - 1]
-    result: tuple[Tensor, Tensor] = pool(
-        z, m.kernel_size, m.stride, m.padding, m.dilation, ceil_mode=m.ceil_mode, return_indices=True
-    )
-    return result
 
 
 def _flat(ends: Interval) -> Interval:

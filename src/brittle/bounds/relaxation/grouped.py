@@ -107,8 +107,8 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
         if not all(isinstance(network.ops[k].rule, Slope) for k in curved):  # max pooling has no slope to share
             return None
         watched.update(curved)
-        width = _numel(network, network.ops[target].inputs[0])
-        entries += width * (_numel(network, 0) + sum(_numel(network, k) for k in curved))
+        width = network.size(network.ops[target].inputs[0])
+        entries += width * (network.size(0) + sum(network.size(k) for k in curved))
     count = min(most, len(next(iter(inputs.values()))) if inputs else 0, MOST_ENTRIES // max(entries, 1))
     if not gaining or count < 1:
         return None
@@ -120,7 +120,7 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
         sums = torch.zeros_like(centres).index_add_(0, of, patterns)
         sizes = torch.bincount(of, minlength=count)[:, None]
         centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
-    widths = [_numel(network, k) for k in order]
+    widths = [network.size(k) for k in order]
     stretches = []
     for centre in centres:
         shares = dict(zip(order, centre.split(widths), strict=True))
@@ -131,7 +131,7 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
 
 def _stretch(network: Network, target: int, slopes: dict[int, Tensor]) -> Stretch:
     start = network.ops[target].inputs[0]
-    width = _numel(network, start)
+    width = network.size(start)
     like = next(iter(slopes.values()))
     rows = torch.eye(width, dtype=like.dtype, device=like.device).view(1, width, *network.shape(start))
     inner: dict[int, Tensor] = {}
@@ -170,7 +170,3 @@ def _before(ops: tuple[Op, ...], target: int) -> set[int]:
             before.add(number)
             waiting += ops[number].inputs
     return before
-
-
-def _numel(network: Network, number: int) -> int:
-    return int(torch.Size(network.shape(number)).numel())

@@ -6,6 +6,7 @@ theory page, section "Relaxations".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -46,6 +47,10 @@ class Network:
         shape = self.ops[number].shape
         assert shape is not None
         return shape[1:]
+
+    def size(self, number: int) -> int:
+        """Entries of one sample's result."""
+        return math.prod(self.shape(number))
 
     def slopes(self) -> list[int]:
         """Numbers of the activations."""

@@ -1,4 +1,4 @@
-r"""Margins of samples, from the cheapest bound to the dearest, each only where those before it left a doubt."""
+"""Margins of samples, from the cheapest bound to the most expensive, each only where those before it leave a doubt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from brittle.bounds.relaxation.grouped import Groups, targets
 from brittle.bounds.relaxation.interval import Ball, Network, Reach, intervals
 from brittle.bounds.relaxation.linear_maps import unit_roundoff
 
-_ENTRIES = 2**22  # of the largest tensor in one piece of work
-_HOPELESS = 0.75  # of what bounding entries again could gain at the very most, the share that may be hoped for
+MOST_ENTRIES = 2**22
+"""Entries of the largest tensor of coefficients: so many samples are taken together."""
+HOPED_FOR = 0.75
+"""Share of what bounding entries again could gain at the very most on which further rounds may count."""
 
 
 def least_margins(
@@ -29,20 +31,20 @@ def least_margins(
         values: Clean results of all operations, by number.
         ball: What the attacker may add.
         y: Labels ``(N,)``.
-        rounds: How often the dearest entries are bounded again.
+        rounds: How often the entries whose relaxation costs most are bounded again.
         rows: How many of a layer's.
     """
     reach = intervals(network, values, ball)
     if groups is not None:
-        reach = _grouped(network, groups, reach, values)
+        reach = _tighten_by_groups(network, groups, reach, values)
     classes = network.shape(len(network.ops) - 1)[0]
-    others = _others(y, classes)
+    every = torch.arange(classes, device=y.device).expand(len(y), classes)
+    others = every[every != y[:, None]].view(len(y), classes - 1)
     margins = _first_margins(network, reach, values, y, others)
-    widest = max(math.prod(network.shape(n)) for n in range(len(network.ops)))
-    size = max(1, _ENTRIES // (widest * max(rows if rounds else 1, classes)))
+    widest = max(network.size(n) for n in range(len(network.ops)))
+    size = max(1, MOST_ENTRIES // (widest * max(rows if rounds else 1, classes)))
     for part in (margins <= 0).sum(1).argsort().split(size):
-        batch = _Batch(network, reach.at(part), _at(values, part), y[part], others[part], margins[part])
-        margins[part] = _deepened(batch, rounds, rows)
+        margins[part] = _deepen(_Batch(network, reach, values, y, others, margins).at(part), rounds, rows)
     return margins.amin(1).nan_to_num(nan=-math.inf)
 
 
@@ -58,32 +60,28 @@ class _Batch:
     margins: Tensor
 
     def at(self, rows: Tensor) -> _Batch:
-        reach, values = self.reach.at(rows), _at(self.values, rows)
+        """Some of the samples."""
+        values = {number: value[rows] for number, value in self.values.items()}
+        reach = self.reach.at(rows)
         return _Batch(self.network, reach, values, self.y[rows], self.others[rows], self.margins[rows])
 
 
-def _deepened(batch: _Batch, rounds: int, rows: int) -> Tensor:
+def _deepen(batch: _Batch, rounds: int, rows: int) -> Tensor:
     """CROWN for the margins that are not certain, then entries bounded again and CROWN again."""
     margins = batch.margins.clone()
     todo = (margins <= 0).any(1).nonzero()[:, 0]
     for turn in range(rounds + 1):
         if not len(todo):
             break
-        found, gains, hope = _crown(batch.at(todo) if turn == 0 else batch)
-        margins[todo] = found
-        keep = ((found <= 0).any(1) & hope).nonzero()[:, 0]
+        bounds, gains, hope = _crown(batch.at(todo) if turn == 0 else batch)
+        margins[todo] = bounds
+        keep = ((bounds <= 0).any(1) & hope).nonzero()[:, 0]
         if turn == rounds or not len(keep) or not gains:
             break
-        batch = replace(batch.at(todo) if turn == 0 else batch, margins=found).at(keep)
+        batch = replace(batch.at(todo) if turn == 0 else batch, margins=bounds).at(keep)
         todo = todo[keep]
-        batch = replace(batch, reach=_again(batch, {target: gain[keep] for target, gain in gains.items()}, rows))
+        batch = replace(batch, reach=_bound_again(batch, {target: gain[keep] for target, gain in gains.items()}, rows))
     return margins
-
-
-def _others(y: Tensor, classes: int) -> Tensor:
-    """All classes but the label, ``(N, K - 1)``."""
-    every = torch.arange(classes, device=y.device).expand(len(y), classes)
-    return every[every != y[:, None]].view(len(y), classes - 1)
 
 
 def _first_margins(network: Network, reach: Reach, values: dict[int, Tensor], y: Tensor, others: Tensor) -> Tensor:
@@ -98,20 +96,20 @@ def _first_margins(network: Network, reach: Reach, values: dict[int, Tensor], y:
     for c in y.unique().tolist():
         mine, pairs = y == c, W[c] - W
         low[mine] = mid[mine] @ pairs.mT - rad[mine] @ pairs.abs().mT
-    own, other = logits.gather(1, y[:, None]), logits.gather(1, others)
-    return _rounded(own - other + low.gather(1, others) - 2 * reach.errors[last][:, None], own, other)
+    label, other = logits.gather(1, y[:, None]), logits.gather(1, others)
+    return _lower(label - other + low.gather(1, others) - 2 * reach.errors[last][:, None], label, other)
 
 
-def _rounded(margins: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Lowered by the rounding of a few sums."""
-    return margins - 8 * unit_roundoff(own.dtype) * (own.abs() + other.abs() + margins.abs())
+def _lower(margins: Tensor, label: Tensor, other: Tensor) -> Tensor:
+    """Margins lowered by the rounding of the few sums that they and their two logits went through."""
+    return margins - 8 * unit_roundoff(label.dtype) * (label.abs() + other.abs() + margins.abs())
 
 
 def _crown(batch: _Batch) -> tuple[Tensor, dict[int, Tensor], Tensor]:
     """Margins with those that are not certain replaced by CROWN; what entries cost; whether there is hope.
 
     The cost of an entry ``(N, n)``, for each target, is what its relaxation takes from the uncertain margins. Hope: no
-    class would stay uncertain if bounding entries again took away the share ``_HOPELESS`` of that cost.
+    class would stay uncertain if bounding entries again took away the share ``HOPED_FOR`` of that cost.
     """
     network, reach = batch.network, batch.reach
     last = len(network.ops) - 1
@@ -120,19 +118,19 @@ def _crown(batch: _Batch) -> tuple[Tensor, dict[int, Tensor], Tensor]:
     places = batch.margins.topk(count, dim=1, largest=False).indices
     others, before = batch.others.gather(1, places), batch.margins.gather(1, places)
     rows = F.one_hot(batch.y, logits.shape[1])[:, None] - F.one_hot(others, logits.shape[1])
-    own, other = logits.gather(1, batch.y[:, None]), logits.gather(1, others)
+    label, other = logits.gather(1, batch.y[:, None]), logits.gather(1, others)
     watched: dict[int, Tensor] = {}
-    found = _rounded(own - other + lower_ends(network, reach, last, rows.to(logits), watched), own, other)
-    found = torch.where(before > 0, before, torch.maximum(before, found))  # certain ones only fill the batch
-    wrong, hope, gains = (found <= 0).to(logits), found, {}
+    bounds = _lower(label - other + lower_ends(network, reach, last, rows.to(logits), watched), label, other)
+    bounds = torch.where(before > 0, before, torch.maximum(before, bounds))  # certain ones only fill the batch
+    wrong, hope, gains = (bounds <= 0).to(logits), bounds, {}
     for target in targets(network):
         falls, gap = -watched[target].clamp_max(0), gaps(network, reach, target)
-        hope = hope + _HOPELESS * torch.bmm(falls, gap[..., None])[..., 0]
+        hope = hope + HOPED_FOR * torch.bmm(falls, gap[..., None])[..., 0]
         gains[target] = torch.bmm(wrong[:, None], falls)[:, 0] * gap
-    return batch.margins.scatter(1, places, found), gains, (hope > 0).all(1)
+    return batch.margins.scatter(1, places, bounds), gains, (hope > 0).all(1)
 
 
-def _grouped(network: Network, groups: Groups, reach: Reach, values: dict[int, Tensor]) -> Reach:
+def _tighten_by_groups(network: Network, groups: Groups, reach: Reach, values: dict[int, Tensor]) -> Reach:
     """Tighter ranges from the groups' common slopes."""
     nearest = groups.nearest(reach.inputs)
     for place in range(len(groups.stretches[0])):
@@ -147,8 +145,8 @@ def _grouped(network: Network, groups: Groups, reach: Reach, values: dict[int, T
     return reach
 
 
-def _again(batch: _Batch, gains: dict[int, Tensor], rows: int) -> Reach:
-    """Bound the dearest entries of every target again, in order."""
+def _bound_again(batch: _Batch, gains: dict[int, Tensor], rows: int) -> Reach:
+    """Bound again the entries of every target whose relaxation costs most, in order."""
     network, reach, values = batch.network, batch.reach, batch.values
     for target, gain in gains.items():
         units = gain.topk(min(rows, gain.shape[1]), dim=1).indices
@@ -159,7 +157,3 @@ def _again(batch: _Batch, gains: dict[int, Tensor], rows: int) -> Reach:
         high = high.scatter(1, units, torch.minimum(high.gather(1, units), z + top))
         reach = intervals(network, values, reach.ball, {**reach.ranges, target: (low.view(shape), high.view(shape))})
     return reach
-
-
-def _at(values: dict[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
-    return {number: value[rows] for number, value in values.items()}
