@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
-from helpers.patterned import FAMILIES, Patterned, local, margins_of, network, norm_of, search
+from helpers.patterned import FAMILIES, Patterned, jacobian_at, margins_of, network, norm_of, search
 
 TOLERANCE = 1 + 1e-7
 NORMS = (2, math.inf)
@@ -38,7 +38,7 @@ def found_jacobians(model: nn.Module, shape: tuple[int, ...], p: float, seed: in
     """At two inputs, under all slopes high, and on the way up from random slopes, of the norm and of one margin."""
     generator = torch.Generator().manual_seed(seed)
     points = [scale * torch.randn(shape, dtype=torch.float64, generator=generator) for scale in (0.3, 3.0)]
-    found = [local(model, x) for x in points]
+    found = [jacobian_at(model, x) for x in points]
     net = Patterned(model, shape, seed)
     found += search(net, p, 3)
     net.redraw("inside")
@@ -63,7 +63,7 @@ def radii_violations(model: nn.Module, shape: tuple[int, ...], bound: NetworkBou
         radius = float(certified_radii(logits, label, bound.margins)[0])
         if not 0 < radius < math.inf:
             continue
-        J = local(model, x)
+        J = jacobian_at(model, x)
         others = (J - J[label]).view(-1, *shape)
         steps = torch.cat([others, torch.randn(4, *shape, dtype=torch.float64, generator=generator)])
         steps = steps.sign() if math.isinf(bound.p) else steps

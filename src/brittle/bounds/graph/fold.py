@@ -28,10 +28,12 @@ def fold(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 def _merge(ops: list[Op], number: int) -> list[Op] | None:
     """The list with operation ``number`` merged into the one that it alone reads; None if they do not merge."""
-    op, read_by = ops[number], users(ops)
-    if len(op.inputs) != 1 or len(read_by[op.inputs[0]]) > 1:
+    op = ops[number]
+    if not isinstance(op.rule, Dense | Conv | Scale):  # nothing else has a product
         return None
-    before = ops[op.inputs[0]]
+    before, read_by = ops[op.inputs[0]], users(ops)
+    if len(read_by[op.inputs[0]]) > 1:
+        return None
     rule = _product(op.rule, before.rule, before.shape)
     if rule is not None:
         name = op.name if isinstance(before.rule, Scale) else before.name
