@@ -100,7 +100,7 @@ class RefreshedNuclearNorm:
 
     The bound is linear in W and has no lower end: once W has moved on, it pulls along directions that are no longer W's
     own, and pushes small singular values through zero and up again. Strong penalties and the large first steps of Adam
-    make it useless within tens of calls, and can raise the nuclear norm; read :attr:`drift`, and lower ``refresh``
+    make it useless within tens of calls, and can raise the nuclear norm; read ``drift``, and lower ``refresh``
     until its ``value`` is a few per cent.
 
     Attributes:
