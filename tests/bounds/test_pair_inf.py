@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brittle.bounds.pairs import inf as pair_inf
-from brittle.bounds.pairs.inf import compressed, exact, lower, row_bounds, upper
+from brittle.bounds.pairs.inf import exact, lower, row_bounds, upper, upper_of_compressed
 from brittle.bounds.pairs.matrices import pair_of
 from brittle.errors import InputError
 from helpers.matrices import KINDS, matrix, quick
@@ -259,15 +259,15 @@ def test_the_compressed_forms_bound_the_alignment(pair):
     W2, W1 = pair
     m, h = W2.shape
     if not (W2.any() and W1.any()):
-        assert compressed(W2, W1, 0, 0) == compressed(W2, W1, m, h) == (1, 1)
+        assert upper_of_compressed(W2, W1, 0, 0) == upper_of_compressed(W2, W1, m, h) == (1, 1)
         return
     alignment = brute_rows(W2, W1).max() / norms(W2, W1)
     for k2, k1 in {(0, 0), (m, 0), (0, h), (1, 1), (m // 2, h // 2), (m, h - 1)}:
-        plain, sharp = compressed(W2, W1, k2, k1)
+        plain, sharp = upper_of_compressed(W2, W1, k2, k1)
         assert alignment <= sharp * SLACK
         assert sharp <= plain * SLACK <= SLACK**2
     whole = min(1.0, float(row_bounds(W2, W1).max()) / norms(W2, W1))  # nothing is cut, nothing is added
-    assert compressed(W2, W1, m, h) == pytest.approx((whole, whole), rel=1e-9)
+    assert upper_of_compressed(W2, W1, m, h) == pytest.approx((whole, whole), rel=1e-9)
 
 
 def test_the_remainder_falls_to_nothing():
@@ -279,7 +279,7 @@ def test_the_remainder_falls_to_nothing():
         kept = [torch.where((W.abs().sum(1) > nu[k])[:, None], W, 0) for W, nu in ((W2, nu2), (W1, nu1))]
         A = float(row_bounds(*kept).max()) / norms(W2, W1)
         plain, sharp = min(1, A + a + b + a * b), min(1, max(A + a, b))
-        assert compressed(W2, W1, k, k) == pytest.approx((plain, sharp), rel=1e-9)
+        assert upper_of_compressed(W2, W1, k, k) == pytest.approx((plain, sharp), rel=1e-9)
         remainders.append(a + b + a * b)
     assert remainders == sorted(remainders, reverse=True)
     assert (remainders[0], remainders[-1]) == (3, 0)
@@ -288,7 +288,7 @@ def test_the_remainder_falls_to_nothing():
 @pytest.mark.parametrize(("ks", "message"), [((4, 1), "k2: .* 0 to 3; got 4"), ((1, -1), "k1: .* 0 to 2; got -1")])
 def test_the_kept_rows_are_checked(ks, message):
     with pytest.raises(InputError, match=message):
-        compressed(torch.ones(3, 2), torch.ones(2, 4), *ks)
+        upper_of_compressed(torch.ones(3, 2), torch.ones(2, 4), *ks)
 
 
 # --- edges --------------------------------------------------------------------------------------------------
@@ -300,13 +300,13 @@ def test_zero_matrices_have_zero_bounds(first, second):
     assert set(upper(W2, W1).values()) == {0}
     for bounds in (row_bounds(W2, W1), row_bounds(W2, W1, refine=0)):
         assert torch.equal(bounds, torch.zeros(3, dtype=torch.float64))
-    assert (exact(W2, W1), lower(W2, W1), compressed(W2, W1, 1, 1)) == (0, 0, (1, 1))
+    assert (exact(W2, W1), lower(W2, W1), upper_of_compressed(W2, W1, 1, 1)) == (0, 0, (1, 1))
 
 
 def test_disjoint_units_give_zero():
     W2, W1 = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0], [2.0, -1.0]])
     assert (exact(W2, W1), lower(W2, W1), float(row_bounds(W2, W1))) == (0, 0, 0)
-    assert compressed(W2, W1, 1, 2) == (0, 0)
+    assert upper_of_compressed(W2, W1, 1, 2) == (0, 0)
 
 
 def test_a_zero_row_has_a_zero_bound():
@@ -322,7 +322,7 @@ def test_single_precision_and_gradients_are_accepted():
     assert not bounds.requires_grad
     assert bounds.numpy() == pytest.approx(row_bounds(W2, W1).numpy(), rel=1e-4)
     assert exact(*learned) == pytest.approx(exact(W2, W1), rel=1e-6)
-    assert compressed(*learned, 4, 5) == pytest.approx(compressed(W2, W1, 4, 5), rel=1e-4)
+    assert upper_of_compressed(*learned, 4, 5) == pytest.approx(upper_of_compressed(W2, W1, 4, 5), rel=1e-4)
 
 
 BAD = [
@@ -335,10 +335,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("function", [upper, row_bounds, exact, lower, compressed])
+@pytest.mark.parametrize("function", [upper, row_bounds, exact, lower, upper_of_compressed])
 @pytest.mark.parametrize(("W2", "W1", "message"), BAD)
 def test_the_matrices_are_checked(function, W2, W1, message):
-    extra = (1, 1) if function is compressed else ()
+    extra = (1, 1) if function is upper_of_compressed else ()
     with pytest.raises(InputError, match=message):
         function(W2, W1, *extra)
 

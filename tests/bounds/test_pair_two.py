@@ -14,11 +14,11 @@ from brittle.bounds.pairs import two as pair_two
 from brittle.bounds.pairs.multipliers import LEAST_WEIGHT, closed_form, directions, eliminate, improve
 from brittle.bounds.pairs.two import (
     branch_and_bound,
-    compressed,
     exact,
     factors,
     lower,
     upper,
+    upper_of_compressed,
 )
 from brittle.errors import InputError
 from brittle.linear.spectrum import ritz
@@ -337,16 +337,16 @@ def test_factors_are_the_powers_of_the_singular_values():
 def test_compressed_forms_bound_the_alignment(matrices):
     W2, W1 = matrices
     if not (W2.any() and W1.any()):
-        assert compressed(W2, W1, 1, 1) == (1, 1)
+        assert upper_of_compressed(W2, W1, 1, 1) == (1, 1)
         return
     value = exact(*factors(W2, W1, 0.5, 0.5))
     most2, most1 = min(W2.shape), min(W1.shape)
     for k2 in range(most2 + 1):
         for k1 in {0, 1, most1 // 2, most1}:
-            remainder, block = compressed(W2, W1, k2, k1)
+            remainder, block = upper_of_compressed(W2, W1, k2, k1)
             assert value * (1 - 1e-9) <= block <= remainder * SLACK
             assert remainder <= 1
-    full = compressed(W2, W1, most2, most1)
+    full = upper_of_compressed(W2, W1, most2, most1)
     assert full[0] == pytest.approx(min(1, least(*factors(W2, W1, 0.5, 0.5))), rel=1e-5)
     assert full[1] == pytest.approx(full[0])
 
@@ -355,10 +355,10 @@ def test_the_remainder_is_that_of_the_first_singular_value_cut():
     W2 = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
     W1 = torch.diag(torch.tensor([9.0, 1.0, 0.01])).flip(0)  # the largest do not meet: A_kk is 0
     a, b = 1 / 3, 1 / 2
-    remainder, block = compressed(W2, W1, 1, 1)
+    remainder, block = upper_of_compressed(W2, W1, 1, 1)
     assert remainder == pytest.approx(a + b + a * b)
     assert block == pytest.approx(float(np.linalg.norm([[0, a], [b, a * b]], 2)))
-    assert compressed(W2, W1, 3, 3)[0] == pytest.approx(exact(*factors(W2, W1, 0.5, 0.5)), rel=1e-3)
+    assert upper_of_compressed(W2, W1, 3, 3)[0] == pytest.approx(exact(*factors(W2, W1, 0.5, 0.5)), rel=1e-3)
 
 
 # --- sizes and edges ----------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_zero_matrices_have_bounds_of_zero(zero):
     assert set(upper(B, C, steps=3).values()) == {0}
     assert (lower(B, C), exact(B, C)) == (0, 0)
     assert branch_and_bound(B, C) == 0
-    assert compressed(B, C, 1, 1) == (1, 1)
+    assert upper_of_compressed(B, C, 1, 1) == (1, 1)
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
@@ -465,9 +465,9 @@ def test_powers_and_ranks_are_checked():
     with pytest.raises(InputError, match="W1: expected a matrix that is not zero"):
         factors(W2, 0 * W1, 1, 1)
     with pytest.raises(InputError, match="k2: expected an integer from 0 to 2; got 3"):
-        compressed(W2, W1, 3, 1)
+        upper_of_compressed(W2, W1, 3, 1)
     with pytest.raises(InputError, match="k1: expected an integer from 0 to 2; got -1"):
-        compressed(W2, W1, 1, -1)
+        upper_of_compressed(W2, W1, 1, -1)
 
 
 def test_infeasible_multipliers_are_never_repaired(monkeypatch):

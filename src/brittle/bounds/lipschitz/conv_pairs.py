@@ -33,7 +33,7 @@ def paired_factors(ops: Sequence[Op], factors: Sequence[float], steps: int = 0) 
             continue
         first = _convolution_before(ops, convs, readers, number)
         if first is not None and (product := factors[first] * factors[number]):
-            shares[number], after[first] = _pair_bound(ops, convs, first, number, steps) / product, number
+            shares[number], after[first] = _pair_bound(ops, convs, (first, number), product, steps) / product, number
     for first in [first for first in after if first not in shares]:
         chain = [number := after[first]]  # pairs in a row, each named by its second convolution
         while number in after:
@@ -56,10 +56,13 @@ def _convolution_before(
     return None if convs[first] is None or len(readers[first]) > 1 else first
 
 
-def _pair_bound(ops: Sequence[Op], convs: Sequence[Conv | None], first: int, second: int, steps: int) -> float:
+def _pair_bound(
+    ops: Sequence[Op], convs: Sequence[Conv | None], pair: tuple[int, int], product: float, steps: int
+) -> float:
     """Upper bound of two convolutions around an activation, over the activation's largest slope."""
+    first, second = pair
     B, C, shape = convs[second], convs[first], ops[ops[first].inputs[0]].shape
     assert B is not None
     assert C is not None
     assert shape is not None
-    return min(pair_conv.upper(B.K, B.geometry, C.K, C.geometry, shape[2:], steps=steps).values())
+    return min(pair_conv.upper(B.K, B.geometry, C.K, C.geometry, shape[2:], product=product, steps=steps).values())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from brittle.bounds.graph.rules import Conv, Dense
-from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor, floored
+from brittle.bounds.pairs.multipliers import MULTIPLES, Slopes, directions, factor, raise_to_floor
 from brittle.linear.conv_symbol import symbol
 from brittle.linear.spectrum import power_iteration
 
@@ -96,7 +96,7 @@ def dominating_diagonal(P: Tensor, outer: Tensor) -> Tensor:
     P = P.detach()
     energy = P.diagonal(dim1=-2, dim2=-1).real.mean(0)
     best, least = torch.ones_like(energy), math.inf
-    for w in (torch.ones_like(energy), floored(energy).sqrt(), floored(energy)):
+    for w in (torch.ones_like(energy), raise_to_floor(energy).sqrt(), raise_to_floor(energy)):
         t = w * largest_eigenvalue(P, w)
         size = float((t * outer**2).sum())
         if size < least * 0.999:

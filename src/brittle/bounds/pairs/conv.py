@@ -45,7 +45,14 @@ class ConvPair(NamedTuple):
 
 
 def upper(
-    K2: Tensor, geometry2: ConvGeometry, K1: Tensor, geometry1: ConvGeometry, size: Sequence[int], *, steps: int = 0
+    K2: Tensor,
+    geometry2: ConvGeometry,
+    K1: Tensor,
+    geometry1: ConvGeometry,
+    size: Sequence[int],
+    *,
+    product: float | None = None,
+    steps: int = 0,
 ) -> dict[str, float]:
     r"""Certified upper bounds of ``max_D ||A2 D A1||_2`` by name; the least of them is the one to use.
 
@@ -66,6 +73,7 @@ def upper(
         K1: Kernel of the first.
         geometry1: How it walks.
         size: Spatial size of the first convolution's input.
+        product: Upper bound of ``||A2||_2 ||A1||_2`` where it is known already.
         steps: Steps of optimisation of the multipliers.
 
     Returns:
@@ -81,12 +89,12 @@ def upper(
     (3.94, 2.95)
     """
     pair, scale = _pair_of(K2, geometry2, K1, geometry1, size)
-    layers = [(pair.K2, pair.geometry2, pair.middle), (pair.K1, pair.geometry1, pair.size)]
-    bounds = {"product": math.prod(bounds_of(K, g, 2, n, search=False).upper for K, g, n in layers)}
-    if bounds["product"]:
-        side = max(max(len(K), K[0].numel()) for K in (pair.K2, pair.K1))
-        bounds |= {name: raised(bound, side) for name, bound in _torus_bounds(pair, steps).items()}
-    return {name: scale * bound for name, bound in bounds.items()}
+    if product is None:
+        layers = [(pair.K2, pair.geometry2, pair.middle), (pair.K1, pair.geometry1, pair.size)]
+        product = scale * math.prod(bounds_of(K, g, 2, n, search=False).upper for K, g, n in layers)
+    side = max(max(len(K), K[0].numel()) for K in (pair.K2, pair.K1))
+    torus = _torus_bounds(pair, steps) if product else {}
+    return {"product": product} | {name: scale * raised(bound, side) for name, bound in torus.items()}
 
 
 def _torus_bounds(pair: ConvPair, steps: int) -> dict[str, float]:

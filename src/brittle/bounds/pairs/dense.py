@@ -106,4 +106,4 @@ def compressed_alignment(W2: Tensor, W1: Tensor, p: float, k2: int, k1: int) -> 
     """
     p = check_attack_norm(p)
     W2, W1 = as_chain((W2, W1), ("W2", "W1"))
-    return (pair_two if p == 2 else pair_inf).compressed(W2, W1, k2, k1)
+    return (pair_two if p == 2 else pair_inf).upper_of_compressed(W2, W1, k2, k1)

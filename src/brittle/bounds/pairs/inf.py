@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from brittle.bounds.pairs.matrices import RELU, SEARCH_TOLERANCE, Pair, pair_of
-from brittle.bounds.pairs.multipliers import Slopes, floored
+from brittle.bounds.pairs.multipliers import Slopes, raise_to_floor
 from brittle.errors import InputError
 from brittle.linear.compressibility import keep_rows, row_norms
 from brittle.linear.norms import operator_norm
@@ -188,7 +188,7 @@ def exact(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes: int = 200_
     return pair.scale * best
 
 
-def compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float, float]:
+def upper_of_compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float, float]:
     r"""Upper bounds of the alignment ``A_inf`` (ReLU slopes) from the rows of largest l1 norm and a remainder.
 
     With ``nu`` the row norms, ``a = nu1_(k1+1) / nu1_(1)``, ``b = nu2_(k2+1) / nu2_(1)`` (0 when nothing is cut) and
@@ -275,7 +275,7 @@ def _weightings(C: Tensor) -> list[tuple[Tensor, Tensor]]:
     rows, columns = C.norm(dim=1), C.norm(dim=0)
     units, inputs = torch.ones_like(rows), torch.ones_like(columns)
     pairs = [(units, inputs), (rows.square(), inputs), (units, columns.square()), (rows, columns)]
-    return [(floored(r, LEAST_WEIGHT), floored(q, LEAST_WEIGHT)) for r, q in pairs]
+    return [(raise_to_floor(r, LEAST_WEIGHT), raise_to_floor(q, LEAST_WEIGHT)) for r, q in pairs]
 
 
 def _spectral_terms(squares: Tensor, C: Tensor, r: Tensor, q: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ def _descend(
     if block is None:
         block = torch.randn(n, min(16, h, n), generator=torch.Generator().manual_seed(0))
     single = C.float()
-    x = torch.cat([floored(w, LEAST_WEIGHT).log() for w in weights])
+    x = torch.cat([raise_to_floor(w, LEAST_WEIGHT).log() for w in weights])
     adam = torch.optim.Adam([x], lr=DESCENT_RATE)
     for step in range(steps):
         r, q = x[:h].exp(), x[h:].exp()

@@ -68,8 +68,8 @@ def directions(b: Tensor, c: Tensor) -> list[Tensor]:
     Returns:
         Five vectors ``(h,)`` with largest entry 1 and none below 1e-6; the default first.
     """
-    b, c = (floored(norms) for norms in (b, c))
-    return [floored(w) for w in (b / c, (b / c).sqrt(), torch.ones_like(b), b.square(), b)]
+    b, c = (raise_to_floor(norms) for norms in (b, c))
+    return [raise_to_floor(w) for w in (b / c, (b / c).sqrt(), torch.ones_like(b), b.square(), b)]
 
 
 def closed_form(P: Tensor, C: Tensor, slopes: Slopes = (0.0, 1.0)) -> Tensor:
@@ -209,7 +209,7 @@ def _start(C: Tensor, p: int) -> Tensor:
     return block.expand(*C.shape[:-2], *block.shape)
 
 
-def floored(w: Tensor, least: float = LEAST_WEIGHT) -> Tensor:
+def raise_to_floor(w: Tensor, least: float = LEAST_WEIGHT) -> Tensor:
     """Non-negative numbers over their largest, none below ``least``; ones if all are zero."""
     largest = w.max()
     return (w / largest).clamp_min(least) if largest > 0 else torch.ones_like(w)

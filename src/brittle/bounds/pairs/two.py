@@ -202,7 +202,7 @@ def factors(W2: Tensor, W1: Tensor, s: float, t: float) -> tuple[Tensor, Tensor]
     return _left_power(W2.mT, t).mT, _left_power(W1, s)
 
 
-def compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float, float]:
+def upper_of_compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float, float]:
     r"""Upper bounds of the alignment ``A_2^(1/2,1/2)`` from the k largest singular values, and what was cut.
 
     ``A_kk`` is the least of :func:`upper` of the kept parts, ``a = (sigma_{k1+1} / sigma_1)^(1/2)`` of W1, b likewise
