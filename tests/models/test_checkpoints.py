@@ -178,9 +178,9 @@ def test_a_model_with_a_part_called_module_survives_the_round_trip(tmp_path):
         ({"a": torch.ones(1), "epoch": 3}, "only dense tensors by name; got int under 'epoch'"),
         ({0: torch.ones(1)}, "got Tensor under 0"),
         ({"a": torch.eye(2).to_sparse()}, "only dense tensors"),
-        ({"a": torch.ones(3), "w": torch.tensor([1.0, float("nan")])}, "got 1 NaN or infinite ones of 2 in w"),
-        ({"w": torch.tensor([1.0, float("inf"), -float("inf")]).half()}, "got 2 NaN or infinite ones of 3 in w"),
-        ({"w": torch.tensor([float("nan"), 1.0]).to(torch.float8_e4m3fn)}, "got 1 NaN or infinite ones of 2 in w"),
+        ({"a": torch.ones(3), "w": torch.tensor([1.0, float("nan")])}, "got 1 NaN or infinite ones of 2 in 'w'"),
+        ({"w": torch.tensor([1.0, float("inf"), -float("inf")]).half()}, "got 2 NaN or infinite ones of 3 in 'w'"),
+        ({"w": torch.tensor([float("nan"), 1.0]).to(torch.float8_e4m3fn)}, "got 1 NaN or infinite ones of 2 in 'w'"),
     ],
 )
 def test_contents_are_checked(tmp_path, content, message):
@@ -295,11 +295,11 @@ FITTING = fcn(4, 3, 6, 2).state_dict()
         ({"1.weight": torch.ones(3, 4, dtype=torch.complex64)}, r"real and complex mixed: 1\.weight"),
         (
             {"1.weight": torch.full((3, 4), float("nan"))},
-            r"state: expected finite numbers; got 12 NaN or infinite ones of 12 in 1\.weight",
+            r"state: expected finite weights; got 12 NaN or infinite ones of 12 in '1\.weight'",
         ),
         (
             {"1.weight": torch.full((3, 4), 1e300, dtype=torch.float64)},
-            r"got 12 NaN or infinite ones of 12 in 1\.weight",
+            r"got 12 NaN or infinite ones of 12 in '1\.weight'",
         ),
         (
             {"11.weight": None, "y": torch.ones(1), "1.weight": torch.ones(1)},

@@ -112,7 +112,7 @@ def test_a_shared_module_appears_once():
 def test_weights_that_are_not_finite_are_refused_by_name(weight):
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), nn.Conv1d(1, 1, 2)))
     model[1][1].weight.data[0, 0, 1] = weight
-    with pytest.raises(InputError, match=r"finite weights; got NaN or infinite ones in '1\.1'"):
+    with pytest.raises(InputError, match=r"finite weights; got 1 NaN or infinite ones of 2 in '1\.1'"):
         read_layers(model)
 
 

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from brittle.models.quantised import real_numbers
+
 Note = Callable[[nn.Module, Tensor | None, Tensor | None], None]
 """Called with a module, the first thing it read and what it yielded; None for what is no tensor."""
 
@@ -22,15 +24,10 @@ def watch_calls(modules: Iterable[nn.Module], note: Note) -> Iterator[None]:
     """
 
     def tell(module: nn.Module, arguments: tuple[object, ...], result: object) -> None:
-        note(module, _plain(arguments[0]) if arguments else None, _plain(result))
+        values = (arguments[0] if arguments else None, result)
+        note(module, *(real_numbers(value) if isinstance(value, Tensor) else None for value in values))
 
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):
             stack.callback(module.register_forward_hook(tell).remove)
         yield
-
-
-def _plain(value: object) -> Tensor | None:
-    if not isinstance(value, Tensor):
-        return None
-    return value.dequantize() if value.is_quantized else value

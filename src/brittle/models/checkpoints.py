@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
+from brittle.models.quantised import check_finite
 from brittle.storage.files import replacing
 
 NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
@@ -46,7 +47,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         instead = "a folder" if path.is_dir() else "nothing"
         raise InputError(f"{path}: expected a file of weights (.safetensors, .pt, .pth); got {instead} there")
     state = _find_state(path, _read_file(path))
-    _check_finite(state, str(path))
+    check_finite(state.items(), str(path))
     names = _unwrap(state)
     return {names[key]: tensor for key, tensor in state.items()}
 
@@ -70,7 +71,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if problems := _describe_mismatches(own, given):
         raise InputError(f"state: expected the model's names and shapes; got {'; '.join(problems)}")
     cast = {key: tensor.to(own[key].dtype) for key, tensor in given.items()}
-    _check_finite(cast, "state")
+    check_finite(cast.items(), "state")
     model.load_state_dict(cast, strict=True)
 
 
@@ -154,17 +155,6 @@ def _check_tensors(state: Mapping[Any, object], where: str) -> None:
         ):
             got = f"{type(value).__name__} under {key!r}"
             raise InputError(f"{where}: expected only dense tensors by name; got {got}")
-
-
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    for key, tensor in state.items():
-        if not tensor.is_floating_point():
-            continue
-        values = tensor if tensor.element_size() > 1 else tensor.float()  # isfinite knows few 8-bit types
-        if (bad := int((~torch.isfinite(values)).sum())) > 0:
-            raise InputError(
-                f"{where}: expected finite numbers; got {bad} NaN or infinite ones of {tensor.numel()} in {key}"
-            )
 
 
 def _unwrap(keys: Iterable[str]) -> dict[str, str]:

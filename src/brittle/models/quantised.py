@@ -39,11 +39,12 @@ def real_numbers(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
-def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
+def check_finite(weights: Iterable[tuple[str, Tensor]], where: str = "model") -> None:
     """Raise InputError with the name of the first floating tensor that holds NaN or infinite numbers."""
     for name, tensor in weights:
-        if tensor.is_floating_point() and not torch.isfinite(real_numbers(tensor)).all():
-            raise InputError(f"model: expected finite weights; got NaN or infinite ones in {name!r}")
+        if tensor.is_floating_point() and (bad := int((~torch.isfinite(real_numbers(tensor))).sum())):
+            what = f"{bad} NaN or infinite ones of {tensor.numel()} in {name!r}"
+            raise InputError(f"{where}: expected finite weights; got {what}")
 
 
 def stored_weight(module: nn.Module) -> tuple[Any, bool]:

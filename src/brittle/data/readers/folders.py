@@ -40,7 +40,7 @@ def read_folder(path: Path, split: str, image_size: tuple[int, int] | None, choo
             _check_same_classes(*parts)
             path = parts[split == "test"]
             break
-    return _read(path, choose, partial(_resized, image_size=image_size), grey=True)
+    return _read(path, choose, partial(_resize, image_size=image_size), grey=True)
 
 
 def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, choose: Choose) -> Read:
@@ -58,7 +58,7 @@ def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, ch
     parts = root / "train", root / "val"
     if all(part.is_dir() for part in parts):
         _check_same_classes(*parts)
-    return _read(parts[split == "test"], choose, partial(_centre, size=image_size or (CROP, CROP)), grey=False)
+    return _read(parts[split == "test"], choose, partial(_crop_centre, size=image_size or (CROP, CROP)), grey=False)
 
 
 def _read(path: Path, choose: Choose, fit: Callable[[Image], Image], *, grey: bool) -> Read:
@@ -148,13 +148,13 @@ def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _resized(image: Image, image_size: tuple[int, int] | None) -> Image:
+def _resize(image: Image, image_size: tuple[int, int] | None) -> Image:
     from PIL.Image import Resampling
 
     return image if image_size is None else image.resize(image_size[::-1], Resampling.BILINEAR)
 
 
-def _centre(image: Image, size: tuple[int, int]) -> Image:
+def _crop_centre(image: Image, size: tuple[int, int]) -> Image:
     """Resize the shorter side and keep the centre, with torchvision's rounding."""
     from PIL.Image import Resampling
 
