@@ -233,6 +233,19 @@ class Buffered(nn.Module):
         return x @ (self.whole * self.scales[:, None]).T
 
 
+class Removed(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 2)
+        del self.weight
+        self.packed = torch.zeros(2, 3, dtype=torch.int8)
+
+
+def test_a_linear_layer_without_its_weight_is_named():
+    views, unread = read_layers(nn.Sequential(Removed(), nn.Linear(2, 2)))
+    assert [view.name for view in views] == ["1"]
+    assert [(item.name, item.reason) for item in unread] == [("0", "weight is a NoneType, not a tensor")]
+
+
 def test_matrices_in_buffers_and_attributes_are_named():
     views, unread = read_layers(nn.Sequential(Buffered(), nn.ReLU()))
     assert views == []

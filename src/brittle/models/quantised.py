@@ -49,7 +49,7 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], where: str = "model") ->
 
 def stored_weight(module: nn.Module) -> tuple[Any, bool]:
     """A module's ``weight`` in real numbers, scales included, and whether it is stored quantised."""
-    weight: Any = module.weight
+    weight: Any = getattr(module, "weight", None)  # subclasses that pack their weight may have removed it
     if torch_ao_classes(module):
         return real_numbers(weight()), True  # packed for the CPU's instructions; the method unpacks it
     return (weight.dequantize(), True) if has_own_arithmetic(weight) else (weight, False)
