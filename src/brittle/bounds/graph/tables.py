@@ -1,14 +1,15 @@
 """What torch's modules and functions are as rules: one table for modules, one for functions of one tensor.
 
-Whoever is in neither table has no rule. Constants that an operation adds are left out: bounds speak of differences.
+What is in neither table has no rule. Constants that an operation adds are left out: bounds speak of differences.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,14 +29,22 @@ ModuleReader = Callable[[str, Any, Shape], Rule | None]
 
 @dataclass(frozen=True)
 class Context:
-    """What a reader may ask beside its node: the trace, and the modules in training mode when nobody reads."""
+    """What a reader may have to know beside its node.
+
+    Attributes:
+        traced: The network's trace.
+        training: The modules that are in training mode outside the reading, for which all are in evaluation mode.
+    """
 
     traced: Trace
     training: frozenset[nn.Module]
 
 
 FunctionReader = Callable[[fx.Node, Context], Rule | None]
-"""The same for a node that calls a function or a method."""
+"""A node that calls a function or a method to its rule; None for one that changes nothing."""
+
+USES_THE_BATCH = "batch norm that uses the batch's statistics; call model.eval() first"
+DROPS = "dropout in training mode; call model.eval() first"
 
 
 def module_rule(node: fx.Node, context: Context) -> Rule | None:
@@ -50,9 +59,9 @@ def module_rule(node: fx.Node, context: Context) -> Rule | None:
         raise NoRule(f"{name}: {type(module).__name__} with forward hooks")
     if module in context.training:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise NoRule(f"{name}: {_NEEDS_EVALUATION['batch norm']}")
+            raise NoRule(f"{name}: {USES_THE_BATCH}")
         if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
-            raise NoRule(f"{name}: {_NEEDS_EVALUATION['dropout']}")
+            raise NoRule(f"{name}: {DROPS}")
     return _stock_rule(name, module, node.all_input_nodes[0].meta.get("shape"))
 
 
@@ -68,12 +77,6 @@ def function_rule(node: fx.Node, context: Context) -> Rule | None:
         return FUNCTIONS[node.target](node, context)
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     raise NoRule(f"{where(node)}: no sound rule for {called}")
-
-
-_NEEDS_EVALUATION = {
-    "batch norm": "batch norm that uses the batch's statistics; call model.eval() first",
-    "dropout": "dropout in training mode; call model.eval() first",
-}
 
 
 # --- modules --------------------------------------------------------------------------------------------------
@@ -95,7 +98,7 @@ def _stock_rule(name: str, module: nn.Module, shape: Shape) -> Rule | None:
 def _batch_norm(name: str, module: Any, shape: Shape) -> Scale:
     """``gamma / sqrt(var + eps)`` per channel, in float64."""
     if module.running_var is None:
-        raise NoRule(f"{name}: {_NEEDS_EVALUATION['batch norm']}")
+        raise NoRule(f"{name}: {USES_THE_BATCH}")
     scale = (module.running_var.detach().double().cpu() + module.eps).rsqrt()
     return Scale(scale if module.weight is None else scale * module.weight.detach().double().cpu())
 
@@ -205,7 +208,7 @@ def _pool(node: fx.Node, context: Context) -> Rule | None:
     """Functional pooling, through the module of the same arguments."""
     kind, names = POOLING[node.target]
     values = dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
-    if any(isinstance(leaf, fx.Node) for value in values.values() for leaf in _leaves(value)):
+    if _depend(values.values()):
         raise NoRule(f"{where(node)}: pooling whose window depends on the input")
     return _stock_rule(where(node), kind(**values), node.all_input_nodes[0].meta.get("shape"))
 
@@ -214,7 +217,7 @@ def _drop(node: fx.Node, context: Context) -> None:
     if argument(node, 2, "training", True) is not False:
         raise NoRule(f"{where(node)}: no sound rule for dropout")
     if _owner_trains(node, context):
-        raise NoRule(f"{where(node)}: {_NEEDS_EVALUATION['dropout']}")
+        raise NoRule(f"{where(node)}: {DROPS}")
 
 
 def _functional_batch_norm(node: fx.Node, context: Context) -> Scale:
@@ -222,7 +225,7 @@ def _functional_batch_norm(node: fx.Node, context: Context) -> Scale:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     if call.get("training", False) is not False or _owner_trains(node, context):
-        raise NoRule(f"{where(node)}: {_NEEDS_EVALUATION['batch norm']}")
+        raise NoRule(f"{where(node)}: {USES_THE_BATCH}")
     tensors = []
     for read in (call.get("running_var"), call.get("weight")):
         if not isinstance(read, fx.Node) or read.op != "get_attr":
@@ -237,9 +240,9 @@ def _mean(node: fx.Node, context: Context) -> Average:
     shape = node.all_input_nodes[0].meta.get("shape")
     axes = argument(node, 1, "dim", None)
     keep = bool(argument(node, 2, "keepdim", False))
-    if shape is None or axes is None or any(isinstance(leaf, fx.Node) for leaf in _leaves(axes)):
+    if shape is None or axes is None or _depend([axes]):
         raise NoRule(f"{where(node)}: a mean is bounded only over given axes of a known input_shape")
-    reduced = sorted(axis % len(shape) for axis in _leaves(axes))
+    reduced = sorted(axis % len(shape) for axis in _each(axes, 1))
     if 0 in reduced:
         raise NoRule(f"{where(node)}: a mean over the batch")
     everything = reduced == list(range(2, len(shape)))
@@ -256,8 +259,7 @@ def _flatten(node: fx.Node, context: Context) -> Rearrange:
 def _permute(node: fx.Node, context: Context) -> Rearrange:
     """What may change the order of the entries, as the call itself."""
     rest, options = node.args[1:], dict(node.kwargs)
-    depends = any(isinstance(leaf, fx.Node) for value in (*rest, *options.values()) for leaf in _leaves(value))
-    if node.meta.get("shape") is None or depends:
+    if node.meta.get("shape") is None or _depend([*rest, *options.values()]):
         return Rearrange(None)
     function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return Rearrange(lambda d: function(d, *rest, **options))
@@ -276,8 +278,10 @@ def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def _leaves(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, tuple | list) else [value]
+def _depend(arguments: Iterable[Any]) -> bool:
+    """Whether an argument of a call, or an entry of one, is computed by the network."""
+    entries = [value if isinstance(value, tuple | list) else [value] for value in arguments]
+    return any(isinstance(entry, fx.Node) for entry in chain(*entries))
 
 
 SLOPES: Mapping[Any, Slope] = {
