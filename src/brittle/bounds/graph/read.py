@@ -108,7 +108,9 @@ def _read_node(node: fx.Node, places: Places, ops: list[Op], context: Context) -
     read = [places[source] for source in node.all_input_nodes]
     if all(place == CONSTANT for place in read if place != SIZE) and (CONSTANT in read or not read):
         return CONSTANT
-    if _reads_a_size(node) or all(place == SIZE for place in read):
+    asks = node.op == "call_method" and node.target in ("size", "dim")
+    asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"))
+    if asks or all(place == SIZE for place in read):
         return SIZE
     # What is overwritten changes for everyone else who reads it.
     if any(len(written.users) > 1 for written in overwritten_by(node, context.traced.graph)):
@@ -151,12 +153,6 @@ def _place(places: Places, node: fx.Node) -> int:
     if places[node] == SIZE:
         raise NoRule(f"{node.name}: a size is used as a number")
     return places[node]
-
-
-def _reads_a_size(node: fx.Node) -> bool:
-    return (node.op == "call_method" and node.target in ("size", "dim")) or (
-        node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
-    )
 
 
 # --- operations of several tensors, or of a tensor and a number --------------------------------------------------

@@ -47,7 +47,14 @@ def choose_multipliers(
     forms = directions(energy.mean(0).clamp_min(0).sqrt(), outer_norms(readers, Q.shape[-1]))
     heavy = energy.sum(1).topk(min(len(Q), 3)).indices
     few = Q[heavy]
-    maps = [_matrix(reader, grid, heavy) for reader in readers]
+    maps: list[Tensor | None] = []
+    for reader in readers:
+        if isinstance(reader, Dense):
+            maps.append(reader.W.double())
+        elif reader is None or not grid or max(reader.geometry.stride) > 1:
+            maps.append(None)  # no linear operation on this torus
+        else:
+            maps.append(symbol(reader.K, reader.geometry, grid)[heavy])
     scale = [max(estimate_eigenvalue(few, w) * 1.0001, 1e-200) for w in forms]
 
     def value(key: int, multiple: float) -> float:
@@ -134,15 +141,6 @@ def first_vectors(like: Tensor) -> Tensor:
     """Where power iterations on matrices ``(F, n, n)`` start: random, always the same, ``(F, n, 1)``."""
     v = torch.randn(like.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return v.to(like.dtype).expand(len(like), -1, -1)
-
-
-def _matrix(reader: Reader, grid: Sequence[int], heavy: Tensor) -> Tensor | None:
-    """The matrix of a reader at some frequencies; None for one that is no linear operation on this torus."""
-    if isinstance(reader, Dense):
-        return reader.W.double()
-    if reader is None or not grid or max(reader.geometry.stride) > 1:
-        return None
-    return symbol(reader.K, reader.geometry, grid)[heavy]
 
 
 def _response(L: Tensor, t: Tensor, maps: Sequence[Tensor | None], slopes: Slopes) -> float:

@@ -39,6 +39,29 @@ class Stretch:
     inner: dict[int, Tensor]
     sums: dict[int, Tensor]
 
+    @staticmethod
+    def compose(network: Network, target: int, slopes: dict[int, Tensor]) -> Stretch:
+        """The stretch to an activation, from the slopes of all activations by number."""
+        start = network.ops[target].inputs[0]
+        width = network.size(start)
+        like = next(iter(slopes.values()))
+        rows = torch.eye(width, dtype=like.dtype, device=like.device).view(1, width, *network.shape(start))
+        inner: dict[int, Tensor] = {}
+        sums: dict[int, Tensor] = {}
+        source = rows[0]
+
+        def pass_activation(number: int, g: Tensor) -> Tensor:
+            inner[number] = g[0].flatten(1)
+            return (g.flatten(2) * slopes[number]).view(g.shape)
+
+        for number, g in pull_back(network, start, rows, pass_activation):
+            if number == 0:
+                source = g[0].flatten(1)
+            elif number not in network.maps or network.maps[number].terms:
+                flat = g[0].flatten(1)
+                sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat.shape[1], flat)
+        return Stretch(target, source, {number: slopes[number] for number in inner}, inner, sums)
+
     def ends(self, network: Network, reach: Reach) -> Interval:
         """Lower and upper ends of the activation's input, ``(N, n)``."""
         ball, mid = reach.ball, reach.inputs[self.target].flatten(1)
@@ -125,30 +148,8 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
     for centre in centres:
         shares = dict(zip(order, centre.split(widths), strict=True))
         slopes = {k: network.low(k) + (1 - network.low(k)) * share for k, share in shares.items()}
-        stretches.append(tuple(_stretch(network, target, slopes) for target in gaining))
+        stretches.append(tuple(Stretch.compose(network, target, slopes) for target in gaining))
     return Groups(order, centres, tuple(stretches))
-
-
-def _stretch(network: Network, target: int, slopes: dict[int, Tensor]) -> Stretch:
-    start = network.ops[target].inputs[0]
-    width = network.size(start)
-    like = next(iter(slopes.values()))
-    rows = torch.eye(width, dtype=like.dtype, device=like.device).view(1, width, *network.shape(start))
-    inner: dict[int, Tensor] = {}
-    sums: dict[int, Tensor] = {}
-    source = rows[0]
-
-    def through(number: int, g: Tensor) -> Tensor:
-        inner[number] = g[0].flatten(1)
-        return (g.flatten(2) * slopes[number]).view(g.shape)
-
-    for number, g in pull_back(network, start, rows, through):
-        if number == 0:
-            source = g[0].flatten(1)
-        elif number not in network.maps or network.maps[number].terms:
-            flat = g[0].flatten(1)
-            sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat.shape[1], flat)
-    return Stretch(target, source, {number: slopes[number] for number in inner}, inner, sums)
 
 
 def _patterns(inputs: dict[int, Tensor], watched: tuple[int, ...]) -> Tensor:

@@ -116,8 +116,40 @@ def _(rule: Dense, op: Op, shape: tuple[int, ...], called: object, like: Tensor)
 
 @as_map.register
 def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
-    extra = reduced_precision(like, convolution=True)
-    return _with_rounding(_convolution(op, rule, shape, like), like, _offset(op, None, called), extra)
+    geometry, axes = rule.geometry, rule.K.ndim - 2
+    if geometry.mode != "zeros":
+        raise NoRule(f"{op.name}: no linear relaxation for {geometry.mode} padding")
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    K = rule.K.to(like)
+    size = K.abs()
+    widths = [width for pair in reversed(geometry.padding) for width in pair]
+    padded = [n + before + after for n, (before, after) in zip(shape[2:], geometry.padding, strict=True)]
+
+    def forward(d: Tensor, kernel: Tensor = K) -> Tensor:
+        result: Tensor = convolve(
+            F.pad(d, widths), kernel, None, geometry.stride, 0, geometry.dilation, geometry.groups
+        )
+        return result
+
+    def transpose(g: Tensor) -> Tensor:
+        like_input = g.new_empty(1).expand(len(g), shape[1], *padded)
+        zeros = [0] * axes
+        gradient = torch.ops.aten.convolution_backward(
+            g.contiguous(), like_input, K, None, list(geometry.stride), zeros, list(geometry.dilation), False, zeros,
+            geometry.groups, [True, False, False],
+        )[0]  # fmt: skip
+        for axis, (n, (before, _)) in enumerate(zip(shape[2:], geometry.padding, strict=True), 2):
+            gradient = gradient.narrow(axis, before, n)
+        result: Tensor = gradient
+        return result
+
+    flat = K.flatten(1)
+    terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
+    lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
+    convolution = Map(
+        forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths
+    )
+    return _with_rounding(convolution, like, _offset(op, None, called), reduced_precision(like, convolution=True))
 
 
 @as_map.register
@@ -189,40 +221,6 @@ def _offset(op: Op, factors: Tensor | None, called: object) -> float:
     if isinstance(called, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return 0.0 if called.bias is None else float(called.bias.detach().abs().max())
     raise NoRule(f"{op.name}: the constants that it adds are not known")
-
-
-def _convolution(op: Op, rule: Conv, shape: tuple[int, ...], like: Tensor) -> Map:
-    geometry, axes = rule.geometry, rule.K.ndim - 2
-    if geometry.mode != "zeros":
-        raise NoRule(f"{op.name}: no linear relaxation for {geometry.mode} padding")
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    K = rule.K.to(like)
-    size = K.abs()
-    widths = [width for pair in reversed(geometry.padding) for width in pair]
-    padded = [n + before + after for n, (before, after) in zip(shape[2:], geometry.padding, strict=True)]
-
-    def forward(d: Tensor, kernel: Tensor = K) -> Tensor:
-        result: Tensor = convolve(
-            F.pad(d, widths), kernel, None, geometry.stride, 0, geometry.dilation, geometry.groups
-        )
-        return result
-
-    def transpose(g: Tensor) -> Tensor:
-        like_input = g.new_empty(1).expand(len(g), shape[1], *padded)
-        zeros = [0] * axes
-        gradient = torch.ops.aten.convolution_backward(
-            g.contiguous(), like_input, K, None, list(geometry.stride), zeros, list(geometry.dilation), False, zeros,
-            geometry.groups, [True, False, False],
-        )[0]  # fmt: skip
-        for axis, (n, (before, _)) in enumerate(zip(shape[2:], geometry.padding, strict=True), 2):
-            gradient = gradient.narrow(axis, before, n)
-        result: Tensor = gradient
-        return result
-
-    flat = K.flatten(1)
-    terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
-    lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
-    return Map(forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths)
 
 
 def _adjoint(run: Run, shape: tuple[int, ...]) -> Run:
