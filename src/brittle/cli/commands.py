@@ -6,7 +6,6 @@ input (one line, no traceback), 130 interrupted.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import shutil
@@ -34,10 +33,10 @@ from brittle.cli.options import (
     NewNetwork,
     Output,
     Samples,
-    Seed,
     Threads,
     TrainingSamples,
     Values,
+    check_seed,
     option,
 )
 from brittle.cli.progress import stage_bars, training_bar
@@ -255,7 +254,7 @@ def _train(
 @app.command("demo")
 def _demo(
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the report.")] = Path("brittle-demo"),
-    seed: Seed = 0,
+    seed: Annotated[int, option("Execution", callback=check_seed, help="Seed of every random choice.")] = 0,
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a dense and four compressible networks on the embedded digits, audit them, and compare them.
@@ -335,6 +334,8 @@ def _prepare_process(threads: int | None) -> None:
 
     glibc would give large tensors back and fault them in again at every pass.
     """
+    import ctypes
+
     if threads is not None:
         import torch
 

@@ -36,7 +36,6 @@ FORMS = constant("brittle.data.load", "FORMS")
 ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
 ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
 
-Arch = Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")]
 ArchArg = Annotated[
     list[str] | None,
     option(
@@ -47,8 +46,6 @@ Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard de
 DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets in torchvision's layout.")]
 ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder: to this.")]
 Threads = Annotated[int | None, option("Execution", min=1, max=4096, help="CPU threads.")]
-Seed = Annotated[int, option("Execution", callback=check_seed, help="Seed of every random choice.")]
-Quiet = Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")]
 Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
 Values = dict[str, Any]
 """Values of options by the names of the fields that they fill."""
@@ -64,7 +61,7 @@ class Network:
             help="Weights: .safetensors, or a checkpoint that holds plain tensors; or a folder of brittle train."
         ),
     ]
-    arch: Arch = None
+    arch: Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")] = None
     arch_arg: ArchArg = None
     mean: Annotated[
         str | None, option("Network", metavar="N,N,N", help="Means by which the model expects its input normalised.")
@@ -149,7 +146,7 @@ class Output:
 
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")]
     overwrite: Annotated[bool, option("Output", help="Replace a result that is already there.")] = False
-    quiet: Quiet = False
+    quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False
 
     def check(self, name: str) -> None:
         """Refuse a file in the folder's place, or results that are there and not to be replaced."""
