@@ -146,6 +146,7 @@ def _symbol_bounds(B: Tensor, C: Tensor, steps: int) -> dict[str, float]:
     second, first, composed = (largest_singular_value(A)[0] for A in (B, C, B @ C))
     bounds = {"half": float(composed.max() + second.max() * first.max()) / 2}
     P = B.mH @ B
+    # Multipliers must serve all frequencies but are made by few: those where one of the norms is largest.
     heavy = [(second * first + composed, 12), (second, 4), (first, 4)]
     chosen = torch.cat([norms.topk(min(most, len(P))).indices for norms, most in heavy]).unique()
     t = closed_form(P[chosen], C[chosen])

@@ -172,6 +172,7 @@ def exact(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes: int = 200_
     """
     pair = _used(pair_of(B, C, slopes))
     bounds = _row_bounds(pair, refine=4 if min(pair.C.shape) > MOST_ENUMERATED else 0)
+    # A close lower bound first: rows whose upper bound does not exceed it need no search at all.
     best = lower(pair.B, pair.C, slopes=slopes, starts=8, rows=16) if pair.B.numel() else 0.0
     nodes = 0
     for i in bounds.argsort(descending=True).tolist():
@@ -264,7 +265,7 @@ def _row_bounds(pair: Pair, refine: int) -> Tensor:
         if turn:
             alone.add(leader)
         else:
-            rows = (bounds > 0.8 * bounds[leader]).nonzero()[:, 0]
+            rows = (bounds > 0.8 * bounds[leader]).nonzero()[:, 0]  # any of these may lead once the first are lowered
         r, q, block = _descend(squares[rows], C, linear[rows] / radius, free[rows], (r, q), block)
         free = torch.minimum(free, _spectral_terms(squares, C, r, q))
     return torch.minimum(linear + radius * free, (middle + radius) * magnitudes)
@@ -312,12 +313,13 @@ def _descend(
             image = left * (single @ (right * Q))
             block = right * (single.mT @ (left * image))
         U, s, Vh = torch.linalg.svd(image, full_matrices=False)
-        top = (s.double() / s[0]) ** 16
+        top = (s.double() / s[0]) ** 16  # singular values within some percent of the largest share its slope
         top = top / top.sum()
         unit, entry = U.double().square() @ top, (Q @ Vh.mT).double().square() @ top
         sums = squares @ r
         term = s[0] * (sums * q.sum()).sqrt()
         leads = linear + torch.minimum(term, known)
+        # A smooth maximum over the rows, of the logarithms; the spectral part of a row is term / (linear + term).
         share = (100 * (leads / leads.max())).softmax(0) * term / (linear + term)
         slope_r = r * (squares.mT @ (share / sums)) - share.sum() * unit
         slope_q = share.sum() * (q / q.sum() - entry)

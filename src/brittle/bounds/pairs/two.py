@@ -151,6 +151,7 @@ def branch_and_bound(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes:
     B, C = pair.B, pair.C
     order = (torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(C, dim=1)).argsort(descending=True)
     B, C, h = B[:, order], C[order], len(order)
+    # What the units from k on can add to a node that has decided those before; the same for all nodes of one depth.
     undecided = [pair.radius * _least_scaled_product(B[:, k:], C[k:]) for k in range(h)] + [0.0]
     levels = torch.tensor([*slopes, sum(slopes) / 2], dtype=torch.float64)  # the third is a free unit's
     best = lower(B, C, slopes=slopes)
@@ -272,6 +273,7 @@ def _multiplier_bound(P: Tensor, C: Tensor, t: Tensor, slopes: Slopes) -> float:
     if not bool(torch.isfinite(form).all()):
         return math.inf
     top = float(torch.linalg.eigvalsh((form + form.mT) / 2)[-1].clamp_min(0))
+    # R is a difference for slopes of one sign, and digits cancel in it: what is subtracted counts into the margin too.
     subtracted = max(0.0, 2 * alpha * gamma) * float((t.sqrt()[:, None] * C).square().sum())
     return math.sqrt(top + ROUNDING * max(C.shape) * (top + subtracted))
 
@@ -294,6 +296,7 @@ def _climb(pair: Pair, d: Tensor, X: Tensor) -> float:
         if value <= best * (1 + gain):
             return max(best, value)
         best = value
+        # y^T B D C x is a sum over units of d_h (B^T y)_h u_h: each takes the slope that serves its sign.
         d = levels[((B.mT @ y) * u > 0).long()]
     return best
 
