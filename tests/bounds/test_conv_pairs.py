@@ -11,6 +11,7 @@ from torch import nn
 
 from brittle.bounds import network_bounds
 from brittle.bounds.pairs import conv as pair_conv
+from brittle.bounds.pairs import two as pair_two
 from brittle.linear.conv_geometry import ConvGeometry
 from brittle.linear.convolution import operator_norm_bounds
 from brittle.results.methods import CONV_PAIRS, CROSS_NORM, MULTIPLIERS, PRODUCT
@@ -46,6 +47,28 @@ def test_no_jacobian_exceeds_the_bound(seed):
         J = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], sample)
         largest = max(largest, np.linalg.norm(J.flatten(1).detach().numpy(), 2))
     assert largest <= values[CONV_PAIRS] < values[PRODUCT]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (conv(2, 4), nn.AvgPool2d(2)),
+        (conv(2, 4), nn.AvgPool2d(3, 2, padding=1)),
+        (conv(2, 4, 2), conv(4, 4, 2, groups=4)),
+        (conv(2, 4, dilation=2), conv(4, 2, (1, 3))),
+    ],
+    ids=["average pooling", "padded pooling", "depthwise", "dilation"],
+)
+def test_no_pattern_exceeds_a_pair(first, second):
+    """Patterns that a search finds on the explicit matrices."""
+    x = torch.zeros(2, 6, 6, dtype=torch.float64)
+    A1 = torch.autograd.functional.jacobian(lambda v: first(v[None])[0], x).reshape(-1, x.numel())
+    middle = first(x[None])[0]
+    A2 = torch.autograd.functional.jacobian(lambda v: second(v[None])[0], middle).reshape(-1, middle.numel())
+    values = arguments(nn.Sequential(first, nn.ReLU(), second), (2, 6, 6))
+    largest = pair_two.lower(A2, A1)
+    assert largest <= values[CONV_PAIRS] <= values[PRODUCT] * (1 + 1e-9)
+    assert values[CONV_PAIRS] < 2 * largest
 
 
 def test_a_pair_alone_is_its_bound_times_the_rest():
