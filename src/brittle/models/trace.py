@@ -69,9 +69,11 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None) -> Trace:
     for name, parameter in model.named_parameters():
         if has_own_arithmetic(parameter):
             raise NoRule(f"{name}: a quantised {type(parameter).__name__}, whose products round in their own way")
+    # A module of torch alone would be traced through, though it is known as a whole: it becomes a leaf of a sequence.
     alone = not any(True for _ in model.children()) and type(model).__module__.startswith("torch.nn")
     root, tracer = nn.Sequential(model) if alone else model, _Tracer()
     try:
+        # Whoever traces where gradients are off must not make the forward look as if it switched them off.
         with torch.enable_grad():
             graph = fx.GraphModule(root, tracer.trace(root))
     except Exception as error:  # tracing runs the user's forward, which may raise anything

@@ -18,6 +18,7 @@ def fold(ops: Sequence[Op]) -> tuple[Op, ...]:
     """
     folded, number = list(ops), 0
     while number < len(folded):
+        # After a merge the next operation stands at this number.
         shorter = _merge(folded, number)
         if shorter is None:
             number += 1

@@ -232,7 +232,7 @@ def _functional_batch_norm(node: fx.Node, context: Context) -> Scale:
         if not isinstance(read, fx.Node) or read.op != "get_attr":
             raise NoRule(f"{where(node)}: batch norm of statistics that are not buffers")
         tensors.append(operator.attrgetter(str(read.target))(context.traced.graph).detach().double().cpu())
-    variance, weight = tensors
+    variance, weight = tensors  # mean and bias are constants
     return Scale((variance + float(call.get("eps", 1e-5))).rsqrt() * weight)
 
 

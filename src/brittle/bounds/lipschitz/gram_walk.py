@@ -164,6 +164,7 @@ class Walk:
             grid = self.torus(x, [1] * len(shape[2:]))
             self.afford(frequencies(grid), shape[1])
             joint = joint_of_diagonal(x, state.t, grid)
+            # Several readers, and not all of them convolutions of one stride: they share one torus or none.
             if not self.stays(joint, number):
                 raise Stuck
             return self.append(joint, number)
@@ -207,11 +208,13 @@ class Walk:
         shape, later = self.ops[x].shape, self.last_use[x] > number
         assert shape is not None
         pixels = math.prod(shape[2:])
+        # A flattening of one pixel only renames the channels; a mean over the image has a Gram matrix of its own.
         flat = isinstance(op.rule, Rearrange) and op.rule.flattens and pixels == 1
         mean = isinstance(op.rule, Average) and op.rule.everything
         if (flat or (mean and state.grid)) and not later:
             P = (mean_over_image(state.P, state.grid, shape[2:]) / pixels)[None] if state.grid else state.P
             return Joint(P, {number: (0, shape[1])}, ())
+        # Off the torus P is of a vector, or of something that a diagonal of channels does not describe.
         if not state.grid and (later or len(shape) != 2):
             raise Stuck
         outer = outer_norms(self.linear_readers([number]), state.P.shape[-1])
@@ -229,6 +232,7 @@ class Walk:
             return self.append_matrix(state, number, rule.W.to(state.P.dtype)[None], spilt=spilt)
         lost = None
         if isinstance(rule, Sum):
+            # A term that is spread over a larger result is no longer one matrix a frequency.
             if len({self.ops[n].shape for n in (number, *op.inputs)}) > 1:
                 raise Stuck
             lost = lost_by_cancellation(state, op)
