@@ -274,7 +274,7 @@ def test_ranks_by_number_share_and_name():
         (24, {"layers": ["3"]}, "less than 24"),
         ({"3": 24}, {}, "less than 24"),
         ({"2": 3}, {}, "ReLU"),
-        ({"9": 3}, {}, "no module"),
+        ({"9": 3}, {}, "names of the model's modules"),
         ({"1": 3}, {"layers": ["1"]}, "got both"),
         (3, {"initial": "he"}, "'svd' or 'random'"),
     ],
