@@ -350,6 +350,6 @@ def test_what_is_wrong_without_attack_is_not_proven_at_budget_zero_either():
         right = net(x).argmax(1)
     y = torch.where(torch.arange(10) < 4, right, (right + 1) % 5)
     for certify in (True, False):
-        found = evaluate(net, (x, y), eps=0.0, certify=certify)
+        found = evaluate_with(net, (x, y), eps=0.0, certify=certify)
         assert [sample.proven for sample in found.samples or ()] == [True] * 4 + [False] * 6
         assert found.proven == found.clean_correct == found.robust_correct == 4
