@@ -86,6 +86,7 @@ def lipschitz_upper_bound(
     Raises:
         InputError: ``p`` is neither 2 nor inf, ``steps`` is negative, or the model cannot run on ``input_shape``.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]])), net[2].weight.data.fill_(1.0)
     >>> bound = lipschitz_upper_bound(net, 2)
