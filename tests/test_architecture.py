@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def ours(path: Path) -> set[str]:
 
 def test_every_package_has_its_row():
     assert sorted(name for row in ROWS for name in row) == sorted({name.partition(".")[0] for name in MODULES})
+
+
+def test_the_page_draws_the_same_rows():
+    page = (TESTS.parent / "docs" / "architecture.md").read_text()
+    drawn = re.findall(r"^ ?\d+  (\S.*)$", page, re.MULTILINE)
+    assert len(drawn) == len(ROWS)
+    for line, row in zip(drawn, ROWS, strict=True):
+        assert row == set(re.split(r"\s{2,}", line)[: len(row)])
 
 
 def test_packages_import_from_rows_above_their_own():

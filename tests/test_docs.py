@@ -9,6 +9,12 @@ from pathlib import Path
 import pytest
 
 import brittle
+from brittle import bounds
+from brittle.attacks import ATTACKS
+from brittle.evaluation import PRESETS
+from brittle.models import ARCHITECTURES
+from brittle.models.layers import KINDS
+from brittle.results.methods import METHODS, OPERATOR_METHODS
 
 PACKAGE = Path(brittle.__file__).parent
 ROOT = PACKAGE.parents[1]
@@ -85,3 +91,33 @@ def test_every_link_between_pages_leads_to_a_page_and_its_section(page):
             headings = re.findall(r"^#+ (.+)$", reached.read_text(), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert section in slugs, f"{target}#{section}"
+
+
+# --- tables of the source have their lines on the pages ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "lines"),
+    [
+        ("attacks.md", [f"\n| `brittle.{name}` |" for name in ATTACKS]),
+        ("attacks.md", [f'\n| `"{name}"` |' for name in PRESETS]),
+        ("cli.md", [f"\n| `{name}` |" for name in ARCHITECTURES]),
+        ("layers.md", [f"`{kind}`" for kind in KINDS]),
+    ],
+)
+def test_every_row_of_a_table_has_its_line_on_the_page(page, lines):
+    text = (ROOT / "docs" / page).read_text()
+    assert [line for line in lines if line not in text] == []
+
+
+@pytest.mark.parametrize("name", [*METHODS, *OPERATOR_METHODS])
+def test_the_theory_proves_what_bounds_are_named_for(name):
+    assert re.search(rf"[`*]{re.escape(name)}[`* ]", (ROOT / "docs" / "theory.md").read_text(), re.IGNORECASE)
+
+
+def test_the_map_of_the_code_names_every_analysis_that_a_rule_is_told_to():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(bounds.__path__, "brittle.bounds.")]
+    analyses = {name for module in modules for name, value in vars(module).items() if hasattr(value, "registry")}
+    assert len(analyses) > 10
+    assert {name for name in analyses if f"`{name}`" not in text} == set()
