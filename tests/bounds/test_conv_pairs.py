@@ -14,7 +14,7 @@ from brittle.bounds.pairs import conv as pair_conv
 from brittle.bounds.pairs import two as pair_two
 from brittle.linear.conv_geometry import ConvGeometry
 from brittle.linear.convolution import operator_norm_bounds
-from brittle.results.methods import CONV_PAIRS, CROSS_NORM, MULTIPLIERS, PRODUCT
+from brittle.results.methods import Argument
 
 
 def conv(channels, out, stride=1, seed=0, **kwargs):
@@ -46,7 +46,7 @@ def test_no_jacobian_exceeds_the_bound(seed):
     for sample in x:
         J = torch.autograd.functional.jacobian(lambda v: model(v[None])[0], sample)
         largest = max(largest, np.linalg.norm(J.flatten(1).detach().numpy(), 2))
-    assert largest <= values[CONV_PAIRS] < values[PRODUCT]
+    assert largest <= values[Argument.CONV_PAIRS] < values[Argument.PRODUCT]
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,16 @@ def test_no_pattern_exceeds_a_pair(first, second):
     A2 = torch.autograd.functional.jacobian(lambda v: second(v[None])[0], middle).reshape(-1, middle.numel())
     values = arguments(nn.Sequential(first, nn.ReLU(), second), (2, 6, 6))
     largest = pair_two.lower(A2, A1)
-    assert largest <= values[CONV_PAIRS] <= values[PRODUCT] * (1 + 1e-9)
-    assert values[CONV_PAIRS] < 2 * largest
+    assert largest <= values[Argument.CONV_PAIRS] <= values[Argument.PRODUCT] * (1 + 1e-9)
+    assert values[Argument.CONV_PAIRS] < 2 * largest
 
 
 def test_a_pair_alone_is_its_bound_times_the_rest():
     first, second = conv(2, 4), conv(4, 6, 2)
     values = arguments(nn.Sequential(first, nn.ReLU(), second))
-    assert values[CONV_PAIRS] == pytest.approx(values[PRODUCT] * share(second, first, (8, 8)), rel=1e-9)
+    assert values[Argument.CONV_PAIRS] == pytest.approx(
+        values[Argument.PRODUCT] * share(second, first, (8, 8)), rel=1e-9
+    )
 
 
 def test_no_convolution_is_used_in_two_pairs():
@@ -83,13 +85,15 @@ def test_no_convolution_is_used_in_two_pairs():
     sizes = [(8, 8), (8, 8), (4, 4)]
     shares = [share(layers[k + 1], layers[k], size) for k, size in enumerate(sizes)]
     best = min(shares[0] * shares[2], shares[1])
-    assert values[CONV_PAIRS] == pytest.approx(values[PRODUCT] * best, rel=1e-9)
+    assert values[Argument.CONV_PAIRS] == pytest.approx(values[Argument.PRODUCT] * best, rel=1e-9)
 
 
 def test_the_better_bound_reaches_the_other_norm():
     model = nn.Sequential(conv(2, 8), nn.ReLU(), conv(8, 8, 2), nn.Flatten())
     two, sup = arguments(model), arguments(model, p=math.inf)
-    assert sup[CROSS_NORM] == pytest.approx(math.sqrt(128) * min(two[CONV_PAIRS], two[MULTIPLIERS]), rel=1e-9)
+    assert sup[Argument.CROSS_NORM] == pytest.approx(
+        math.sqrt(128) * min(two[Argument.CONV_PAIRS], two[Argument.MULTIPLIERS]), rel=1e-9
+    )
 
 
 class Shared(nn.Module):
@@ -116,12 +120,12 @@ class Shared(nn.Module):
     ids=["stride 1", "negative slopes", "pooling between", "circular padding", "read twice"],
 )
 def test_other_neighbours_are_no_pair(model):
-    assert CONV_PAIRS not in arguments(model)
+    assert Argument.CONV_PAIRS not in arguments(model)
 
 
 def test_a_zero_convolution_makes_no_pair():
     first = conv(2, 4)
     first.weight.zero_()
     values = arguments(nn.Sequential(first, nn.ReLU(), conv(4, 4, 2)))
-    assert values[PRODUCT] == 0
-    assert CONV_PAIRS not in values
+    assert values[Argument.PRODUCT] == 0
+    assert Argument.CONV_PAIRS not in values

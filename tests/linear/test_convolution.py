@@ -32,7 +32,7 @@ from brittle.linear.convolution import (
     patch_overlap,
     torus_bound,
 )
-from brittle.results.methods import OPERATOR_METHODS
+from brittle.results.methods import OperatorMethod
 
 CONVS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 MODES = ["zeros", "circular", "reflect", "replicate"]
@@ -234,7 +234,7 @@ def test_every_method_that_is_made_is_explained_and_no_other():
     functions = (norm_inf, norm_1, norm_2)
     made = {bounds.method for function in functions for bounds in bounds_of_cases(function)}
     made |= {function(case.K, case.geometry).method for function in functions for case in cases()}
-    assert made == OPERATOR_METHODS.keys()
+    assert made == set(OperatorMethod)
 
 
 # --- l_2: upper bounds --------------------------------------------------------------------------------------

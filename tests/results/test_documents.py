@@ -1,13 +1,15 @@
 """What an audit offers to whoever reads it: its norms by name, its rates, its frames."""
 
+import json
 import math
+import pickle
 from dataclasses import replace
 
 import pytest
 
 from brittle.errors import InputError
-from brittle.results import FITTED, UNIVERSAL_KINDS, Audit, CertifiedCurve, Evaluation, Rate, SampleResult
-from brittle.results.methods import METHODS, OPERATOR_METHODS
+from brittle.results import Audit, CertifiedCurve, Evaluation, NormBounds, Rate, SampleResult
+from brittle.results.methods import Argument, OperatorMethod, UniversalKind
 from helpers.audits import CERTIFIED, data_free, full, with_parts, without
 
 
@@ -60,7 +62,20 @@ def test_an_evaluation_says_itself_in_one_line():
 
 
 def test_kinds_and_methods_have_a_sentence_each():
-    assert {result.kind for norm in full().norms for result in norm.universal} == UNIVERSAL_KINDS.keys()
-    assert FITTED in UNIVERSAL_KINDS
-    for sentence in (*UNIVERSAL_KINDS.values(), *METHODS.values(), *OPERATOR_METHODS.values()):
-        assert sentence.endswith(".")
+    assert {result.kind for norm in full().norms for result in norm.universal} == set(UniversalKind)
+    for name in (*UniversalKind, *Argument, *OperatorMethod):
+        assert name.explanation.endswith(".")
+
+
+def test_the_names_of_methods_are_plain_strings_wherever_they_are_shown_kept_or_compared():
+    for name in (*UniversalKind, *Argument, *OperatorMethod):
+        plain = name.value
+        assert type(plain) is str
+        assert plain == name == f"{name}" == json.loads(json.dumps(name))
+        assert {plain: 1}[name] == {name: 1}[plain] == 1
+        assert (repr(name), pickle.loads(pickle.dumps(name))) == (repr(plain), plain)
+    bound = NormBounds(2.0, 1.0, 1.0, OperatorMethod.EXACT)
+    result = replace(full().layers[0], operator_norms=(bound,))
+    again = Audit.from_json(replace(full(), layers=(result,)).to_json()).layers[0]
+    assert again == result
+    assert repr(again) == repr(result)

@@ -34,7 +34,6 @@ from brittle.models.quantised import count_parameters
 from brittle.progress import Progress, silent
 from brittle.reporting.verdict import judge
 from brittle.results import (
-    DATA_FREE,
     Audit,
     Flag,
     LayerResult,
@@ -45,6 +44,7 @@ from brittle.results import (
     SecurityCurve,
     Setting,
 )
+from brittle.results.methods import UniversalKind
 from brittle.results.wording import norm_name
 
 CURVE = (0.25, 0.5, 1.5, 2.0)
@@ -305,7 +305,7 @@ def _unavailable(
     universal = [result for look in looks for result in look.norm.universal]
     if not universal:
         missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
-    elif all(result.kind != DATA_FREE for result in universal):
+    elif all(result.kind != UniversalKind.DATA_FREE for result in universal):
         why = "the first layer is no affine function of the input, or a constant"
         missing.append(NotMeasured("data-free universal perturbations", why))
     silent_layers = dict.fromkeys(layer for look in looks for layer in look.silent_layers)

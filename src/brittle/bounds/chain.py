@@ -25,21 +25,9 @@ from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm, operator_norm
 from brittle.linear.spectrum import ROUNDING
 from brittle.results import LayerBound
-from brittle.results.methods import (
-    ALL_PAIRS,
-    CHAIN,
-    DISJOINT_PAIRS,
-    ENDS,
-    EXPONENTS,
-    PAPER_FORM,
-    PATH,
-    PRODUCT,
-    SEGMENTS,
-    SHARP_FORM,
-    WEIGHTED_SEGMENTS,
-)
+from brittle.results.methods import Argument
 
-FORMS = (PAPER_FORM, SHARP_FORM)
+FORMS = (Argument.PAPER_FORM, Argument.SHARP_FORM)
 """Theorem 3.2 with the norms bounded by Theorem 3.1, in two forms."""
 
 SHARES = (0.0, 0.5, 1.0)
@@ -240,11 +228,11 @@ class _Shares(NamedTuple):
 
 def _shares_of_zero(p: float, forms: bool, exponents: bool, L: int) -> _Shares:
     """A chain with a zero layer: alignments are 1 by convention, every bound is 0."""
-    names = [PRODUCT, *(FORMS if forms else ())]
+    names = [Argument.PRODUCT, *(FORMS if forms else ())]
     if p == 2:
-        names += [PATH, ALL_PAIRS, *([ENDS, EXPONENTS] if exponents else [])]
+        names += [Argument.PATH, Argument.ALL_PAIRS, *([Argument.ENDS, Argument.EXPONENTS] if exponents else [])]
     else:
-        names += [DISJOINT_PAIRS, CHAIN, PATH, SEGMENTS, WEIGHTED_SEGMENTS]
+        names += [Argument.DISJOINT_PAIRS, Argument.CHAIN, Argument.PATH, Argument.SEGMENTS, Argument.WEIGHTED_SEGMENTS]
     return _Shares(dict.fromkeys(names, -math.inf), [1.0] * (L - 1), tuple(range(L - 1)) if p == 2 else ())
 
 
@@ -257,16 +245,16 @@ def _shares_inf(layers: _Layers, k_fraction: float | None) -> _Shares:
     alignments = [_log(pair) for pair in segments.pairs]
     pairs = best_disjoint_pairs(alignments)
     gained = sum(alignments[pair] for pair in pairs)
-    logs = {PRODUCT: 0.0}
+    logs: dict[str, float] = {Argument.PRODUCT: 0.0}
     if k_fraction is not None:
         bounds = [layer_bound(W, math.inf, entries_kept(k_fraction, len(W))) for W in layers.weights]
         logs |= {form: _sum([log, gained]) for form, log in _theorem_31(bounds).items()}
     logs |= {
-        DISJOINT_PAIRS: gained,
-        CHAIN: _log(segments.chain),
-        PATH: _log(segments.path),
-        SEGMENTS: _shortest(segments.costs, len(layers.weights)),
-        WEIGHTED_SEGMENTS: _log(float(segments.radii.max())),
+        Argument.DISJOINT_PAIRS: gained,
+        Argument.CHAIN: _log(segments.chain),
+        Argument.PATH: _log(segments.path),
+        Argument.SEGMENTS: _shortest(segments.costs, len(layers.weights)),
+        Argument.WEIGHTED_SEGMENTS: _log(float(segments.radii.max())),
     }
     return _Shares(logs, segments.pairs, pairs)
 
@@ -340,17 +328,17 @@ def _shares_two(layers: _Layers, k_fraction: float | None, steps: int, exponents
     ]
     halves = [row[0.5, 0.5] for row in table]
     gained = _log(math.prod(halves))
-    logs = {PRODUCT: norms}
+    logs: dict[str, float] = {Argument.PRODUCT: norms}
     if k_fraction is not None:
         bounds = [spectral_bound(spectrum.sigma, entries_kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
         rounded = _rounded_up(gained, layers)
         logs |= {form: _sum([norms, log, rounded]) for form, log in _theorem_31(bounds).items()}
-    logs[PATH] = min(norms, _log(_path_norm(layers)))
-    logs[ALL_PAIRS] = norms + _rounded_up(gained, layers)
+    logs[Argument.PATH] = min(norms, _log(_path_norm(layers)))
+    logs[Argument.ALL_PAIRS] = norms + _rounded_up(gained, layers)
     if exponents:
         outer = [row[1.0 if l == 0 else 0.5, 1.0 if l == L - 2 else 0.5] for l, row in enumerate(table)]
-        logs[ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
-        logs[EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
+        logs[Argument.ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
+        logs[Argument.EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
     return _Shares(logs, halves, tuple(range(L - 1)))
 
 
@@ -418,6 +406,6 @@ def _theorem_31(bounds: Sequence[LayerBound]) -> dict[str, float]:
     """How far the product of all layers' bounds exceeds that of their norms, by form."""
 
     def excess(bound: LayerBound, form: str) -> float:
-        return max(1.0, bound.scale * (bound.paper if form == PAPER_FORM else bound.sharp) / bound.norm)
+        return max(1.0, bound.scale * (bound.paper if form == Argument.PAPER_FORM else bound.sharp) / bound.norm)
 
     return {form: sum(_log(excess(bound, form)) for bound in bounds) for form in FORMS}

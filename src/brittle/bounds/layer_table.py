@@ -23,7 +23,7 @@ from brittle.models.borrow import frozen, zero_like
 from brittle.models.forward import output_of
 from brittle.models.layers import LayerView
 from brittle.results import FRACTIONS, PROFILE_POINTS, LayerResult, NormBounds
-from brittle.results.methods import EXACT
+from brittle.results.methods import OperatorMethod
 
 
 def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int, ...] | None = None) -> LayerResult:
@@ -112,7 +112,7 @@ def _operator_norms(
 ) -> list[NormBounds]:
     if not view.convolution:
         exact = {2.0: float(sigma[0]), math.inf: float(nu.max())}
-        return [NormBounds(p, exact[p], exact[p], EXACT) for p in norms]
+        return [NormBounds(p, exact[p], exact[p], OperatorMethod.EXACT) for p in norms]
     if view.geometry is None:
         return []
     every = (bounds_of(view.weight, view.geometry, p, size) for p in norms)

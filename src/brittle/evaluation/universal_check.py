@@ -21,7 +21,8 @@ from brittle.models.activations import watch_calls
 from brittle.models.borrow import Model, device_of, frozen, zero_like
 from brittle.models.forward import logits_of, output_of
 from brittle.models.layers import read_layers
-from brittle.results import DATA_FREE, FITTED, Rate, UniversalResult
+from brittle.results import Rate, UniversalResult
+from brittle.results.methods import UniversalKind
 
 FIT_BATCH, JUDGE_BATCH = 64, 256
 """Samples at once while a perturbation is fitted, and while it is judged."""
@@ -249,10 +250,10 @@ def judge_universal(
         clean = is_right(judging, torch.zeros_like(x[0]))
         batches = [(x[part], y[part]) for part in fitting.split(FIT_BATCH)]
         u = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
-        judged = [(FITTED, "projected ascent", is_right(judging, u))]
+        judged = [(UniversalKind.FITTED, "projected ascent", is_right(judging, u))]
         if candidates := data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed):
             best = min(candidates, key=lambda candidate: int(is_right(fitting, candidate.u).sum()))
-            judged.append((DATA_FREE, best.name, is_right(judging, best.u)))
+            judged.append((UniversalKind.DATA_FREE, best.name, is_right(judging, best.u)))
         controls = [is_right(judging, _random(x[:1], eps, p, generator)) for _ in range(draws)]
     n = int(clean.sum())
     return [

@@ -23,18 +23,7 @@ from brittle.linear.conv_geometry import CONVOLUTIONS, ConvGeometry, conv_geomet
 from brittle.linear.conv_symbol import largest_symbol_norm
 from brittle.linear.spectrum import ROUNDING, power_iteration, raised
 from brittle.results import NormBounds
-from brittle.results.methods import (
-    ABSOLUTE_KERNEL,
-    COARSE_GRID,
-    EXACT,
-    FILTER_MATRIX,
-    INTERIOR_FILTER,
-    NOT_BOUNDED,
-    POLYPHASE,
-    SCHUR,
-    STRIDE_CLASSES,
-    TORUS,
-)
+from brittle.results.methods import OperatorMethod
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 AFFORDABLE = 2e10
@@ -98,15 +87,15 @@ def norm_inf(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = Non
     K = K.detach().double().cpu()
     if size is None or has_interior(K, geometry, size):
         norm = float(filter_matrix(K).abs().sum(1).max())
-        return NormBounds(math.inf, norm, norm, INTERIOR_FILTER)
+        return NormBounds(math.inf, norm, norm, OperatorMethod.INTERIOR_FILTER)
     x = torch.ones(1, K.shape[1] * geometry.groups, *size, dtype=torch.float64)
     sums = apply(K.abs(), geometry, x)
     upper = float(sums.max())
     if geometry.mode == "zeros":
-        return NormBounds(math.inf, upper, upper, EXACT)
+        return NormBounds(math.inf, upper, upper, OperatorMethod.EXACT)
     row = torch.zeros_like(sums).view(-1).index_fill(0, sums.argmax(), 1).view_as(sums)
     lower = float(_adjoint(K, geometry, x, row).abs().sum())
-    return NormBounds(math.inf, min(lower, upper), upper, ABSOLUTE_KERNEL)
+    return NormBounds(math.inf, min(lower, upper), upper, OperatorMethod.ABSOLUTE_KERNEL)
 
 
 def norm_1(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None) -> NormBounds:
@@ -121,12 +110,17 @@ def norm_1(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
         lower = max(float(part.abs().sum(0).max()) for part in K.chunk(geometry.groups))
         upper = max(float(taps.abs().sum((0, *range(2, K.ndim))).max()) for taps in _stride_classes(K, geometry))
         bounded = _size_free(K, geometry)
-        return NormBounds(1.0, lower, upper if bounded else math.inf, STRIDE_CLASSES if bounded else NOT_BOUNDED)
+        return NormBounds(
+            1.0,
+            lower,
+            upper if bounded else math.inf,
+            OperatorMethod.STRIDE_CLASSES if bounded else OperatorMethod.NOT_BOUNDED,
+        )
     x = torch.ones(1, K.shape[1] * geometry.groups, *size, dtype=torch.float64)
     upper = float(_adjoint(K.abs(), geometry, x).max())
     if geometry.mode == "zeros":
-        return NormBounds(1.0, upper, upper, EXACT)
-    return NormBounds(1.0, 0.0, upper, ABSOLUTE_KERNEL)
+        return NormBounds(1.0, upper, upper, OperatorMethod.EXACT)
+    return NormBounds(1.0, 0.0, upper, OperatorMethod.ABSOLUTE_KERNEL)
 
 
 def _stride_classes(K: Tensor, geometry: ConvGeometry) -> list[Tensor]:
@@ -254,7 +248,7 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None,
     pads = any(width for pair in geometry.padding for width in pair)
     interior = size is None or has_interior(K, geometry, size)
     if math.prod(K.shape[2:]) == 1 and interior and (geometry.mode == "zeros" or not pads):
-        return NormBounds(2.0, sigma, sigma, EXACT)
+        return NormBounds(2.0, sigma, sigma, OperatorMethod.EXACT)
     lower = sigma * (1 - ROUNDING * max(filter_matrix(K).shape)) if interior else 0.0
     if size is not None and search:
         lower = max(lower, norm_2_lower(K, geometry, size))
@@ -267,19 +261,19 @@ def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None
     uppers: dict[str, float] = {}
     size_free = _size_free(K, geometry)
     if size is not None or size_free:
-        uppers[FILTER_MATRIX] = _raised(math.sqrt(patch_overlap(K, geometry, size)) * sigma, K)
+        uppers[OperatorMethod.FILTER_MATRIX] = _raised(math.sqrt(patch_overlap(K, geometry, size)) * sigma, K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
-        uppers[SCHUR] = _raised(math.sqrt(schur), K)
+        uppers[OperatorMethod.SCHUR] = _raised(math.sqrt(schur), K)
     if size is not None and _embeds(K, geometry):
         strided = max(geometry.stride) > 1 and geometry.mode == "zeros"
-        for method in (TORUS, POLYPHASE) if strided else (TORUS,):
-            grid, stride = _torus_grid(geometry, size, polyphase=method == POLYPHASE)
+        for method in (OperatorMethod.TORUS, OperatorMethod.POLYPHASE) if strided else (OperatorMethod.TORUS,):
+            grid, stride = _torus_grid(geometry, size, polyphase=method == OperatorMethod.POLYPHASE)
             if _symbol_cost(K, grid, stride) <= AFFORDABLE or not size_free:
-                uppers[method] = torus_bound(K, geometry, size, polyphase=method == POLYPHASE)
-    if size_free and not {TORUS, POLYPHASE} & uppers.keys():
+                uppers[method] = torus_bound(K, geometry, size, polyphase=method == OperatorMethod.POLYPHASE)
+    if size_free and not {OperatorMethod.TORUS, OperatorMethod.POLYPHASE} & uppers.keys():
         cheap = _symbol_cost(K, _coarse_grid(K, geometry, 8), geometry.stride) <= AFFORDABLE / 2
-        uppers[COARSE_GRID] = coarse_grid_bound(K, geometry, oversampling=8 if cheap else 4)
-    return uppers or {NOT_BOUNDED: math.inf}
+        uppers[OperatorMethod.COARSE_GRID] = coarse_grid_bound(K, geometry, oversampling=8 if cheap else 4)
+    return uppers or {OperatorMethod.NOT_BOUNDED: math.inf}
 
 
 def _symbol_cost(K: Tensor, grid: Sequence[int], stride: Sequence[int]) -> float:

@@ -10,7 +10,7 @@ from operator import attrgetter, methodcaller
 from typing import Any
 
 from brittle.results import FRACTIONS, LayerBound, LayerResult
-from brittle.results.methods import EXACT
+from brittle.results.methods import OperatorMethod
 from brittle.results.wording import norm_name, number
 
 Cell = float | int | str | None
@@ -158,7 +158,9 @@ def _operator_value(layer: LayerResult, p: float, side: str) -> Cell:
     norm = layer.operator_norm(p)
     if norm is None or side != "method":
         return None if norm is None else float(getattr(norm, side))
-    return f"{EXACT} ({norm.method})" if norm.exact and norm.method != EXACT else norm.method
+    return (
+        f"{OperatorMethod.EXACT} ({norm.method})" if norm.exact and norm.method != OperatorMethod.EXACT else norm.method
+    )
 
 
 def _operator_text(layer: LayerResult, p: float, side: str) -> str:

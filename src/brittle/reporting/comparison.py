@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from brittle.reporting.drawing import INK, SERIES, label_rows, legend, panels, styled, svg
 from brittle.reporting.page import environment
 from brittle.results import Audit, Evaluation, Rate
-from brittle.results.methods import PRODUCT
+from brittle.results.methods import Argument
 from brittle.results.wording import budget, norm_name, number
 from brittle.storage.files import replacing, write_text
 
@@ -62,7 +62,7 @@ class ComparedNetwork:
 
     def product(self, p: float) -> float:
         """Product of operator norms: the upper bound of the Lipschitz constant that Theorem 3.1 speaks of."""
-        return dict(self.audit.norm(p).lipschitz.arguments).get(PRODUCT, self.upper(p))
+        return dict(self.audit.norm(p).lipschitz.arguments).get(Argument.PRODUCT, self.upper(p))
 
     def upper(self, p: float) -> float:
         """Certified upper bound of the network's Lipschitz constant, the least of all arguments."""
@@ -198,7 +198,7 @@ def _draw_sensitivities(axis: Axes, networks: Sequence[ComparedNetwork]) -> None
     axis.set_title("Sensitivity")
     marks = [Line2D([], [], **_dot(series)) for series in (1, 0)]
     marks += [Line2D([], [], **_dot(0) | {"color": INK} | look) for look in (hollow, bar)]
-    words = [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found", f"bar: {PRODUCT}"]
+    words = [*(f"certified {norm_name(p)} bound" for p in norms), "hollow: largest found", f"bar: {Argument.PRODUCT}"]
     legend(axis, marks, words)
 
 

@@ -35,8 +35,6 @@ from brittle.reporting.drawing import (
     styled,
 )
 from brittle.results import (
-    DATA_FREE,
-    FITTED,
     FRACTIONS,
     Audit,
     CertifiedCurve,
@@ -46,7 +44,7 @@ from brittle.results import (
     Rate,
     SecurityCurve,
 )
-from brittle.results.methods import PRODUCT
+from brittle.results.methods import Argument, UniversalKind
 from brittle.results.wording import budget, norm_name, number
 
 NAMED_PROFILES = 8
@@ -175,7 +173,7 @@ def draw_sensitivity(audit: Audit) -> Figure | None:
     log_scale(axis, [value for value in (*values, *products) if value is not None], room=3.0)
     axis.set_xlabel("Change of the logits per change of the input, log scale")
     names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
-    names += [PRODUCT] * any(products)
+    names += [Argument.PRODUCT] * any(products)
     legend(figure, [Line2D([], [], **look) for look in list(SENSITIVITY_LOOKS.values())[: len(names)]], names)
     return figure
 
@@ -218,7 +216,10 @@ def draw_universal(audit: Audit) -> Figure | None:
     if not results:
         return None
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
-    kinds = {FITTED: (1, -0.24), DATA_FREE: (2, 0.0)}  # series, and lift from the middle of the budget's row
+    kinds: dict[str, tuple[int, float]] = {
+        UniversalKind.FITTED: (1, -0.24),
+        UniversalKind.DATA_FREE: (2, 0.0),
+    }  # series, and lift from the middle of the budget's row
     figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
     for y, place in enumerate(budgets):
         same_budget = [result for result in results if (result.p, result.eps) == place]
@@ -231,7 +232,7 @@ def draw_universal(audit: Audit) -> Figure | None:
             axis.annotate(text, (high, y + lift), (6, 0), textcoords="offset points", va="center", fontsize=8)
     label_rows(axis, [f"{norm_name(p)}, eps {budget(eps)}" for p, eps in budgets])
     axis.set(xlim=(-2, 104), xlabel="Predictions changed on held-out samples, %")
-    shown = {kind: kinds[kind][0] for kind in kinds if any(result.kind == kind for result in results)}
+    shown = {kind: series for kind, (series, _) in kinds.items() if any(result.kind == kind for result in results)}
     shown["random, of equal size"] = 0
     legend(figure, [Line2D([], [], **series_look(series)) for series in shown.values()], list(shown))
     return figure
@@ -346,7 +347,7 @@ SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
 
 def _beaten_product(result: LipschitzResult) -> float | None:
     """The product of norms, where another argument gave a smaller upper bound."""
-    product = dict(result.arguments).get(PRODUCT)
+    product = dict(result.arguments).get(Argument.PRODUCT)
     beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
     return product if beaten else None
 

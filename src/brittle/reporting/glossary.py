@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from brittle.results import UNIVERSAL_KINDS, Audit
-from brittle.results.methods import METHODS
+from brittle.results import Audit
+from brittle.results.methods import Argument, UniversalKind
 
 GLOSSARY = {
     "Clean accuracy": "Share of the samples that the model classifies correctly without attack.",
@@ -67,12 +67,12 @@ GLOSSARY = {
         "Largest change of the logits per change of the input, in the stated norm. The true value lies between the"
         " largest found and the least certified bound."
     ),
-    **METHODS,
+    **{argument.value: argument.explanation for argument in Argument},
     "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
     "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
     "Universal perturbation": (
         "One perturbation for all inputs."
-        + "".join(f" {kind.capitalize()}: {how_found}" for kind, how_found in UNIVERSAL_KINDS.items())
+        + "".join(f" {kind.capitalize()}: {kind.explanation}" for kind in UniversalKind)
         + " All are judged on the other half, beside random ones of equal size. A larger share of changed predictions"
         " may exist: each is an estimate from below of the worst."
     ),
@@ -96,7 +96,7 @@ def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
         (CERTIFIED_TERMS, any(norm.certified for norm in audit.norms)),
         (column_terms, bool(audit.layers)),
         (["Sensitivity (Lipschitz constant)"], bool(audit.norms)),
-        ([name for name in METHODS if name in tried], True),
+        ([argument for argument in Argument if argument in tried], True),
         (RESPONSE_TERMS, any(norm.responses for norm in audit.norms)),
         (["Universal perturbation"], any(norm.universal for norm in audit.norms)),
     ]

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from brittle.results import (
-    DATA_FREE,
-    FITTED,
     FRACTIONS,
     Evaluation,
     Flag,
@@ -16,7 +14,7 @@ from brittle.results import (
     NormResult,
     Verdict,
 )
-from brittle.results.methods import PRODUCT
+from brittle.results.methods import Argument, UniversalKind
 from brittle.results.wording import budget, norm_name, number
 
 LEVELS = {"robust": 0.9, "weakened": 0.5, "fragile": 0.1, "broken": 0.0}
@@ -190,7 +188,7 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
 def _arguments(lipschitz: Sequence[LipschitzResult]) -> str:
     parts = []
     for q in lipschitz:
-        product = dict(q.arguments).get(PRODUCT)
+        product = dict(q.arguments).get(Argument.PRODUCT)
         if q.upper and product is not None and len(q.arguments) > 1:
             gain = product / q.upper
             less = f", a factor of {number(gain)} below the product of norms" if gain >= 1.005 else ""
@@ -202,7 +200,7 @@ def _universal(norms: Sequence[NormResult]) -> str:
     parts = []
     for norm in norms:
         by_kind = {result.kind: result for result in norm.universal}
-        fitted, free = by_kind.get(FITTED), by_kind.get(DATA_FREE)
+        fitted, free = by_kind.get(UniversalKind.FITTED), by_kind.get(UniversalKind.DATA_FREE)
         if fitted and fitted.fooled.n:
             of_weights = f"one read from the weights alone {free.fooled.percent}, " if free else ""
             parts.append(

@@ -1,9 +1,6 @@
 """What is found, as frozen data that needs no torch: rates, layers, attacks, whole audits."""
 
 from brittle.results.attacks import (
-    DATA_FREE,
-    FITTED,
-    UNIVERSAL_KINDS,
     CertifiedCurve,
     Evaluation,
     LayerResponse,
@@ -13,15 +10,14 @@ from brittle.results.attacks import (
 )
 from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, Flag, NormResult, Signature, Verdict
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
+from brittle.results.methods import Argument, OperatorMethod, UniversalKind
 from brittle.results.rate import NotMeasured, Rate, Setting
 
 __all__ = [
-    "DATA_FREE",
-    "FITTED",
     "FRACTIONS",
     "PROFILE_POINTS",
     "SCHEMA_VERSION",
-    "UNIVERSAL_KINDS",
+    "Argument",
     "AttackResult",
     "Audit",
     "CertifiedCurve",
@@ -34,11 +30,13 @@ __all__ = [
     "NormBounds",
     "NormResult",
     "NotMeasured",
+    "OperatorMethod",
     "Rate",
     "SampleResult",
     "SecurityCurve",
     "Setting",
     "Signature",
+    "UniversalKind",
     "UniversalResult",
     "Verdict",
 ]

@@ -198,18 +198,6 @@ class LayerResponse:
     excluded: int
 
 
-FITTED = "fitted"
-DATA_FREE = "data-free"
-UNIVERSAL_KINDS = {
-    FITTED: "by ascent on one half of the data.",
-    DATA_FREE: (
-        "the direction that moves the first layer's output most, read from its weights, or an estimate of it where the"
-        " layer is not dense; only its sign is chosen on that half."
-    ),
-}
-"""The kinds of universal perturbations, and how each is found."""
-
-
 @dataclass(frozen=True)
 class UniversalResult:
     """One perturbation for all inputs, chosen on one part of the data and judged on the other.
@@ -217,7 +205,7 @@ class UniversalResult:
     Attributes:
         p: Norm of the budget.
         eps: Budget.
-        kind: One of :data:`UNIVERSAL_KINDS`.
+        kind: One of :class:`~brittle.results.methods.UniversalKind`.
         direction: How it was found; for a data-free one its sign, the direction and the layer.
         fitted_on: Samples it was fitted on, or on which the sign of a data-free one was chosen.
         fooled: Predictions changed on the held-out samples that were right without it.

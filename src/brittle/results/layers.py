@@ -25,7 +25,7 @@ class NormBounds:
         p: The norm on both sides: 1, 2 or inf.
         lower: Certified lower bound.
         upper: Certified upper bound; equal to ``lower`` when the norm is exact.
-        method: What attained the upper bound, one of :data:`brittle.results.methods.OPERATOR_METHODS`.
+        method: What attained the upper bound, one of :class:`~brittle.results.methods.OperatorMethod`.
     """
 
     p: float

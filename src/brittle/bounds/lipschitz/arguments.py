@@ -22,7 +22,7 @@ from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
 from brittle.bounds.lipschitz.product import own_factors, product_bound
 from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.trace import NoRule
-from brittle.results.methods import CHAIN, CONV_PAIRS, CROSS_NORM, MULTIPLIERS, PATH, PRODUCT
+from brittle.results.methods import Argument
 
 MOST_MARGINS = 2000
 """Classes up to which every pair gets a bound of its own."""
@@ -69,7 +69,7 @@ class Arguments:
         product = raised(product_bound(self.ops, self.factors(p), p))
         if not math.isfinite(product):
             raise NoRule("the product of norms exceeds the range of float64")
-        return {PRODUCT: product} | (self.two if p == 2 else self.sup)
+        return {Argument.PRODUCT: product} | (self.two if p == 2 else self.sup)
 
     def factors(self, p: float) -> list[float]:
         """Every operation's own constant (:func:`brittle.bounds.lipschitz.product.own_factors`)."""
@@ -82,13 +82,13 @@ class Arguments:
         """Bounds in l_2 beside the product of norms."""
         values: dict[str, float] = {}
         if self.gram is not None:
-            values[MULTIPLIERS] = self.gram.upper
+            values[Argument.MULTIPLIERS] = self.gram.upper
         if self.conv_pairs is not None:
-            values[CONV_PAIRS] = self.conv_pairs
+            values[Argument.CONV_PAIRS] = self.conv_pairs
         if self.weights is not None:
             values |= dict(chain_bounds(self.weights, 2, exponents=self.widest <= WIDEST_FOR_EXPONENTS).values)
         if self.distances is not None and self.outputs:
-            values[CROSS_NORM] = raised(math.sqrt(self.outputs) * float(self.distances[-1].max()))
+            values[Argument.CROSS_NORM] = raised(math.sqrt(self.outputs) * float(self.distances[-1].max()))
         return values
 
     @cached_property
@@ -96,14 +96,18 @@ class Arguments:
         """Bounds in l_inf beside the product of norms."""
         values: dict[str, float] = {}
         if self.distances is not None:
-            values[CHAIN] = float(self.distances[-1].max())
+            values[Argument.CHAIN] = float(self.distances[-1].max())
             if self.paths is not None:
-                values[PATH] = float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
+                values[Argument.PATH] = (
+                    float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
+                )
         if self.gram is not None:
             two = self.gram.upper if self.conv_pairs is None else min(self.gram.upper, self.conv_pairs)
-            values[CROSS_NORM] = raised(math.sqrt(self.inputs) * two)
+            values[Argument.CROSS_NORM] = raised(math.sqrt(self.inputs) * two)
         if self.weighted is not None:
-            values[MULTIPLIERS] = math.sqrt(max(float(self.weighted.diagonal().max()), 0.0)) * (1 + WALK_ROUNDING)
+            values[Argument.MULTIPLIERS] = math.sqrt(max(float(self.weighted.diagonal().max()), 0.0)) * (
+                1 + WALK_ROUNDING
+            )
         if self.weights is not None:
             values |= dict(chain_bounds(self.weights, math.inf).values)
         return values

@@ -21,7 +21,7 @@ from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import frozen
 from brittle.models.trace import NoRule, Trace, check_finite_weights
-from brittle.results.methods import PRODUCT
+from brittle.results.methods import Argument
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def network_bounds(
         except NoRule as error:
             return {p: NetworkBound(p, None, str(error), ()) for p in norms}
         if not ops:  # the output is constant
-            return {p: NetworkBound(p, 0.0, None, (), ((PRODUCT, 0.0),)) for p in norms}
+            return {p: NetworkBound(p, 0.0, None, (), ((Argument.PRODUCT, 0.0),)) for p in norms}
         if ops[0].shape is None and (inputs := dense_chain_inputs(ops)):
             with suppress(InputError, NoRule):  # a flattening that a vector does not fit
                 ops = read_graph(model, (inputs,), training)
