@@ -335,6 +335,9 @@ def test_layers_that_never_run_are_named_as_such():
     a = light(seeded(Idle), few(30), p=[2])
     assert "never ran" in reasons(a)["directions at idle"]
     assert [r.layer for r in a.norm(2).responses] == ["used"]
+    # In the last norm nothing moves, so nothing can be said of its layers: what the first one saw stays said.
+    still = light(seeded(Idle), few(30), eps={math.inf: 0.05, 2: 1e-12})
+    assert "never ran" in reasons(still)["directions at idle"]
 
 
 def test_layers_that_ran_are_not_called_silent_when_nothing_was_attacked():

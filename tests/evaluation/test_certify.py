@@ -208,6 +208,17 @@ def test_plain_callables_prove_nothing():
     assert proven_robust(mlp(), x[:0], y[:0], eps=0.1).tolist() == []
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), torch.OutOfMemoryError("out of memory"), TypeError("a bug")])
+@pytest.mark.parametrize("broken", ["read_relaxation", "margin_bounds"])
+def test_bugs_and_a_lack_of_memory_are_not_taken_for_a_lack_of_rules(error, broken, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(certificates, broken, fail)
+    with pytest.raises(type(error)):
+        proven_robust(mlp(), *few(20), eps=1e-4)
+
+
 def test_quantised_networks_without_gradients_prove_nothing_and_raise_nothing():
     quantise = pytest.importorskip("torch.ao.quantization").quantize_dynamic
     with warnings.catch_warnings():
