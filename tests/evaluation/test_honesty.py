@@ -210,7 +210,7 @@ def test_an_honest_network_raises_none_at_any_budget(p, scale):
 
 
 def above(hits: int, n: int, share: float) -> bool:
-    """SciPy's opinion on whether the 95 % interval lies above the share."""
+    """SciPy's opinion on whether the 95 % interval lies above the share, one of those in docs/attacks.md."""
     return binomtest(hits, n).proportion_ci(method="wilson").low > share
 
 
@@ -228,18 +228,16 @@ def test_shares_are_judged_by_their_interval(pair):
     gradient = torch.ones(n, 2, 3)
     gradient[mask(hits, n)] = 0
     for other in (gradient, torch.ones(n, 2, 3)):
-        assert honesty.zero_gradients(gradient, other).raised == above(hits, n, honesty.MOST_ZERO_GRADIENTS)
-        assert honesty.zero_gradients(other, gradient).raised == above(hits, n, honesty.MOST_ZERO_GRADIENTS)
+        assert honesty.zero_gradients(gradient, other).raised == above(hits, n, 0.05)
+        assert honesty.zero_gradients(other, gradient).raised == above(hits, n, 0.05)
     none, some = mask(0, n), mask(hits, n)
-    assert honesty.loss_gap(none, some, INF).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
-    assert honesty.loss_gap(some, none, INF).raised == above(hits, n, honesty.MOST_BROKEN_BY_CE)
-    assert honesty.loss_gap(none, none, INF, Rate(hits, n)).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
-    assert honesty.start_gap(none, some, 2.0).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
-    assert honesty.start_gap(some, none, 2.0).raised == above(hits, n, honesty.MOST_BROKEN_BY_ONE)
-    assert honesty.whole_range(some, 1.0, INF).raised == above(hits, n, honesty.MOST_RIGHT_IN_WHOLE_RANGE)
-    assert honesty.query_gap(Rate(hits, n), Rate(3, 4), 2.0).raised == above(
-        hits, n, honesty.MOST_TAKEN_BY_QUERIES * 4 / 3
-    )
+    assert honesty.loss_gap(none, some).raised == above(hits, n, 0.10)
+    assert honesty.loss_gap(some, none).raised == above(hits, n, 0.25)
+    assert honesty.loss_gap(none, none, Rate(hits, n)).raised == above(hits, n, 0.10)
+    assert honesty.start_gap(none, some).raised == above(hits, n, 0.10)
+    assert honesty.start_gap(some, none).raised == above(hits, n, 0.10)
+    assert honesty.whole_range(some, 1.0, INF).raised == above(hits, n, 0.05)
+    assert honesty.query_gap(Rate(hits, n), Rate(3, 4)).raised == above(hits, n, 0.02 * 4 / 3)
 
 
 @quick
@@ -247,12 +245,12 @@ def test_shares_are_judged_by_their_interval(pair):
 def test_what_both_attacks_break_raises_nothing(pair, extra):
     hits, n = pair
     same = mask(hits, n)
-    assert not honesty.loss_gap(same, same, INF).raised
-    assert not honesty.start_gap(same, same, INF).raised
+    assert not honesty.loss_gap(same, same).raised
+    assert not honesty.start_gap(same, same).raised
     one = same.clone()
     one[extra % n] ^= True  # a difference of one sample is no finding
-    assert not honesty.loss_gap(same, one, INF).raised
-    assert not honesty.start_gap(one, same, INF).raised
+    assert not honesty.loss_gap(same, one).raised
+    assert not honesty.start_gap(one, same).raised
 
 
 def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
@@ -261,11 +259,11 @@ def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
         gradient[:hits] = 0
         found = [
             honesty.zero_gradients(gradient, gradient),
-            honesty.loss_gap(mask(hits, 64), mask(0, 64), INF),
-            honesty.loss_gap(mask(0, 64), mask(hits, 64), INF),
-            honesty.start_gap(mask(hits, 64), mask(0, 64), INF),
+            honesty.loss_gap(mask(hits, 64), mask(0, 64)),
+            honesty.loss_gap(mask(0, 64), mask(hits, 64)),
+            honesty.start_gap(mask(hits, 64), mask(0, 64)),
             honesty.whole_range(mask(hits, 64), 1.0, INF),
-            honesty.query_gap(Rate(hits, 64), Rate(1, 1), INF),
+            honesty.query_gap(Rate(hits, 64), Rate(1, 1)),
         ]
         assert [flag.raised for flag in found] == [expected] * len(found)
         assert all(f"{hits} of 64" in flag.finding or f"alone {hits}" in flag.finding for flag in found)
@@ -273,10 +271,10 @@ def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
 
 def test_queries_count_by_the_points_that_they_take_off():
     for left, expected in ((Rate(9, 10), True), (Rate(1, 200), False)):
-        flag = honesty.query_gap(Rate(16, 32), left, INF)
+        flag = honesty.query_gap(Rate(16, 32), left)
         assert flag.raised is expected
         assert f"{50 * left.hits / left.n:.1f} points" in flag.finding
-    assert not honesty.query_gap(Rate(0, 32), Rate(0, 10), INF).raised
+    assert not honesty.query_gap(Rate(0, 32), Rate(0, 10)).raised
 
 
 def curve(*hits: int, n: int = 100) -> SecurityCurve:
@@ -316,8 +314,8 @@ def test_rounding_is_no_difference_and_noise_is():
     span = float(logits.max() - logits.min())
     noise = torch.rand(64, 10, generator=generator(1)) - 0.5
     for check, share in (
-        (honesty.different_answers, honesty.MOST_CHANGE_REPEATED),
-        (honesty.answers_in_company, honesty.MOST_CHANGE_IN_COMPANY),
+        (honesty.different_answers, 1e-3),
+        (honesty.answers_in_company, 1e-2),
     ):
         assert not check(logits, logits).raised
         assert not check(logits, logits * (1 + 1e-6)).raised

@@ -1,9 +1,9 @@
 """Signs that a robust accuracy must not be trusted: masked gradients, randomness, outputs that are no logits.
 
 Robust accuracy is an upper estimate, and a network whose gradients are hidden looks robust to whoever follows them
-(Athalye et al. 2018; Carlini et al. 2019). Every :class:`Check` looks for one sign of it on a few samples: ``collect``
-makes the passes and attacks that it needs, ``judge`` turns what came out into a :class:`~brittle.results.Flag` with the
-number that raised it or did not. No flag raised proves nothing.
+(Athalye et al. 2018; Carlini et al. 2019). Every one of the :data:`CHECKS` looks for one sign of it on a few samples:
+it takes the passes and attacks that it needs from the :class:`Evidence`, and a function without a network judges what
+came out. No flag raised proves nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,12 +37,26 @@ SAMPLES = 64
 the passes of 100 steps on 1,000 samples, and 7 % where the whole range breaks nothing."""
 FEWEST_SAMPLES = 8
 """Fewest samples of a check that counts shares. Among three, a single odd one would raise a flag."""
+SINGLE_SAMPLES = 8
+"""Samples that are put through the network one by one."""
+QUERIED_SURVIVORS = 32
+"""Most survivors of the gradient attacks that are attacked by queries alone: it is the check that costs most."""
 SHORT_STEPS = 15
 """Steps of the short attacks. Attacks that are compared have equal steps, so that their difference is what counts;
 within the whole range of the inputs a sound attack needs a few."""
 QUERIES = 150
 """Queries of the attack without gradients: they break next to nothing that sound gradients left, and much where the
 gradients lead nowhere."""
+MOST_BROKEN_BY_ONE = 0.10
+"""Share of the samples that the attack on DLR breaks and the one on cross-entropy does not, or one start and the other
+not. Honest networks, also overconfident ones, stay below; a loss or a start that is blind misses far more."""
+
+
+class Judgement(NamedTuple):
+    """Whether a check raises its flag, and what was measured, with its number."""
+
+    raised: bool
+    finding: str
 
 
 @dataclass(frozen=True)
@@ -52,35 +66,19 @@ class Check:
     Attributes:
         name: What its flag is called.
         meaning: Why it matters.
-        collect: From the evidence to the arguments of ``judge``; InputError says why the check cannot be made.
-        judge: From what was collected to the flag.
+        judge: From the evidence to the judgement; InputError says why the check cannot be made.
         of_model: Whether it belongs to the model alone, and to no norm and budget.
     """
 
     name: str
     meaning: str
-    collect: Callable[[Evidence], tuple[Any, ...]]
-    judge: Callable[..., Flag]
+    judge: Callable[[Evidence], Judgement]
     of_model: bool = False
-
-    def flag(self, raised: bool, finding: str, p: float | None = None) -> Flag:
-        """The check's flag; p is the norm that it belongs to."""
-        return Flag(self.name, raised, finding, self.meaning, None if p is None else float(p))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the checks look at, and what several of them need.
-
-    Attributes:
-        network: The network, ready.
-        worst: The worst case at the budget.
-        threat: What it was sought under.
-        eps: The budget, in input units.
-        curve: Robust accuracy over several budgets.
-        query_attack: An attack that asks for logits alone.
-        execution: Most samples at once.
-    """
+    """What the checks look at, as :func:`honesty_flags` describes it, and the passes and attacks that they ask for."""
 
     network: Network
     worst: WorstCase
@@ -97,18 +95,44 @@ class Evidence:
 
     @functools.cached_property
     def broken_by_ce(self) -> Tensor:
-        """Which of these the short attack breaks that the others are compared with: random start, cross-entropy."""
-        return break_samples(self, self.right, (short_attack("ce", random_start=True),), self.eps)
+        """Which of these the short attack breaks that the others are compared with."""
+        return self.broken_soon("ce")
 
     @functools.cached_property
     def two_passes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of one batch, right or wrong, and the logits of two passes over it."""
-        rows = _thin(torch.arange(len(self.worst.y)), min(SAMPLES, self.execution.batch_size))
+        n = len(self.worst.y)
+        rows = torch.linspace(0, n - 1, min(n, SAMPLES, self.execution.batch_size)).round().long()  # spread evenly
         return rows, self.logits(rows), self.logits(rows)
 
     def logits(self, rows: Tensor) -> Tensor:
         """The network's answers to the samples ``rows``, ``(n, classes)``."""
         return logits_of(self.network.model, self.worst.x[rows], self.worst.y[rows])
+
+    def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float | None = None) -> Tensor:
+        """Which of the samples ``rows`` the attacks break within ``eps`` (by default the budget), ``(n,)``; every
+        example is checked again.
+        """
+        x, y, ids = self.worst.x[rows], self.worst.y[rows], self.worst.ids[rows.cpu()]
+        threat, eps = replace(self.threat, attacks=attacks, restarts=1), self.eps if eps is None else eps
+        return ~worst_case(self.network, x, y, threat, eps, ids=ids, execution=self.execution).robust_correct
+
+    def broken_soon(self, *losses: str, random_start: bool = True, eps: float | None = None) -> Tensor:
+        """Which of the samples that are right Auto-PGD breaks in :data:`SHORT_STEPS` on any of the losses, ``(n,)``."""
+        short = functools.partial(apgd, steps=SHORT_STEPS, random_start=random_start)
+        return self.broken(self.right, tuple(functools.partial(short, loss=loss) for loss in losses), eps)
+
+    def differentiate(self, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """A loss at the samples ``rows``, ``(n,)``, and its gradient in the input, ``(n, ...)``."""
+        parts = [
+            loss_and_gradient(self.network.model, loss, self.worst.x[part], self.worst.y[part])
+            for part in rows.split(self.execution.batch_size)
+        ]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
+
+    def gradients(self, loss: Loss) -> Tensor:
+        """The gradient of a loss at the samples that are right, ``(n, ...)``."""
+        return self.differentiate(self.right, loss)[1]
 
 
 def honesty_flags(
@@ -124,7 +148,7 @@ def honesty_flags(
 ) -> tuple[tuple[Flag, ...], tuple[NotMeasured, ...]]:
     """Look for the signs that the robust accuracy at one budget must not be trusted: make all :data:`CHECKS`.
 
-    A share raises a flag when the lower end of its 95 % interval exceeds the constant that its check names, so one odd
+    A share raises a flag when the lower end of its 95 % interval exceeds the most that its check allows, so one odd
     sample of 64 raises none.
 
     Args:
@@ -154,34 +178,13 @@ def honesty_flags(
             if check.of_model and not of_model:
                 continue
             try:
-                flags.append(check.judge(*check.collect(evidence)))
+                raised, finding = check.judge(evidence)
+                p = None if check.of_model else float(threat.p)
+                flags.append(Flag(check.name, raised, finding, check.meaning, p))
             except InputError as error:
                 where = "" if check.of_model else f", {norm_name(threat.p)}"
                 missing.append(NotMeasured(check.name + where, str(error)))
     return tuple(flags), tuple(missing)
-
-
-def break_samples(evidence: Evidence, rows: Tensor, attacks: tuple[Attack, ...], eps: float) -> Tensor:
-    """Which of the samples ``rows`` the attacks break within ``eps``, ``(n,)``; every example is checked again."""
-    x, y = evidence.worst.x[rows], evidence.worst.y[rows]
-    threat = replace(evidence.threat, attacks=attacks, restarts=1)
-    ids = evidence.worst.ids[rows.cpu()]
-    worst = worst_case(evidence.network, x, y, threat, eps, ids=ids, execution=evidence.execution)
-    return ~worst.robust_correct
-
-
-def differentiate(evidence: Evidence, rows: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-    """A loss at the samples ``rows``, ``(n,)``, and its gradient in the input, ``(n, ...)``."""
-    parts = [
-        loss_and_gradient(evidence.network.model, loss, evidence.worst.x[part], evidence.worst.y[part])
-        for part in rows.split(evidence.execution.batch_size)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
-
-
-def short_attack(loss: str, *, random_start: bool) -> Attack:
-    """Auto-PGD with :data:`SHORT_STEPS`."""
-    return functools.partial(apgd, steps=SHORT_STEPS, loss=loss, random_start=random_start)
 
 
 def pick_rows(mask: Tensor, most: int, what: str) -> Tensor:
@@ -193,174 +196,96 @@ def pick_rows(mask: Tensor, most: int, what: str) -> Tensor:
     rows = mask.nonzero()[:, 0]
     if len(rows) < FEWEST_SAMPLES:
         raise InputError(f"needs {FEWEST_SAMPLES} samples that {what}; there are {len(rows)}")
-    return _thin(rows, most)
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most), device=rows.device).round().long()]
 
 
-# --- zero gradients -----------------------------------------------------------------------------------------
-
-MOST_ZERO_GRADIENTS = 0.05
-"""Share of the samples whose gradient is exactly zero. Trained networks have none, not even confident ones: in float32
-the cross-entropy's gradient vanishes at margins beyond 100."""
-
-
-def zero_gradients(cross_entropy: Tensor, margin: Tensor) -> Flag:
-    """Samples at which a loss has a gradient of exactly zero; raised above :data:`MOST_ZERO_GRADIENTS`.
-
-    Args:
-        cross_entropy: Gradient of the cross-entropy at samples that are right, ``(N, ...)``.
-        margin: Gradient of the margin ``s_y - max_{j != y} s_j`` at the same samples.
+def zero_gradients(cross_entropy: Tensor, margin: Tensor, *, most: float = 0.05) -> Judgement:
+    """Gradients ``(N, ...)`` of two losses at the same samples; raised when one of them is exactly zero at more than
+    the share ``most``. Trained networks have none, not even confident ones: in float32 the cross-entropy's gradient
+    vanishes at margins beyond 100.
     """
     rates = [_count(gradient.flatten(1).eq(0).all(1)) for gradient in (cross_entropy, margin)]
-    return ZERO_GRADIENTS.flag(
-        any(_above(rate, MOST_ZERO_GRADIENTS) for rate in rates),
-        f"The gradient is exactly zero at {_of(rates[0])} samples for the cross-entropy and at {_of(rates[1])} for the"
-        " margin.",
+    return Judgement(
+        any(rate.exceeds(most) for rate in rates),
+        f"The gradient is exactly zero at {rates[0].counts} samples for the cross-entropy and at {rates[1].counts} for"
+        " the margin.",
     )
 
 
-ZERO_GRADIENTS = Check(
-    "zero gradients",
-    "An attack that follows gradients stands still where they are zero: it finds nothing, whether or not there is"
-    " something to find.",
-    lambda evidence: tuple(differentiate(evidence, evidence.right, loss)[1] for loss in (cross_entropy, margins)),
-    zero_gradients,
-    of_model=True,
-)
-
-# --- different answers to one input -------------------------------------------------------------------------
-
-MOST_CHANGE_REPEATED = 1e-3
-"""Difference of two passes over one batch, as a share of the logits' range. Sums in another order differ by 10⁻⁶."""
+def different_answers(first: Tensor, second: Tensor, *, most: float = 1e-3) -> Judgement:
+    """Two passes over one batch, ``(N, classes)`` each; raised when they differ by more than the share ``most`` of the
+    logits' range. Sums in another order differ by 10⁻⁶ of it.
+    """
+    finding = f"Two passes over the same {len(first)} samples differ by at most {{}} of the logits' range."
+    return _compare(first, second, most, finding)
 
 
-def different_answers(first: Tensor, second: Tensor) -> Flag:
-    """Two passes over one batch, ``(N, classes)`` each; raised when they differ beyond :data:`MOST_CHANGE_REPEATED`."""
-    is_beyond, change = _compare(first, second, MOST_CHANGE_REPEATED)
-    return DIFFERENT_ANSWERS.flag(
-        is_beyond,
-        f"Two passes over the same {len(first)} samples differ by at most {change} of the logits' range.",
-    )
-
-
-DIFFERENT_ANSWERS = Check(
-    "different answers to one input",
-    "A randomised network is attacked through one draw and judged by another; only an attack on the average over"
-    " many draws counts.",
-    lambda evidence: evidence.two_passes[1:],
-    different_answers,
-    of_model=True,
-)
-
-# --- answers that depend on the batch -----------------------------------------------------------------------
-
-MOST_CHANGE_IN_COMPANY = 1e-2
-"""Difference of a sample's logits alone and in a batch, as a share of their range. Kernels of reduced precision (TF32),
-which may be chosen by the batch's size, differ by 10⁻³."""
-SINGLE_SAMPLES = 8
-"""Samples that are put through the network one by one."""
-
-
-def answers_in_company(together: Tensor, alone: Tensor | InputError) -> Flag:
-    """Samples in a batch and one by one; raised when logits differ beyond :data:`MOST_CHANGE_IN_COMPANY`.
-
-    Args:
-        together: Logits ``(N, classes)`` in a batch.
-        alone: Logits of the same samples one by one, or the error that one of them met.
+def answers_in_company(together: Tensor, alone: Tensor | InputError, *, most: float = 1e-2) -> Judgement:
+    """Logits ``(N, classes)`` of samples in a batch and of the same one by one, or the error that one of them met;
+    raised when they differ by more than the share ``most`` of their range. Kernels of reduced precision (TF32), which
+    may be chosen by the batch's size, differ by 10⁻³ of it.
     """
     if isinstance(alone, InputError):
-        return ANSWERS_IN_COMPANY.flag(True, f"A sample alone gets no answer: {alone}.")
-    is_beyond, change = _compare(together, alone, MOST_CHANGE_IN_COMPANY)
-    return ANSWERS_IN_COMPANY.flag(
-        is_beyond,
-        f"Alone and in a batch, {len(alone)} samples get logits that differ by at most {change} of their range.",
-    )
+        return Judgement(True, f"A sample alone gets no answer: {alone}.")
+    finding = f"Alone and in a batch, {len(alone)} samples get logits that differ by at most {{}} of their range."
+    return _compare(together, alone, most, finding)
 
 
-def _collect_company(evidence: Evidence) -> tuple[Tensor, Tensor | InputError]:
+def _compare(one: Tensor, two: Tensor, most: float, finding: str) -> Judgement:
+    """Raised where logits differ by more than the share ``most`` of their range; the finding says by how much."""
+    low, high = torch.cat([one, two]).aminmax()
+    change = float((one - two).abs().max() / (high - low)) if high > low else 0.0
+    most = max(most, 8 * torch.finfo(one.dtype).eps)  # number formats coarser than single precision round more
+    return Judgement(change > most, finding.format(f"{number(100 * change)} %"))
+
+
+def ask_alone(evidence: Evidence) -> Judgement:
+    """:func:`answers_in_company` of the first samples of the two passes."""
     rows, together, again = evidence.two_passes
     if len(rows) < 2:
         raise InputError("needs at least two samples in a batch")
     if different_answers(together, again).raised:
         raise InputError("two passes over the same batch differ already")
-    together = together[:SINGLE_SAMPLES]
     try:
-        return together, torch.cat([evidence.logits(row) for row in rows[:SINGLE_SAMPLES].split(1)])
+        alone = torch.cat([evidence.logits(row) for row in rows[:SINGLE_SAMPLES].split(1)])
     except InputError as error:  # a finding, and no reason to leave the check out
-        return together, error
+        return answers_in_company(together, error)
+    return answers_in_company(together[:SINGLE_SAMPLES], alone)
 
 
-ANSWERS_IN_COMPANY = Check(
-    "answers that depend on the batch",
-    "A sample's verdict changes with the samples beside it, so neither the attack nor its check is about the sample"
-    " alone.",
-    _collect_company,
-    answers_in_company,
-    of_model=True,
-)
-
-# --- probabilities in place of logits -----------------------------------------------------------------------
-
-SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum of a sample's outputs may be if they count as probabilities: half precision's rounding."""
+def probabilities(outputs: Tensor, *, tolerance: float = 1e-3) -> Judgement:
+    """Outputs ``(N, classes)``; raised when all are non-negative and every sample's add up to 1, up to a tolerance
+    that leaves room for half precision's rounding.
+    """
+    rate = _count((outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance))
+    return Judgement(rate.hits == rate.n > 0, f"The outputs of {rate.counts} samples are non-negative and add up to 1.")
 
 
-def probabilities(outputs: Tensor) -> Flag:
-    """Outputs ``(N, classes)``; raised when all are non-negative and every sample's add up to 1."""
-    rate = _count((outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= SUM_TOLERANCE))
-    return PROBABILITIES.flag(
-        rate.hits == rate.n > 0,
-        f"The outputs of {_of(rate)} samples are non-negative and add up to 1.",
-    )
-
-
-PROBABILITIES = Check(
-    "probabilities in place of logits",
-    "The losses expect logits; on probabilities they are flat wherever the network is sure. Leave the softmax out.",
-    lambda evidence: (evidence.worst.clean_logits,),
-    probabilities,
-    of_model=True,
-)
-
-# --- cross-entropy against DLR ------------------------------------------------------------------------------
-
-MOST_BROKEN_BY_ONE = 0.10
-"""Share of the samples that the attack on DLR breaks and the one on cross-entropy does not, or one start and the other
-not. Honest networks, also overconfident ones, stay below; a loss or a start that is blind misses far more."""
-MOST_BROKEN_BY_CE = 0.25
-"""The same for samples that cross-entropy breaks and DLR does not: within few steps DLR is behind by up to a sixth on
-honest networks."""
-
-
-def loss_gap(ce: Tensor, dlr: Tensor, p: float, later: Rate | None = None) -> Flag:
-    """Samples that one of two losses breaks alone; raised beyond :data:`MOST_BROKEN_BY_ONE` for the DLR loss, and
-    beyond :data:`MOST_BROKEN_BY_CE` for the cross-entropy.
+def loss_gap(ce: Tensor, dlr: Tensor, later: Rate | None = None, *, most_by_ce: float = 0.25) -> Judgement:
+    """Samples that one of two losses breaks alone; raised above :data:`MOST_BROKEN_BY_ONE` for the DLR loss.
 
     Args:
         ce: Which samples the attack on the cross-entropy breaks, ``(N,)``.
         dlr: Which of them the equally long attack on the DLR loss breaks.
-        p: Norm of the budget.
-        later: Among the samples that are right, those that withstood the full attack on the cross-entropy and fell to
-            the one on the DLR loss after it.
+        later: As :func:`fell_later`.
+        most_by_ce: Share above which the cross-entropy raises the flag: within few steps DLR is behind by up to a
+            sixth on honest networks.
     """
     by_dlr, by_ce = _count(dlr & ~ce), _count(ce & ~dlr)
     full = "" if later is None else f"Of {later.n} samples, {later.hits} withstood cross-entropy and fell to DLR. "
-    return LOSS_GAP.flag(
-        _above(by_dlr, MOST_BROKEN_BY_ONE)
-        or _above(by_ce, MOST_BROKEN_BY_CE)
-        or (later is not None and _above(later, MOST_BROKEN_BY_ONE)),
-        f"{full}With {SHORT_STEPS} steps each, DLR alone breaks {_of(by_dlr)} samples and cross-entropy alone"
+    return Judgement(
+        by_dlr.exceeds(MOST_BROKEN_BY_ONE)
+        or by_ce.exceeds(most_by_ce)
+        or (later is not None and later.exceeds(MOST_BROKEN_BY_ONE)),
+        f"{full}With {SHORT_STEPS} steps each, DLR alone breaks {by_dlr.counts} samples and cross-entropy alone"
         f" {by_ce.hits}.",
-        p,
     )
 
 
-def _collect_losses(evidence: Evidence) -> tuple[Tensor, Tensor, float, Rate | None]:
-    by_dlr = break_samples(evidence, evidence.right, (short_attack("dlr", random_start=True),), evidence.eps)
-    return evidence.broken_by_ce, by_dlr, evidence.threat.p, _fell_later(evidence.worst, evidence.threat)
-
-
-def _fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
-    """Samples that fell to DLR after they withstood cross-entropy, by attacks that are equal otherwise; else None."""
+def fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
+    """Samples, among those that are right, that withstood the cross-entropy in the battery and fell to DLR after it;
+    None unless two attacks differ in nothing else.
+    """
 
     def describe(attack: Attack) -> tuple[object, object]:
         loss = inspect.signature(attack).parameters.get("loss")
@@ -374,164 +299,97 @@ def _fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
     return None
 
 
-LOSS_GAP = Check(
-    "cross-entropy against DLR",
-    "Two attacks that differ in nothing but the loss break about the same samples; one that misses many is blind,"
-    " and both may be.",
-    _collect_losses,
-    loss_gap,
-)
-
-# --- random start against none ------------------------------------------------------------------------------
-
-
-def start_gap(random: Tensor, none: Tensor, p: float) -> Flag:
+def start_gap(random: Tensor, none: Tensor) -> Judgement:
     """Which samples ``(N,)`` an attack breaks from a random start and from the samples themselves; raised by a share
     that only one of them breaks above :data:`MOST_BROKEN_BY_ONE`.
     """
     rates = [_count(random & ~none), _count(none & ~random)]
-    return START_GAP.flag(
-        any(_above(rate, MOST_BROKEN_BY_ONE) for rate in rates),
-        f"With {SHORT_STEPS} steps each, {_of(rates[0])} samples break from a random start alone and {rates[1].hits}"
+    return Judgement(
+        any(rate.exceeds(MOST_BROKEN_BY_ONE) for rate in rates),
+        f"With {SHORT_STEPS} steps each, {rates[0].counts} samples break from a random start alone and {rates[1].hits}"
         " from the sample alone.",
-        p,
     )
 
 
-def _collect_starts(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
-    random = evidence.broken_by_ce
-    none = break_samples(evidence, evidence.right, (short_attack("ce", random_start=False),), evidence.eps)
-    return random, none, evidence.threat.p
-
-
-START_GAP = Check(
-    "random start against none",
-    "Where it matters much from which point of the budget an attack starts, the gradients around the samples"
-    " mislead it.",
-    _collect_starts,
-    start_gap,
-)
-
-# --- flat security curve ------------------------------------------------------------------------------------
-
-LEAST_FALL = 0.05
-"""Share of itself by which a robust accuracy falls, from the least to the largest budget of its curve, if the curve is
-not flat."""
-MOST_OVERDUE_SURVIVORS = 0.5
-"""Share of the survivors that should have broken within the largest budget by their own gradients, or have none. Only
-above is a flat curve odd: over small budgets a robust network's is flat as well."""
-
-
-def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int) -> Flag:
-    """A curve that does not fall (see :func:`is_flat`) although the gradients of more than
-    :data:`MOST_OVERDUE_SURVIVORS` promise a fall.
+def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int, *, most_overdue: float = 0.5) -> Judgement:
+    """A curve that does not fall (see :func:`is_flat`) although the gradients promise a fall.
 
     Args:
         curve: Robust accuracy over several budgets.
-        distances: First-order estimate of the distance ``(N,)`` to the decision boundary, ``margin / ||gradient||``
-            in the dual norm, of samples that withstood the standard budget; 0 where the gradient is zero. Empty when
-            the curve falls.
+        distances: First-order estimates ``(N,)`` of the distance to the decision boundary, ``margin / ||gradient||`` in
+            the dual norm, of samples that withstood the standard budget; 0 where the gradient is zero.
         classes: Number of classes.
+        most_overdue: Share of the survivors that should have broken within the largest budget by their own gradients,
+            or have none. Only above is a flat curve odd: over small budgets a robust network's is flat as well.
     """
     first, last = curve.robust[0], curve.robust[-1]
     overdue = _count(distances < curve.eps[-1])
-    more = f", though {_of(overdue)} survivors should have broken by their gradients, or have none" if overdue.n else ""
-    return FLAT_CURVE.flag(
-        is_flat(curve, classes) and _above(overdue, MOST_OVERDUE_SURVIVORS),
+    more = f", though {overdue.counts} survivors should have broken by their gradients, or have none"
+    return Judgement(
+        is_flat(curve, classes) and overdue.exceeds(most_overdue),
         f"Robust accuracy goes from {first.percent} at {budget(curve.eps[0])} to {last.percent} at"
-        f" {budget(curve.eps[-1])}{more}.",
-        curve.p,
+        f" {budget(curve.eps[-1])}{more if overdue.n else ''}.",
     )
 
 
-def is_flat(curve: SecurityCurve, classes: int) -> bool:
-    """Whether a curve ends above chance (one of the classes) and falls by less than :data:`LEAST_FALL`."""
+def is_flat(curve: SecurityCurve, classes: int, *, least_fall: float = 0.05) -> bool:
+    """Whether a curve ends above chance (one of the classes) and falls by less than the share ``least_fall`` of its
+    robust accuracy at the least budget.
+    """
     first, last = curve.robust[0], curve.robust[-1]
-    return first.hits - last.hits < LEAST_FALL * first.hits and _above(last, 1 / classes)
+    return first.hits - last.hits < least_fall * first.hits and last.exceeds(1 / classes)
 
 
-def _collect_curve(evidence: Evidence) -> tuple[SecurityCurve, Tensor, int]:
-    curve, classes = evidence.curve, evidence.worst.clean_logits.shape[1]
+def follow_curve(evidence: Evidence) -> Judgement:
+    """:func:`flat_curve` with the distances of survivors, where the curve does not fall."""
+    curve, classes, distances = evidence.curve, evidence.worst.clean_logits.shape[1], torch.empty(0)
     if curve is None:
         raise InputError("no security curve")
-    if not is_flat(curve, classes):
-        return curve, torch.empty(0), classes
-    rows = pick_rows(evidence.worst.robust_correct, SAMPLES, "withstood the attacks")
-    margin, gradient = differentiate(evidence, rows, margins)
-    length = lp_norm(gradient, dual_exponent(evidence.threat.p))
-    return curve, torch.where(length > 0, margin / length, 0.0), classes
+    if is_flat(curve, classes):
+        rows = pick_rows(evidence.worst.robust_correct, SAMPLES, "withstood the attacks")
+        margin, gradient = evidence.differentiate(rows, margins)
+        length = lp_norm(gradient, dual_exponent(evidence.threat.p))
+        distances = torch.where(length > 0, margin / length, 0.0)
+    return flat_curve(curve, distances, classes)
 
 
-FLAT_CURVE = Check(
-    "flat security curve",
-    "Robust accuracy falls once the budget exceeds what the gradients promise; where it does not, following them"
-    " leads nowhere.",
-    _collect_curve,
-    flat_curve,
-)
+def whole_range(right: Tensor, eps: float, p: float, *, most: float = 0.05) -> Judgement:
+    """Which samples ``(N,)`` are right at the budget ``eps`` that reaches every input; raised above the share ``most``.
 
-# --- budget of the whole range ------------------------------------------------------------------------------
-
-MOST_RIGHT_IN_WHOLE_RANGE = 0.05
-"""Share of the samples that withstand a budget as large as the whole range. Pictures of the other classes lie within
-it, so every one is a failure of the attacks; honest networks, also overconfident ones, leave none."""
-
-
-def whole_range(right: Tensor, eps: float, p: float) -> Flag:
-    """Which samples ``(N,)`` are right at the budget ``eps`` that reaches every input; raised above
-    :data:`MOST_RIGHT_IN_WHOLE_RANGE`.
+    Pictures of the other classes lie within this budget, so every one is a failure of the attacks; honest networks,
+    also overconfident ones, leave none.
     """
     rate = _count(right)
-    return WHOLE_RANGE.flag(
-        _above(rate, MOST_RIGHT_IN_WHOLE_RANGE),
-        f"{_of(rate)} samples withstand {SHORT_STEPS} steps within {norm_name(p)} {budget(eps)}, which reaches every"
+    return Judgement(
+        rate.exceeds(most),
+        f"{rate.counts} samples withstand {SHORT_STEPS} steps within {norm_name(p)} {budget(eps)}, which reaches every"
         " input.",
-        p,
     )
 
 
-def _collect_whole_range(evidence: Evidence) -> tuple[Tensor, float, float]:
+def attack_whole_range(evidence: Evidence) -> Judgement:
+    """:func:`whole_range` of short attacks on both losses; DLR needs three classes."""
     p, (low, high) = evidence.threat.p, evidence.threat.bounds
     eps = (high - low) * (1.0 if math.isinf(p) else math.sqrt(evidence.worst.x[0].numel()))
     losses = ("ce", "dlr") if evidence.worst.clean_logits.shape[1] > 2 else ("ce",)
-    attacks = tuple(short_attack(loss, random_start=False) for loss in losses)
-    return ~break_samples(evidence, evidence.right, attacks, eps), eps, p
+    return whole_range(~evidence.broken_soon(*losses, random_start=False, eps=eps), eps, p)
 
 
-WHOLE_RANGE = Check(
-    "budget of the whole range",
-    "Every picture is allowed, those of other classes too, so whatever is still right was missed by the attack"
-    " (or the network does not look at its input).",
-    _collect_whole_range,
-    whole_range,
-)
-
-# --- queries against gradients ------------------------------------------------------------------------------
-
-MOST_TAKEN_BY_QUERIES = 0.02
-"""Robust accuracy that queries alone take away from what the gradient attacks left: two points."""
-QUERIED_SURVIVORS = 32
-"""Most survivors of the gradient attacks that are attacked by queries alone: it is the check that costs most."""
-
-
-def query_gap(broken: Rate, left: Rate, p: float) -> Flag:
-    """What an attack without gradients adds; raised when it takes off more than :data:`MOST_TAKEN_BY_QUERIES`.
-
-    Args:
-        broken: How many of those samples, or of some of them, it breaks.
-        left: Samples that withstood the gradient attacks without being proven robust, among all samples.
-        p: Norm of the budget.
+def query_gap(broken: Rate, left: Rate, *, most: float = 0.02) -> Judgement:
+    """What an attack without gradients breaks of the samples ``left`` (among all) that withstood the gradient attacks
+    without being proven robust, or of some of these; raised when it takes more than the share ``most`` off the robust
+    accuracy.
     """
     points = 100 * broken.hits / max(1, broken.n) * left.hits / max(1, left.n)
-    return QUERY_GAP.flag(
-        _above(broken, MOST_TAKEN_BY_QUERIES * left.n / max(1, left.hits)),
-        f"Queries alone break {_of(broken)} samples that the gradient attacks left, which takes about {points:.1f}"
+    return Judgement(
+        broken.exceeds(most * left.n / max(1, left.hits)),
+        f"Queries alone break {broken.counts} samples that the gradient attacks left, which takes about {points:.1f}"
         " points off the robust accuracy.",
-        p,
     )
 
 
-def _collect_queries(evidence: Evidence) -> tuple[Rate, Rate, float]:
+def attack_by_queries(evidence: Evidence) -> Judgement:
+    """:func:`query_gap` of Square in the battery, or else of the query attack on some of the survivors."""
     worst, attacks = evidence.worst, evidence.threat.battery
     number = next((i for i, attack in enumerate(attacks) if unbind(attack) is square), len(attacks))
     if number == 0:
@@ -539,58 +397,74 @@ def _collect_queries(evidence: Evidence) -> tuple[Rate, Rate, float]:
     broken = worst.attack == number  # no sample, where Square was not run
     left = (worst.robust_correct | broken) & ~worst.proven
     rows = pick_rows(left, QUERIED_SURVIVORS, "withstood the gradient attacks and are not proven robust")
-    if number < len(attacks):
-        broken = broken[left]
-    else:
-        broken = break_samples(evidence, rows, (evidence.query_attack,), evidence.eps)
-    return _count(broken), _count(left), evidence.threat.p
-
-
-QUERY_GAP = Check(
-    "queries against gradients",
-    "An attack by queries alone knows less; if it breaks what the gradient attacks left, these were misled or too"
-    " short.",
-    _collect_queries,
-    query_gap,
-)
-
-CHECKS = (
-    ZERO_GRADIENTS,
-    DIFFERENT_ANSWERS,
-    ANSWERS_IN_COMPANY,
-    PROBABILITIES,
-    LOSS_GAP,
-    START_GAP,
-    FLAT_CURVE,
-    WHOLE_RANGE,
-    QUERY_GAP,
-)
-"""All checks, in the order in which flags are reported."""
-
-
-def _thin(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, spread evenly."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).round().long()]
+    broken = broken[left] if number < len(attacks) else evidence.broken(rows, (evidence.query_attack,))
+    return query_gap(_count(broken), _count(left))
 
 
 def _count(mask: Tensor) -> Rate:
     return Rate(int(mask.sum()), len(mask))
 
 
-def _of(rate: Rate) -> str:
-    return f"{rate.hits} of {rate.n}"
-
-
-def _above(rate: Rate, share: float) -> bool:
-    """Whether the lower end of the 95 % interval exceeds the share."""
-    return rate.interval is not None and rate.interval[0] > share
-
-
-def _compare(one: Tensor, two: Tensor, most: float) -> tuple[bool, str]:
-    """Whether logits differ beyond ``most``, a share of the range of all, and the largest such share in words."""
-    low, high = torch.cat([one, two]).aminmax()
-    change = float((one - two).abs().max() / (high - low)) if high > low else 0.0
-    most = max(most, 8 * torch.finfo(one.dtype).eps)  # number formats coarser than single precision round more
-    return change > most, f"{number(100 * change)} %"
+CHECKS = (
+    Check(
+        "zero gradients",
+        "An attack that follows gradients stands still where they are zero: it finds nothing, whether or not there is"
+        " something to find.",
+        lambda evidence: zero_gradients(evidence.gradients(cross_entropy), evidence.gradients(margins)),
+        of_model=True,
+    ),
+    Check(
+        "different answers to one input",
+        "A randomised network is attacked through one draw and judged by another; only an attack on the average over"
+        " many draws counts.",
+        lambda evidence: different_answers(*evidence.two_passes[1:]),
+        of_model=True,
+    ),
+    Check(
+        "answers that depend on the batch",
+        "A sample's verdict changes with the samples beside it, so neither the attack nor its check is about the sample"
+        " alone.",
+        ask_alone,
+        of_model=True,
+    ),
+    Check(
+        "probabilities in place of logits",
+        "The losses expect logits; on probabilities they are flat wherever the network is sure. Leave the softmax out.",
+        lambda evidence: probabilities(evidence.worst.clean_logits),
+        of_model=True,
+    ),
+    Check(
+        "cross-entropy against DLR",
+        "Two attacks that differ in nothing but the loss break about the same samples; one that misses many is blind,"
+        " and both may be.",
+        # DLR first: where there are too few classes for it, that is the reason to give.
+        lambda evidence: loss_gap(
+            dlr=evidence.broken_soon("dlr"), ce=evidence.broken_by_ce, later=fell_later(evidence.worst, evidence.threat)
+        ),
+    ),
+    Check(
+        "random start against none",
+        "Where it matters much from which point of the budget an attack starts, the gradients around the samples"
+        " mislead it.",
+        lambda evidence: start_gap(evidence.broken_by_ce, evidence.broken_soon("ce", random_start=False)),
+    ),
+    Check(
+        "flat security curve",
+        "Robust accuracy falls once the budget exceeds what the gradients promise; where it does not, following them"
+        " leads nowhere.",
+        follow_curve,
+    ),
+    Check(
+        "budget of the whole range",
+        "Every picture is allowed, those of other classes too, so whatever is still right was missed by the attack"
+        " (or the network does not look at its input).",
+        attack_whole_range,
+    ),
+    Check(
+        "queries against gradients",
+        "An attack by queries alone knows less; if it breaks what the gradient attacks left, these were misled or too"
+        " short.",
+        attack_by_queries,
+    ),
+)
+"""All checks, in the order in which flags are reported."""

@@ -31,6 +31,15 @@ class Rate:
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
 
+    def exceeds(self, share: float) -> bool:
+        """Whether it is above the share beyond chance: the lower end of the 95 % interval is."""
+        return self.interval is not None and self.interval[0] > share
+
+    @property
+    def counts(self) -> str:
+        """``352 of 360``."""
+        return f"{self.hits} of {self.n}"
+
     @property
     def percent(self) -> str:
         """The rate with one decimal; ``0.0 %`` and ``100.0 %`` are printed only when exactly true.
@@ -52,7 +61,7 @@ class Rate:
         if (interval := self.interval) is None:
             return self.percent
         low, high = interval
-        return f"{self.percent} ({self.hits} of {self.n}; 95 % interval {100 * low:.1f} to {100 * high:.1f})"
+        return f"{self.percent} ({self.counts}; 95 % interval {100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)
