@@ -14,7 +14,7 @@ from brittle.attacks import ATTACKS
 from brittle.evaluation import PRESETS
 from brittle.models import ARCHITECTURES
 from brittle.models.layers import KINDS
-from brittle.results.methods import METHODS, OPERATOR_METHODS
+from brittle.results.methods import Argument, OperatorMethod
 
 PACKAGE = Path(brittle.__file__).parent
 ROOT = PACKAGE.parents[1]
@@ -110,7 +110,7 @@ def test_every_row_of_a_table_has_its_line_on_the_page(page, lines):
     assert [line for line in lines if line not in text] == []
 
 
-@pytest.mark.parametrize("name", [*METHODS, *OPERATOR_METHODS])
+@pytest.mark.parametrize("name", [*Argument, *OperatorMethod])
 def test_the_theory_proves_what_bounds_are_named_for(name):
     assert re.search(rf"[`*]{re.escape(name)}[`* ]", (ROOT / "docs" / "theory.md").read_text(), re.IGNORECASE)
 
