@@ -1,5 +1,6 @@
 """What pages and docstrings name exists."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -11,9 +12,11 @@ import pytest
 import brittle
 from brittle import bounds
 from brittle.attacks import ATTACKS
-from brittle.evaluation import PRESETS
+from brittle.bounds import NetworkBound
+from brittle.evaluation import PRESETS, Execution, Threat
 from brittle.models import ARCHITECTURES
 from brittle.models.layers import KINDS
+from brittle.results import Audit, Evaluation, LayerResult, LipschitzResult, NormResult, SampleResult
 from brittle.results.methods import Argument, OperatorMethod
 
 PACKAGE = Path(brittle.__file__).parent
@@ -108,6 +111,21 @@ def test_every_link_between_pages_leads_to_a_page_and_its_section(page):
 def test_every_row_of_a_table_has_its_line_on_the_page(page, lines):
     text = (ROOT / "docs" / page).read_text()
     assert [line for line in lines if line not in text] == []
+
+
+RECORDS = {
+    "audit.md": (Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
+    "attacks.md": (Threat, Execution),
+    "bounds.md": (NetworkBound,),
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "record"), [(page, record) for page, records in RECORDS.items() for record in records]
+)
+def test_every_field_of_a_record_is_explained_on_its_page(page, record):
+    text = (ROOT / "docs" / page).read_text()
+    assert [field.name for field in dataclasses.fields(record) if f"`{field.name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", [*Argument, *OperatorMethod])
