@@ -18,6 +18,7 @@ from brittle.linear.norms import (
     operator_norm,
     per_sample,
     project_ball,
+    thin,
 )
 from helpers.matrices import matrices, quick
 from helpers.networks import generator
@@ -169,3 +170,23 @@ def test_attacks_know_two_norms(p):
         check_attack_norm(p)
     with pytest.raises(InputError, match="p: expected 2 or inf; got"):
         project_ball(torch.ones(1, 2), 1.0, p)
+
+
+# --- thinning ---------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(0, 300), most=st.integers(2, 80))
+@quick
+def test_thinned_rows_are_spread_evenly_between_both_ends(n, most):
+    rows = thin(torch.arange(2 * n).view(n, 2), most)
+    assert rows.shape == (min(n, most), 2)
+    assert torch.equal(rows[:, 1], rows[:, 0] + 1)
+    if n:
+        assert (int(rows[0, 0]), int(rows[-1, 0])) == (0, 2 * (n - 1))
+        gaps = rows[:, 0].diff() // 2
+        assert bool((gaps > 0).all())
+        assert not len(gaps) or int(gaps.max() - gaps.min()) <= 1
+
+
+def test_of_a_single_row_it_is_the_first():
+    assert thin(torch.arange(5), 1).tolist() == [0]

@@ -18,6 +18,7 @@ from brittle.linear.compressibility import (
     spread,
 )
 from brittle.linear.convolution import bounds_of
+from brittle.linear.norms import thin
 from brittle.models.activations import watch_calls
 from brittle.models.borrow import frozen, zero_like
 from brittle.models.forward import output_of
@@ -125,7 +126,4 @@ def _pick(curve: Tensor, ks: Sequence[int]) -> tuple[float, ...]:
 
 def _profile(v: Tensor) -> tuple[float, ...]:
     """The vector, largest first, thinned evenly to at most PROFILE_POINTS entries (both ends kept)."""
-    v = v.sort(descending=True).values
-    if len(v) > PROFILE_POINTS:
-        v = v[torch.linspace(0, len(v) - 1, PROFILE_POINTS).round().long()]
-    return tuple(v.tolist())
+    return tuple(thin(v.sort(descending=True).values, PROFILE_POINTS).tolist())

@@ -16,6 +16,7 @@ from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_re
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.threat import Threat
+from brittle.linear.norms import thin
 from brittle.models.borrow import Model, device_of, frozen
 from brittle.models.forward import logits_of
 from brittle.models.network import Network
@@ -92,7 +93,6 @@ def worthwhile_relaxations(
     if not isinstance(model, nn.Module) or len(x) == 0:
         return (None,) * len(cases)
     x, y = x.to(network.device), y.to(network.device)
-    some = torch.linspace(0, len(x) - 1, min(TRIAL_SAMPLES, len(x)), device=x.device).round().long()
 
     @functools.cache
     def read(bounds: tuple[float, float]) -> Relaxation:
@@ -100,11 +100,14 @@ def worthwhile_relaxations(
         return read_relaxation(model, x.shape[1:], examples=x.clamp(*bounds), groups=groups, traced=network.traced)
 
     def worthwhile(threat: Threat, eps: float) -> Relaxation | None:
-        left = _left_by_one_step(model, x[some].clamp(*threat.bounds), y[some], threat, eps)
-        if left * passes < LEAST_HOPE * PASSES_OF_A_CERTIFICATE:
+        tried, labels = thin(x, TRIAL_SAMPLES).clamp(*threat.bounds), thin(y, TRIAL_SAMPLES)
+        logits_of(model, tried, labels)  # refuses what is no network for these samples
+        stepped = fgsm(model, tried, labels, eps=eps, p=threat.p, bounds=threat.bounds)
+        left = (margins(logits_of(model, stepped, labels), labels) > 0).double().mean()
+        if float(left) * passes < LEAST_HOPE * PASSES_OF_A_CERTIFICATE:
             return None
         relaxation = read(threat.bounds)
-        proven = prove(relaxation, x[some], y[some], threat, eps, passes)
+        proven = prove(relaxation, tried, labels, threat, eps, passes)
         return None if float(proven.double().mean()) * passes < PASSES_OF_A_CERTIFICATE else relaxation
 
     relaxations: list[Relaxation | None] = []
@@ -114,13 +117,6 @@ def worthwhile_relaxations(
         except (NoRule, InputError):  # no sound rule, or an input that the evaluation itself will refuse
             relaxations.append(None)
     return tuple(relaxations)
-
-
-def _left_by_one_step(model: Model, x: Tensor, y: Tensor, threat: Threat, eps: float) -> float:
-    """Share of the samples that one step of gradient ascent leaves right."""
-    logits_of(model, x, y)  # refuses what is no network for these samples
-    stepped = fgsm(model, x, y, eps=eps, p=threat.p, bounds=threat.bounds)
-    return float((margins(logits_of(model, stepped, y), y) > 0).double().mean())
 
 
 def prove(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: float, passes: float) -> Tensor:

@@ -20,7 +20,7 @@ from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import WorstCase, correct, unchecked_logits, worst_case
-from brittle.linear.norms import distances, per_sample
+from brittle.linear.norms import distances, per_sample, thin
 from brittle.models.borrow import Model
 from brittle.models.network import Network, borrowed
 from brittle.progress import silent
@@ -110,9 +110,7 @@ def certified_curve(evaluation: Evaluation, budgets: Sequence[float]) -> Certifi
     """
     right = [s.certified_radius or 0.0 for s in evaluation.samples if s.clean_prediction == s.label]
     radii = torch.tensor(right, dtype=torch.float64)
-    ends = radii[(radii > 0) & radii.isfinite()].sort().values
-    if len(ends) > CERTIFIED_POINTS:
-        ends = ends[torch.linspace(0, len(ends) - 1, CERTIFIED_POINTS).round().long()]
+    ends = thin(radii[(radii > 0) & radii.isfinite()].sort().values, CERTIFIED_POINTS)
     points = sorted({0.0, *budgets, *ends.tolist()})
     rates = tuple(Rate(int((radii > point).sum()), evaluation.n) for point in points)
     return CertifiedCurve(evaluation.p, tuple(points), rates, float(radii.median()) if len(radii) else None)

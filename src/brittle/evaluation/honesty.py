@@ -25,7 +25,7 @@ from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Attack, Threat, for_classes, unbind
 from brittle.evaluation.worst_case import WorstCase, worst_case
-from brittle.linear.norms import dual_exponent, lp_norm
+from brittle.linear.norms import dual_exponent, lp_norm, thin
 from brittle.models.borrow import Model
 from brittle.models.forward import logits_of
 from brittle.models.network import Network, borrowed
@@ -101,8 +101,7 @@ class Evidence:
     @functools.cached_property
     def two_passes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of one batch, right or wrong, and the logits of two passes over it."""
-        n = len(self.worst.y)
-        rows = torch.linspace(0, n - 1, min(n, SAMPLES, self.execution.batch_size)).round().long()  # spread evenly
+        rows = thin(torch.arange(len(self.worst.y)), min(SAMPLES, self.execution.batch_size))
         return rows, self.logits(rows), self.logits(rows)
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -196,7 +195,7 @@ def pick_rows(mask: Tensor, most: int, what: str) -> Tensor:
     rows = mask.nonzero()[:, 0]
     if len(rows) < FEWEST_SAMPLES:
         raise InputError(f"needs {FEWEST_SAMPLES} samples that {what}; there are {len(rows)}")
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), most), device=rows.device).round().long()]
+    return thin(rows, most)
 
 
 def zero_gradients(cross_entropy: Tensor, margin: Tensor, *, most: float = 0.05) -> Judgement:

@@ -90,6 +90,21 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def thin(values: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the rows, spread evenly over all, in their order; first and last included.
+
+    Args:
+        values: ``(N, ...)``.
+        most: At least 1; of a single row it is the first.
+
+    Returns:
+        ``(min(N, most), ...)``.
+    """
+    if len(values) <= most:
+        return values
+    return values[torch.linspace(0, len(values) - 1, most, device=values.device).round().long()]
+
+
 def operator_norm(W: Tensor, p: float) -> Tensor:
     """Exact operator norm ``max ||Wx||_p / ||x||_p`` of dense matrices.
 
