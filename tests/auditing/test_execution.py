@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from brittle.attacks import apgd
+from brittle.auditing import run as auditing
 from brittle.errors import InputError
 from brittle.evaluation import Execution, Threat
 from brittle.evaluation import run as running
@@ -121,7 +123,7 @@ def test_the_data_are_told_apart_from_others_of_equal_results(tmp_path):
 
 def test_a_network_is_traced_and_copied_once(monkeypatch):
     """One trace serves the bounds, the certificates and the copy that attacks search on, in all norms."""
-    copies, traces = [], []
+    net, copies, traces = convnet(), [], []
     real_copy, real_trace = copy.deepcopy, fx.Tracer.trace
 
     def count_copies(value, *arguments, **options):
@@ -135,9 +137,31 @@ def test_a_network_is_traced_and_copied_once(monkeypatch):
 
     monkeypatch.setattr(copy, "deepcopy", count_copies)
     monkeypatch.setattr(fx.Tracer, "trace", count_traces)
-    audit_with(convnet(), few(N), functools.partial(apgd, steps=3))
+    audit_with(net, few(N), functools.partial(apgd, steps=3))
     assert len(traces) == 1
     assert len(copies) == 1 + 2  # for the attacks, and in float64 for the search of the largest ratio in each norm
+
+
+@pytest.mark.parametrize("chunk", [16, 8192])
+def test_examples_of_one_norm_are_gone_when_the_next_ones_are_looked_at(chunk, monkeypatch):
+    of_first_norm, looks = [], []
+    real_run = auditing.run_parts
+
+    def record(*arguments):
+        for outcomes in real_run(*arguments):
+            of_first_norm.append(weakref.ref(outcomes[0].worst.x_adv))
+            yield outcomes
+
+    def look(model, data, **options):
+        looks.append([reference() is None for reference in of_first_norm])
+        return ()
+
+    monkeypatch.setattr(running, "CHUNK_SAMPLES", chunk)
+    monkeypatch.setattr(auditing, "run_parts", record)
+    monkeypatch.setattr(auditing, "judge_universal", look)
+    audit(mlp(), few(N), batch_size=8)
+    assert len(looks) == 2
+    assert all(looks[1])
 
 
 @pytest.mark.parametrize("size", [1, 7, 40, 100])

@@ -467,6 +467,20 @@ def test_bounds_seed_and_ids_are_passed_to_attacks_that_have_them():
     assert e.settings["greedy"] == "extra=3"
 
 
+@pytest.mark.parametrize("overflow", [math.inf, -math.inf, math.nan])
+def test_answers_that_are_not_finite_have_a_margin_of_minus_infinity(overflow):
+    """Whatever the difference of such logits is: a broken sample with a large margin would be nonsense."""
+
+    def net(x):
+        first = x.flatten(1)[:, 0]
+        return torch.stack([torch.where(first > 0.5, overflow, 1.0), torch.zeros_like(first)], 1)
+
+    data = torch.full((3, 1, 2, 2), 0.4), torch.zeros(3, dtype=torch.long)
+    e = evaluate(net, data, Threat(lambda model, x, y, *, eps, p: x + eps), eps=0.2)
+    assert e.robust_correct == 0
+    assert [sample.adversarial_margin for sample in e.samples] == [-math.inf] * 3
+
+
 def test_settings_record_the_defaults_that_were_used():
     e = evaluate(mlp(), few(5), Threat(functools.partial(apgd, steps=7)), eps=0.01)
     assert e.attacks == ("apgd(steps=7)",)

@@ -217,6 +217,27 @@ def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
         run((wrong, y), ray_workers=2)
 
 
+def test_a_cluster_keeps_results_where_the_caller_stands(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the cluster's processes started elsewhere
+    evaluate_with(mlp(), few(8), attack=quick_apgd, eps=0.06, batch_size=1, ray_workers=2, resume="kept")
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 2
+
+
+def test_an_error_ends_the_other_tasks_of_a_cluster(cluster, tmp_path):
+    def failing(model, x, y, *, eps, p, ids):
+        if 0 in ids:
+            raise ZeroDivisionError
+        time.sleep(3)
+        (tmp_path / str(int(ids[0]))).touch()
+        return x
+
+    net, (x, _) = mlp(), few(40)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_with(net, (x, net(x).argmax(1)), attack=failing, eps=0.06, batch_size=4, certify=False, ray_workers=3)
+    time.sleep(5)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_of_a_cluster_read_as_those_of_one_process(cluster):
     x, y = few(8)
     with pytest.raises(InputError, match=r"^x: expected finite numbers"):

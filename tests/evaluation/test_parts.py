@@ -7,6 +7,8 @@ import json
 import math
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ from helpers.evaluations import (
     SEEN,
     Anything,
     anything_moves,
+    audit_with,
     evaluate_with,
     hooked,
     names,
@@ -136,6 +139,18 @@ def test_a_write_that_is_stopped_leaves_nothing(tmp_path, monkeypatch, error):
     with pytest.raises(error):
         evaluate_with(hooked(mlp()), few(8), attack=quick_apgd, eps=0.06, batch_size=2, resume=tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system(tmp_path, monkeypatch):
+    """The library that writes tensors has an error of its own, which nobody expects."""
+
+    def fail(*args, **options):
+        raise safetensors.SafetensorError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        audit_with(mlp(), few(8), attacks=quick_apgd, batch_size=2, resume=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 SPOILT = {

@@ -16,8 +16,9 @@ from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import WorstCase, correct, worst_case
 from brittle.linear.norms import lp_norm
+from brittle.models.borrow import frozen
 from brittle.models.forward import Counted, logits_of
-from brittle.models.network import Network
+from brittle.models.network import Network, make_ready
 from helpers.networks import convnet, few, linear, mlp, right, uniform, untouched
 
 NORMS = [math.inf, 2]
@@ -250,6 +251,11 @@ def test_counters_of_joined_batches_add_up():
     assert (joined.forwards, joined.backwards) == (whole.forwards, whole.backwards)
 
 
+def test_a_single_batch_is_joined_without_a_copy():
+    worst = worst_case(mlp(), *few(4), Threat((SEARCH,)), 0.06)
+    assert WorstCase.joined([worst]).x_adv.data_ptr() == worst.x_adv.data_ptr()
+
+
 # --- proven samples --------------------------------------------------------------------------------------------
 
 
@@ -313,6 +319,21 @@ def test_other_attacks_get_the_users_own_module():
     given.clear()
     worst_case(Network(net, lambda x: -net(x)), *few(10), Threat((custom,)), 1e-4)
     assert given == [net]
+
+
+def test_another_attack_that_raises_leaves_the_model_as_it_was():
+    def meddling(model, x, y, *, eps, p):
+        model.train().requires_grad_(True)
+        model(x)  # batch norms take note of it
+        raise ZeroDivisionError
+
+    net = convnet()
+    with untouched(net), pytest.raises(ZeroDivisionError):
+        worst_case(net, *few(10), Threat((SEARCH, meddling)), 1e-4)
+    with frozen(net):
+        ready = make_ready(net, few(10)[0], (0.0, 1.0))
+        with untouched(net), pytest.raises(ZeroDivisionError):
+            worst_case(ready, *few(10), Threat((meddling,)), 1e-4)
 
 
 def test_the_packages_own_attacks_get_the_copy():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,8 @@ from brittle.evaluation.accuracy import check_norms, chosen_attacks
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
-from brittle.evaluation.parts import Outcome, Part
-from brittle.evaluation.run import Case, Plan, first_of, numbered, run_parts, summarise
+from brittle.evaluation.parts import Chunk, Part
+from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
@@ -31,6 +31,7 @@ from brittle.models.forward import logits_of
 from brittle.models.layers import LayerView, read_layers
 from brittle.models.network import Network, make_ready, trace_or_reason
 from brittle.models.quantised import count_parameters
+from brittle.models.trace import NoRule, Trace
 from brittle.progress import Progress, silent
 from brittle.reporting.verdict import judge
 from brittle.results import (
@@ -58,6 +59,8 @@ ASCENTS, ASCENT_STEPS = 16, 15
 """Most samples from which larger local norms are sought by ascent (fewer for large networks), and steps of each."""
 ASCENT_WEIGHTS = 4e7
 """Most parameters times ascents."""
+JACOBIANS_AT_ONCE = 32
+"""Samples whose Jacobians are held at once."""
 NEED_DATA = (
     "clean and robust accuracy",
     "security curve",
@@ -120,42 +123,27 @@ def audit(
     views, unread = read_layers(model)
     progress = execution.progress or silent
     with frozen(model):
-        first, chunks = (None, None) if data is None else first_of(numbered(data, execution), threat.bounds)
+        first, chunks = (None, None) if data is None else read_chunks(data, execution, threat.bounds)
         shape = tuple(first.x.shape[1:]) if first else None if input_shape is None else tuple(input_shape)
         origin = "input_shape" if first is None else "data"
-        layers, unmeasured = _measure_layers(model, views, shape, origin, tuple(budgets), progress)
-        progress("bounds", 0, 1)
-        traced = trace_or_reason(model, shape)
-        certificates = network_bounds(model, tuple(budgets), input_shape=shape, steps=tighten, traced=traced)
-        progress("bounds", 1, 1)
-        missing = [*unread, *unmeasured]
-        missing += [
-            NotMeasured(f"certified {norm_name(q)} bound", bound.unavailable)
-            for q, bound in certificates.items()
-            if bound.unavailable
-        ]
+        weights = _read_weights(model, views, shape, origin, tuple(budgets), tighten, progress)
+        certificates, missing = weights.certificates, [*unread, *weights.missing]
+        flags: tuple[Flag, ...] = ()
         if first is None or chunks is None:
-            norms = [NormResult(q, None, _sensitivity(certificates[q])) for q in budgets]
-            flags: tuple[Flag, ...] = ()
+            norms = [NormResult(q, None, _certified(certificates[q])) for q in budgets]
             missing += [NotMeasured(what, "no data given") for what in NEED_DATA]
             fingerprint = None
         else:
             battery, left_out = chosen_attacks(threat, model, first)
-            network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=traced)
-            cases = [
-                Case(replace(battery, p=q), eps, tuple(share * eps for share in CURVE), certificates[q].margins)
-                for q, eps in budgets.items()
-            ]
+            network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
+            cases = tuple(
+                Case(replace(battery, p=q), budget, tuple(share * budget for share in CURVE), certificates[q].margins)
+                for q, budget in budgets.items()
+            )
             read = StreamDigest(first.total)
-            most = max(1, EXAMPLE_BYTES // max(1, first.x[0].numel() * first.x.element_size()))
-            outcomes = list(run_parts(network, Plan(tuple(cases), execution, most), first, read.over(chunks)))
             closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
-            looks = [
-                closer.look(case, [of_cases[number] for of_cases in outcomes], certificates[case.threat.p], number == 0)
-                for number, case in enumerate(cases)
-            ]
-            norms, flags = [look.norm for look in looks], looks[0].flags
-            missing += [*left_out, *_unavailable(looks, certificates, honesty)]
+            norms, flags, unmeasured = _attack_and_look(closer, cases, certificates, first, read.over(chunks))
+            missing += [*left_out, *unmeasured]
             fingerprint = read.hexdigest()
         settings: dict[str, Setting] = {
             "p": tuple(f"{q:g}" for q in budgets),
@@ -170,9 +158,9 @@ def audit(
         signature = signature_of(model, fingerprint, threat.seed, settings)
     return Audit(
         model=name or type(model).__name__,
-        verdict=judge(norms, layers, flags),
+        verdict=judge(norms, weights.layers, flags),
         norms=tuple(norms),
-        layers=tuple(layers),
+        layers=tuple(weights.layers),
         not_measured=tuple(missing),
         signature=signature,
         parameters=count_parameters(model),
@@ -181,28 +169,67 @@ def audit(
     )
 
 
-def _measure_layers(
+@dataclass(frozen=True)
+class _Weights:
+    """What the weights alone tell, and what they do not."""
+
+    layers: list[LayerResult]
+    traced: Trace | NoRule | None
+    certificates: dict[float, NetworkBound]
+    missing: list[NotMeasured]
+
+
+def _read_weights(
     model: nn.Module,
     views: Sequence[LayerView],
     shape: tuple[int, ...] | None,
     argument: str,
-    norms: Sequence[float],
+    norms: tuple[float, ...],
+    steps: int,
     progress: Progress,
-) -> tuple[list[LayerResult], list[NotMeasured]]:
-    """The layer table, and the operator norms that are missing from it."""
+) -> _Weights:
+    """The layer table, and the bounds of the network with the trace that they are read from."""
     sizes = input_sizes(model, views, shape, argument=argument) if shape else {}
-    results, missing = [], []
+    layers, missing = [], []
     for view in views:
-        result = measure_layer(view, norms, sizes.get(view.name))
-        results.append(result)
-        progress("layers", len(results), len(views))
+        layers.append(measure_layer(view, norms, sizes.get(view.name)))
+        progress("layers", len(layers), len(views))
         if view.convolution and view.geometry is None:
             reason = f"{type(view.module).__name__} has a forward of its own that is not understood"
         else:
             reason = "padding that repeats pixels is bounded only for a known input size"
-        absent = [q for q in norms if result.operator_norm(q) is None]
+        absent = [q for q in norms if layers[-1].operator_norm(q) is None]
         missing += [NotMeasured(f"{norm_name(q)} operator norm of {view.name}", reason) for q in absent]
-    return results, missing
+    progress("bounds", 0, 1)
+    traced = trace_or_reason(model, shape)
+    certificates = network_bounds(model, norms, input_shape=shape, steps=steps, traced=traced)
+    progress("bounds", 1, 1)
+    for q, bound in certificates.items():
+        if bound.unavailable:
+            missing.append(NotMeasured(f"certified {norm_name(q)} bound", bound.unavailable))
+    return _Weights(layers, traced, certificates, missing)
+
+
+def _attack_and_look(
+    closer: _Closer,
+    cases: tuple[Case, ...],
+    certificates: Mapping[float, NetworkBound],
+    first: Chunk,
+    chunks: Iterator[Chunk],
+) -> tuple[list[NormResult], tuple[Flag, ...], list[NotMeasured]]:
+    """Attack all data, read once for all norms, then look closer at the first examples, norm by norm."""
+    most = max(1, EXAMPLE_BYTES // max(1, first.x[0].numel() * first.x.element_size()))
+    plan = Plan(cases, closer.execution, most)
+    by_case = list(zip(*run_parts(closer.network, plan, first, chunks), strict=True))
+    looks: list[_Look] = []
+    for case in cases:
+        outcomes = by_case.pop(0)
+        parts = [outcome.part for outcome in outcomes]
+        worst = WorstCase.joined([outcome.worst for outcome in outcomes if outcome.worst is not None])
+        del outcomes  # hundreds of megabytes a norm: the pieces go when they are joined, and all before the next norm
+        looks.append(closer.look(case, parts, worst, certificates[case.threat.p], of_model=not looks))
+        del worst
+    return [look.norm for look in looks], looks[0].flags, _unavailable(looks, certificates, closer.honesty)
 
 
 @dataclass(frozen=True)
@@ -226,19 +253,19 @@ class _Closer:
     honesty: bool
     execution: Execution
 
-    def look(self, case: Case, outcomes: Sequence[Outcome], bound: NetworkBound, of_model: bool) -> _Look:
+    def look(self, case: Case, parts: Sequence[Part], worst: WorstCase, bound: NetworkBound, of_model: bool) -> _Look:
         """Everything about one norm.
 
         Args:
             case: Threat and budget.
-            outcomes: What the attacks gave, over all data.
+            parts: What the attacks gave, over all data.
+            worst: The examples for the samples from the start of the data.
             bound: The certified Lipschitz bound.
             of_model: Whether to make the checks that belong to no norm, too.
         """
         threat, eps, label = case.threat, case.eps, norm_name(case.threat.p)
         progress = self.execution.progress or silent
-        parts = [outcome.part for outcome in outcomes]
-        worst = WorstCase.joined([o.worst for o in outcomes if o.worst is not None]).to(self.network.device)
+        worst = worst.to(self.network.device)
         evaluation, curve = summarise(parts, threat, eps), add_curves(case, parts)
         flags: tuple[Flag, ...] = ()
         unchecked: tuple[NotMeasured, ...] = ()
@@ -252,7 +279,7 @@ class _Closer:
             self.model,
             self.views,
             worst.x[rows],
-            self.perturbed(worst, rows, threat, eps),
+            self.examples(worst, rows, threat, eps),
             p=threat.p,
             directions=self.directions,
         )
@@ -264,7 +291,7 @@ class _Closer:
         norm = NormResult(
             p=threat.p,
             eps=eps,
-            lipschitz=_sensitivity(bound, self.network, worst, threat),
+            lipschitz=_add_local_norms(_certified(bound), self.model, worst, threat),
             evaluation=evaluation,
             curve=curve,
             certified=None if case.lipschitz is None else certified_curve(evaluation, [*curve.eps]),
@@ -274,7 +301,7 @@ class _Closer:
         )
         return _Look(norm, tuple(flag for flag in flags if flag.p is None), tuple(silent_layers), unchecked)
 
-    def perturbed(self, worst: WorstCase, rows: Tensor, threat: Threat, eps: float) -> Tensor:
+    def examples(self, worst: WorstCase, rows: Tensor, threat: Threat, eps: float) -> Tensor:
         """Examples for the samples ``rows``; those that were left out, being proven robust, are attacked now."""
         x_adv, left_out = worst.x_adv[rows], worst.proven[rows].nonzero()[:, 0]
         if len(left_out):
@@ -314,33 +341,34 @@ def _unavailable(
     return missing + (unchecked if honesty else [NotMeasured("honesty flags", "switched off")])
 
 
-def _sensitivity(
-    bound: NetworkBound,
-    network: Network | None = None,
-    worst: WorstCase | None = None,
-    threat: Threat | None = None,
-) -> LipschitzResult:
-    """The certified bound from above and, on samples, the largest local norms and ratios found from below."""
-    local, largest = None, None
-    if network is not None and worst is not None and threat is not None:
-        x, y, (low, high) = worst.x[:RESPONSE_SAMPLES], worst.y[:RESPONSE_SAMPLES], threat.bounds
-        logits_of(network.model, x[:1], y[:1])
-        local = torch.cat([jacobian_norms(network.model, some, bound.p).cpu() for some in x.split(32)])
-        assert isinstance(network.model, nn.Module)
-        weights = sum(parameter.numel() for parameter in network.model.parameters())
-        ascents = max(2, min(ASCENTS, int(ASCENT_WEIGHTS / max(1, weights))))
-        start = x[local.topk(min(ascents, len(local))).indices.to(x.device)]
-        reach = (high - low) * (0.25 if math.isinf(bound.p) else 0.1 * math.sqrt(x[0].numel()))
-        ratios = largest_ratio(network.model, start, bound.p, eps=reach, steps=ASCENT_STEPS, seed=threat.seed)
-        largest = max(float(local.max()), float(ratios.max()))
+def _certified(bound: NetworkBound) -> LipschitzResult:
+    """The bound from above, without anything from below."""
     return LipschitzResult(
         p=bound.p,
         upper=bound.upper,
         method=bound.attained_by or "",
         unavailable=bound.unavailable,
-        lower=largest,
-        median_lower=None if local is None else float(local.median()),
-        n=0 if local is None else len(local),
-        largest_on_data=None if local is None else float(local.max()),
+        lower=None,
+        median_lower=None,
+        n=0,
         arguments=bound.arguments,
+    )
+
+
+def _add_local_norms(result: LipschitzResult, model: nn.Module, worst: WorstCase, threat: Threat) -> LipschitzResult:
+    """The same with the largest local norms and ratios that samples, and ascent from them, show from below."""
+    x, (low, high) = worst.x[:RESPONSE_SAMPLES], threat.bounds
+    logits_of(model, x[:1], worst.y[:1])  # refuses in our words what Jacobians cannot be taken of
+    local = torch.cat([jacobian_norms(model, some, result.p).cpu() for some in x.split(JACOBIANS_AT_ONCE)])
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    ascents = max(2, min(ASCENTS, int(ASCENT_WEIGHTS / max(1, weights))))
+    start = x[local.topk(min(ascents, len(local))).indices.to(x.device)]
+    reach = (high - low) * (0.25 if math.isinf(result.p) else 0.1 * math.sqrt(x[0].numel()))
+    ratios = largest_ratio(model, start, result.p, eps=reach, steps=ASCENT_STEPS, seed=threat.seed)
+    return replace(
+        result,
+        lower=max(float(local.max()), float(ratios.max())),
+        median_lower=float(local.median()),
+        n=len(local),
+        largest_on_data=float(local.max()),
     )

@@ -15,7 +15,7 @@ from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.parts import Chunk
-from brittle.evaluation.run import Case, Plan, first_of, numbered, run_parts, summarise
+from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat, for_classes
 from brittle.linear.norms import check_attack_norm
@@ -56,7 +56,7 @@ def evaluate(
     """
     check_budget(eps, threat.p, 1)
     with frozen(model):
-        first, chunks = first_of(numbered(data, execution), threat.bounds)
+        first, chunks = read_chunks(data, execution, threat.bounds)
         threat = chosen_attacks(threat, model, first)[0]
         plan = Plan((Case(threat, eps),), execution)
         return summarise([outcome.part for (outcome,) in run_parts(model, plan, first, chunks)], threat, eps)
@@ -92,7 +92,7 @@ def attack(
     started = time.perf_counter()
     budgets = budgets_by_norm(eps, check_norms(p), data)
     with frozen(model):
-        first, chunks = first_of(numbered(data, execution), threat.bounds)
+        first, chunks = read_chunks(data, execution, threat.bounds)
         battery, left_out = chosen_attacks(threat, model, first)
         cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
         read = StreamDigest(first.total)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from brittle.errors import InputError
 from brittle.evaluation.threat import Attack, identity
 from brittle.evaluation.worst_case import WorstCase
 from brittle.models.borrow import Model, device_of
+from brittle.models.checkpoints import write_tensors
 from brittle.models.forward import logits_of
 from brittle.results import SampleResult
 from brittle.storage import codec
@@ -130,12 +131,12 @@ class Kept:
         path = self.path(chunk)
         if outcome.worst is not None:
             with replacing(path.with_suffix(".safetensors")) as beside:
-                save_file({name: getattr(outcome.worst, name).contiguous() for name in EXAMPLE_TENSORS}, beside)
+                write_tensors({name: getattr(outcome.worst, name).contiguous() for name in EXAMPLE_TENSORS}, beside)
         write_text(path, codec.to_json(outcome.part))
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if it is missing.
+    """The folder by its absolute path, made if it is missing: processes of a cluster may start elsewhere.
 
     Raises:
         InputError: There can be none of that name.
@@ -144,7 +145,7 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"resume: expected a folder; {folder} is or lies in a file") from None
-    return folder
+    return folder.absolute()
 
 
 def fingerprint(model: Model, attacks: Sequence[Attack], settings: Sequence[str], x: Tensor, y: Tensor) -> str:

@@ -94,21 +94,26 @@ class Worker:
     relaxations: tuple[Relaxation | None, ...]
 
 
-def numbered(data: DataLike, execution: Execution) -> Iterator[Chunk]:
-    """Chunks with the number of their first sample; a few batches each where they are shared or kept."""
-    size = BATCHES_OF_A_PIECE * execution.batch_size if execution.in_pieces else CHUNK_SAMPLES
-    first = 0
-    for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
-        yield Chunk(first, x, y, total)
-        first += len(x)
+def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float]) -> tuple[Chunk, Iterator[Chunk]]:
+    """The first chunk, one sample of it checked, and all chunks, which are read as they are taken.
 
-
-def first_of(chunks: Iterator[Chunk], bounds: tuple[float, float]) -> tuple[Chunk, Iterator[Chunk]]:
-    """The first chunk, one sample of it checked, and all chunks.
+    Args:
+        data: Labelled samples.
+        execution: Where the work is shared or kept, a chunk is a few of its batches.
+        bounds: Smallest and largest admissible input value.
 
     Raises:
-        InputError: There is none, or its first sample cannot be used.
+        InputError: There is no sample, or the first one cannot be used.
     """
+    size = BATCHES_OF_A_PIECE * execution.batch_size if execution.in_pieces else CHUNK_SAMPLES
+
+    def number() -> Iterator[Chunk]:
+        start = 0
+        for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
+            yield Chunk(start, x, y, total)
+            start += len(x)
+
+    chunks = number()
     first = next(chunks, None)
     if first is None:
         raise InputError("data: expected at least one sample; got none")
@@ -132,16 +137,16 @@ def run_parts(
     """
     execution, network = plan.execution, model.model if isinstance(model, Network) else model
     board, kept = Board(execution.progress, first.total), _folders(network, plan, first)
+    # Whom to tell stays here: it need not pickle, and what a task on a cluster tells does not come back.
+    plan = replace(plan, execution=replace(execution, progress=None))
+    equip = partial(_equip, plan=plan, first=first)
+    work = partial(_attack_chunk, plan=plan, kept=kept, board=None if execution.ray_workers else board)
     if execution.ray_workers:
-        plan = replace(plan, execution=replace(execution, progress=None))  # what a task tells does not come back
-        equip, work = partial(_equip, plan=plan, first=first), partial(_attack_chunk, plan=plan, kept=kept)
         results = on_ray(equip, work, chunks, network, execution.ray_workers)
     elif execution.devices:
-        equip, work = partial(_equip, plan=plan, first=first), partial(_attack_chunk, plan=plan, kept=kept, board=board)
         results = on_devices(equip, work, chunks, network, execution.devices)
     else:
-        worker = _equip(model, plan, first)
-        results = (_attack_chunk(worker, chunk, plan=plan, kept=kept, board=board) for chunk in chunks)
+        results = map(partial(work, equip(model)), chunks)
     for outcomes in results:
         for case, outcome in zip(plan.cases, outcomes, strict=True):
             part = outcome.part  # from a folder or a cluster it comes without a word
@@ -186,8 +191,7 @@ def _attack_chunk(
         folder = None if kept is None else kept[number]
         outcome = None if folder is None else folder.read(chunk, case.threat.bounds)
         if outcome is None:
-            progress = None if board is None else board.of_chunk(chunk.first)
-            execution = replace(plan.execution, progress=progress)
+            execution = replace(plan.execution, progress=None if board is None else board.of_chunk(chunk.first))
             relaxation, examples = worker.relaxations[number], chunk.first < plan.examples
             outcome = _measure(worker.network, chunk, case, relaxation, execution, examples)
             if folder is not None:
@@ -257,24 +261,26 @@ def sample_results(
         radii: Certified radii ``(N,)``, where known.
     """
     names = [attack_name(attack) for attack in threat.battery]
+    finite = worst.adversarial_logits.isfinite().all(1)
     columns = {
         "label": worst.y,
         "clean_prediction": worst.clean_logits.argmax(1),
         "adversarial_prediction": worst.adversarial_logits.argmax(1),
         "clean_margin": margins(worst.clean_logits, worst.y),
-        "adversarial_margin": margins(worst.adversarial_logits, worst.y).nan_to_num(nan=-math.inf),
+        # An answer that is not finite is never right, whatever its infinities are.
+        "adversarial_margin": margins(worst.adversarial_logits, worst.y).where(finite, -math.inf),
         "distance": distances(worst.x_adv, worst.x, threat.p),
         "proven": worst.proven & worst.clean_correct,
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(Tensor.tolist, columns.values()), strict=True)]
     attacks, restarts = worst.attack.tolist(), worst.restart.tolist()
-    known_radii: Sequence[float | None] = [None] * len(rows) if radii is None else radii.tolist()
+    certified: Sequence[float | None] = [None] * len(rows) if radii is None else radii.tolist()
     return tuple(
         SampleResult(
             index=first + number,
             attack=names[attacks[number]] if attacks[number] >= 0 else None,
             restart=restarts[number] if restarts[number] >= 0 else None,
-            certified_radius=known_radii[number],
+            certified_radius=certified[number],
             **row,
         )
         for number, row in enumerate(rows)

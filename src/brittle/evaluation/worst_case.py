@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from brittle.attacks.losses import margins
 from brittle.attacks.region import check_budget
@@ -64,7 +64,9 @@ class WorstCase:
 
     @staticmethod
     def joined(parts: Sequence[WorstCase]) -> WorstCase:
-        """Several batches as one."""
+        """Several batches as one; a single one is returned as it is."""
+        if len(parts) == 1:  # the usual case, and examples may take hundreds of megabytes
+            return parts[0]
         counts = ("rejected", "forwards", "backwards")
         names = [f.name for f in dataclasses.fields(WorstCase) if f.name not in counts]
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -141,18 +143,18 @@ def worst_case(
             state.attack[broken], state.restart[broken] = index, restart
         tell(stage, len(x), len(x))
         return WorstCase(
-            state.x,
-            state.x_adv,
-            state.y,
-            state.ids,
-            state.clean,
-            state.logits,
-            state.attack,
-            state.restart,
-            withstood,
-            state.rejected,
-            state.judge.forwards + state.searched.forwards,
-            state.judge.backwards + state.searched.backwards,
+            x=state.x,
+            x_adv=state.x_adv,
+            y=state.y,
+            ids=state.ids,
+            clean_logits=state.clean,
+            adversarial_logits=state.logits,
+            attack=state.attack,
+            restart=state.restart,
+            proven=withstood,
+            rejected=state.rejected,
+            forwards=state.judge.forwards + state.searched.forwards,
+            backwards=state.judge.backwards + state.searched.backwards,
         )
 
 
@@ -190,16 +192,16 @@ class _State:
         clean = logits_of(judge, x, y, execution.batch_size)
         nobody = torch.full_like(y, -1)
         return _State(
-            network,
-            judge,
-            Counted(network.fast),
-            x,
-            y,
-            ids,
-            budgets.to(network.device),
-            for_classes(threat, clean.shape[1])[0],
-            execution,
-            clean,
+            network=network,
+            judge=judge,
+            searched=Counted(network.fast),
+            x=x,
+            y=y,
+            ids=ids,
+            budgets=budgets.to(network.device),
+            threat=for_classes(threat, clean.shape[1])[0],
+            execution=execution,
+            clean=clean,
             x_adv=x.clone(),
             logits=clean.clone(),
             attack=nobody,
@@ -214,7 +216,8 @@ class _State:
     def attack_with(self, attack: Attack, restart: int, rows: Tensor, progress: Callable[[int], None]) -> Tensor:
         """Attack the samples ``rows``, keep the examples, and return the samples that broke."""
         ours, model = is_ours(attack), self.network.model
-        target = self.searched if ours else self.judge if not isinstance(model, torch.nn.Module) else model
+        # Attacks of others may look into a module; a plain callable is counted.
+        target = self.searched if ours else model if isinstance(model, nn.Module) else self.judge
         with frozen(model):  # an attack may leave the network in another mode
             candidate = self.examples(attack, target, restart, rows, progress)
         broken = self.keep(candidate, rows)

@@ -1,4 +1,4 @@
-"""The same work on many chunks: in this process, on several devices, or on a Ray cluster; results in order."""
+"""The same work on many chunks, on several devices or on a Ray cluster; results in order."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from brittle.models.borrow import Model
 Task = TypeVar("Task")
 Worker = TypeVar("Worker")
 Result = TypeVar("Result")
+Promise = TypeVar("Promise")
 Prepare = Callable[[Model], Worker]
 """What every worker makes of its network before its first task."""
 Work = Callable[[Worker, Task], Result]
@@ -41,48 +42,49 @@ def on_devices(
         prepare: Called with the network on its device.
         work: Called with what ``prepare`` returned and the task.
         tasks: Taken one after the other, a few ahead.
-        model: The network; with several devices it has to be a module that can be copied.
-        devices: Device names; one may be named several times. None at all: the network itself, where it is.
+        model: The network, a module that can be copied.
+        devices: Device names, at least one; one may be named several times.
 
     Raises:
         InputError: Devices are named for a plain callable, or a device does not exist.
     """
-    if not devices:
-        worker = prepare(model)
-        yield from (work(worker, task) for task in tasks)
-        return
     if not isinstance(model, nn.Module):
         raise InputError(f"devices: expected an nn.Module, which can be copied to them; got {type(model).__name__}")
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for device in devices:
         try:
-            own = copy.deepcopy(model).to(device)
+            copied = copy.deepcopy(model).to(device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"devices: {device!r} cannot be used: {first_line(error)}") from None
-        idle.put(prepare(own))
+        idle.put(prepare(copied))
 
     def run(task: Task) -> Result:
-        mine = idle.get()
+        worker = idle.get()
         try:
-            return work(mine, task)
+            return work(worker, task)
         finally:
-            idle.put(mine)
+            idle.put(worker)
 
     # Threads save and restore the one global random state across each other; whatever they leave is undone here.
     with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(len(devices)) as pool:
-        yield from _in_order((pool.submit(run, task) for task in tasks), 2 * len(devices))
+        futures = (pool.submit(run, task) for task in tasks)
+        yield from _in_order(futures, 2 * len(devices), Future.result, Future.cancel)
 
 
-def _in_order(futures: Iterator[Future[Result]], ahead: int) -> Iterator[Result]:
-    """Results in order, with at most ``ahead`` tasks submitted before the first of them is asked for."""
+def _in_order(
+    futures: Iterator[Promise], ahead: int, result: Callable[[Promise], Result], cancel: Callable[[Promise], object]
+) -> Iterator[Result]:
+    """Results in order, with at most ``ahead`` tasks submitted and not yielded; whatever ends this ends them."""
     waiting = deque(itertools.islice(futures, ahead))
     try:
         while waiting:
-            yield waiting.popleft().result()
+            value = result(waiting[0])  # stays in line until it is there: an interrupt cancels it, too
+            waiting.popleft()
+            yield value
             waiting.extend(itertools.islice(futures, 1))
     finally:
         for future in waiting:
-            future.cancel()
+            cancel(future)
 
 
 def on_ray(
@@ -112,17 +114,15 @@ def on_ray(
     on_gpu = isinstance(model, nn.Module) and any(parameter.is_cuda for parameter in model.parameters())
     remote: Any = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(_on_one_thread)
     shared = ray.put((prepare, work, model))
-    waiting: deque[Any] = deque()
-    remaining = iter(tasks)
-    while True:
-        for task in itertools.islice(remaining, workers - len(waiting)):
-            waiting.append(remote.remote(shared, task))
-        if not waiting:
-            return
+
+    def result(future: Any) -> Result:
         try:
-            yield ray.get(waiting.popleft())
+            value: Result = ray.get(future)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, InputError) else error from None
+        return value
+
+    yield from _in_order((remote.remote(shared, task) for task in tasks), workers, result, ray.cancel)
 
 
 def _on_one_thread(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Model], task: Task) -> Result:
