@@ -109,21 +109,23 @@ def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Att
     """
     if name not in PRESETS:
         raise InputError(f"attacks: expected one of {', '.join(PRESETS)}, or attacks; got {name!r}")
-    full = {"fast": 100, "standard": 100, "thorough": 300}[name] if steps is None else steps
-    aimed = {"fast": 100, "standard": 100, "thorough": 200}[name] if steps is None else steps
+    full, aimed, targets, queries = (300, 200, 20, 10000) if name == "thorough" else (100, 100, 9, 5000)
+    if steps is not None:
+        full = aimed = steps
+    # Attack, what it is called, and the classes that its loss needs at least; cheapest first.
+    cross_entropy = (partial(apgd, loss="ce", steps=full), "APGD with cross-entropy", 1)
     dlr = (partial(apgd, loss="dlr", steps=full), "APGD with the DLR loss", 3)
-    targeted = partial(apgd_targeted, steps=aimed, targets=20 if name == "thorough" else 9)
-    rows: list[tuple[Attack, str, int]] = [(partial(apgd, loss="ce", steps=full), "APGD with cross-entropy", 1)]
-    rows += [] if name == "standard" else [dlr]
-    rows += [] if name == "fast" else [(targeted, "APGD with the targeted DLR loss", 4)]
-    rows += [] if name == "fast" else [(partial(square, queries=5000 if name == "standard" else 10000), "Square", 1)]
+    targeted = (partial(apgd_targeted, steps=aimed, targets=targets), "APGD with the targeted DLR loss", 4)
+    search = (partial(square, queries=queries), "Square", 1)
+    rows = {
+        "fast": (cross_entropy, dlr),
+        "standard": (cross_entropy, targeted, search),
+        "thorough": (cross_entropy, dlr, targeted, search),
+    }[name]
+    reason = "needs at least {} classes; the model has {}"
     return (
         tuple(attack for attack, _, least in rows if classes >= least),
-        tuple(
-            (what, f"needs at least {least} classes; the model has {classes}")
-            for _, what, least in rows
-            if classes < least
-        ),
+        tuple((what, reason.format(least, classes)) for _, what, least in rows if classes < least),
     )
 
 

@@ -21,9 +21,10 @@ def frozen(model: Model) -> Iterator[None]:
     from the random state.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        device = device_of(model)
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         if isinstance(model, nn.Module):
-            stack.callback(_restore, *_snapshot(model))
+            stack.callback(_remember(model))
             model.eval()
             for parameter in model.parameters():
                 parameter.requires_grad = False
@@ -43,39 +44,25 @@ def zero_like(model: nn.Module) -> Tensor:
     return torch.zeros((), dtype=numbers.dtype, device=numbers.device)
 
 
-def _cuda_devices(model: Model) -> list[torch.device]:
-    device = device_of(model)
-    return [device] if device.type == "cuda" else []
+def _remember(model: nn.Module) -> Callable[[], None]:
+    """What puts the modes, the parameters' ``requires_grad`` and the buffers back to what they are now."""
+    modes = [(module, getattr(module, "training", False)) for module in model.modules()]  # frozen TorchScript has none
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
 
+    def restore() -> None:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in grads:
+            parameter.requires_grad = requires_grad
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # forward may have put another tensor there
+                buffer.copy_(before)
 
-Snapshot = tuple[
-    list[tuple[nn.Module, bool]], list[tuple[nn.Parameter, bool]], list[tuple[nn.Module, str, Tensor, Tensor]]
-]
-
-
-def _snapshot(model: nn.Module) -> Snapshot:
-    return (
-        [(module, getattr(module, "training", False)) for module in model.modules()],  # frozen TorchScript has none
-        [(parameter, parameter.requires_grad) for parameter in model.parameters()],
-        [
-            (module, name, buffer, buffer.detach().clone())
-            for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ],
-    )
-
-
-def _restore(
-    modes: list[tuple[nn.Module, bool]],
-    grads: list[tuple[nn.Parameter, bool]],
-    buffers: list[tuple[nn.Module, str, Tensor, Tensor]],
-) -> None:
-    for module, training in modes:
-        module.training = training
-    for parameter, requires_grad in grads:
-        parameter.requires_grad = requires_grad
-    with torch.no_grad():
-        for module, name, buffer, before in buffers:
-            module._buffers[name] = buffer  # forward may have put another tensor there
-            buffer.copy_(before)
+    return restore

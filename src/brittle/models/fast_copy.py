@@ -24,6 +24,13 @@ MOST_NOISE = 1e-5
 """The same for the network's own answers to one input: larger differences are noise, which a copy might freeze."""
 PROBES = 4
 """Samples on which a copy is compared with the network."""
+FUSIONS: tuple[tuple[type[nn.Module], type[nn.Module], Callable[..., nn.Module]], ...] = (
+    (nn.Conv1d, nn.BatchNorm1d, fuse_conv_bn_eval),
+    (nn.Conv2d, nn.BatchNorm2d, fuse_conv_bn_eval),
+    (nn.Conv3d, nn.BatchNorm3d, fuse_conv_bn_eval),
+    (nn.Linear, nn.BatchNorm1d, fuse_linear_bn_eval),
+)
+"""A layer, the batch norm behind it that it can take over, and torch's function for that."""
 
 
 def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced: Trace | NoRule | None = None) -> Model:
@@ -146,14 +153,10 @@ def _fold_norms(graph: fx.GraphModule) -> nn.Module:
 
 def _merge(linear: nn.Module, norm: nn.Module) -> nn.Module | None:
     """One layer that does the work of both; None where they are no stock pair with running statistics."""
-    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or norm.running_var is None:
-        return None
-    for kind, after in ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d), (nn.Conv3d, nn.BatchNorm3d)):
-        if is_stock(linear, kind) and is_stock(norm, after):
-            assert isinstance(linear, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            return fuse_conv_bn_eval(linear, norm)
-    if isinstance(linear, nn.Linear) and is_stock(linear, nn.Linear) and is_stock(norm, nn.BatchNorm1d):
-        return fuse_linear_bn_eval(linear, norm)
+    for kind, after, fuse in FUSIONS:
+        if is_stock(linear, kind) and is_stock(norm, after) and norm.running_var is not None:
+            merged: nn.Module = fuse(linear, norm)
+            return merged
     return None
 
 

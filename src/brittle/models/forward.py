@@ -28,7 +28,15 @@ def logits_of(model: Model, x: Tensor, y: Tensor, batch_size: int | None = None)
     Raises:
         InputError: The model fails on this input, or its output is not a finite tensor that covers the labels.
     """
-    return in_parts(lambda x, y: _logits(model, x, y), batch_size, x, y)
+
+    def checked_logits(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = output_of(model, x)
+        check_logits(logits, x, y)
+        assert isinstance(logits, Tensor)
+        return logits.detach()
+
+    return in_parts(checked_logits, batch_size, x, y)
 
 
 def output_of(model: Model, x: Tensor, argument: str = "data") -> object:
@@ -45,14 +53,6 @@ def output_of(model: Model, x: Tensor, argument: str = "data") -> object:
             raise
         message = f"{argument}: the model cannot run on inputs of shape {tuple(x.shape[1:])}: {first_line(error)}"
         raise InputError(message) from error
-
-
-def _logits(model: Model, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = output_of(model, x)
-    check_logits(logits, x, y)
-    assert isinstance(logits, Tensor)
-    return logits.detach()
 
 
 @dataclass
@@ -89,8 +89,8 @@ def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
         bad = int((~torch.isfinite(logits).all(1)).sum())
         raise InputError(f"model: expected finite logits; got NaN or infinite ones for {bad} of {len(x)} samples")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= logits.shape[1]):
-        found = f"{int(y.min())} to {int(y.max())}"
-        raise InputError(f"y: expected labels from 0 to {logits.shape[1] - 1}, the model's classes; got {found}")
+        labels = f"{int(y.min())} to {int(y.max())}"
+        raise InputError(f"y: expected labels from 0 to {logits.shape[1] - 1}, the model's classes; got {labels}")
 
 
 def in_parts(work: Callable[..., Tensor], width: int | None, *tensors: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ Nothing is guessed from names of classes: a module is read when its type says wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -196,26 +196,25 @@ def _no_matrix(module: nn.Module) -> str | None:
 def _module_views(
     name: str, kind: str, module: nn.Module, weight: Tensor, notes: list[str], parent: nn.Module | None
 ) -> Iterator[LayerView]:
-    output = None if is_fused(module) else module
-    if kind == "Linear":
-        if getattr(parent, "qkv", None) is module and hasattr(parent, "num_heads") and len(weight) % 3 == 0:
-            yield from _thirds(name, kind, module, weight, notes)
-        else:
-            yield LayerView(name, _noted(kind, notes), module, output, weight, parameters=weight.numel())
-        return
-    conv: Any = module
-    if conv.groups > 1:
+    """Views of a module's own weight: three of a fused query, key and value, else one."""
+    dense, conv = kind == "Linear", cast(Any, module)
+    fused = dense and getattr(parent, "qkv", None) is module and hasattr(parent, "num_heads") and len(weight) % 3 == 0
+    if fused:
+        notes = ["part of fused qkv", *notes]
+    elif not dense and conv.groups > 1:
         notes = ["depthwise" if conv.groups == conv.in_channels else f"{conv.groups} groups", *notes]
-    geometry = packed_geometry(module) if torch_ao_classes(module) else conv_geometry(module)
-    yield LayerView(name, _noted(kind, notes), module, output, weight, conv.groups, geometry, weight.numel())
+    noted = f"{kind} ({', '.join(notes)})" if notes else kind
+    output = None if is_fused(module) else module
+    if fused:
+        yield from _thirds(name, noted, module, weight)
+    elif dense:
+        yield LayerView(name, noted, module, output, weight, parameters=weight.numel())
+    else:
+        geometry = packed_geometry(module) if torch_ao_classes(module) else conv_geometry(module)
+        yield LayerView(name, noted, module, output, weight, conv.groups, geometry, weight.numel())
 
 
-def _noted(kind: str, notes: Sequence[str]) -> str:
-    return f"{kind} ({', '.join(notes)})" if notes else kind
-
-
-def _thirds(name: str, kind: str, module: nn.Module, weight: Tensor, notes: Sequence[str] = ()) -> Iterator[LayerView]:
-    kind = _noted(kind, ["part of fused qkv", *notes])
+def _thirds(name: str, kind: str, module: nn.Module, weight: Tensor) -> Iterator[LayerView]:
     for part, third in zip("qkv", weight.chunk(3), strict=True):
         yield LayerView(f"{name}.{part}", kind, module, None, third, parameters=third.numel())
 
@@ -223,7 +222,7 @@ def _thirds(name: str, kind: str, module: nn.Module, weight: Tensor, notes: Sequ
 def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[LayerView]:
     prefix, kind = f"{name}." if name else "", "MultiheadAttention"
     if module.in_proj_weight is not None:
-        yield from _thirds(f"{prefix}in_proj", kind, module, module.in_proj_weight.detach())
+        yield from _thirds(f"{prefix}in_proj", f"{kind} (part of fused qkv)", module, module.in_proj_weight.detach())
         return
     for part in "qkv":
         weight = getattr(module, f"{part}_proj_weight").detach()

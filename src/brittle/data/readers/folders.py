@@ -40,7 +40,13 @@ def read_folder(path: Path, split: str, image_size: tuple[int, int] | None, choo
             _check_same_classes(*parts)
             path = parts[split == "test"]
             break
-    return _read(path, choose, partial(_resize, image_size=image_size), grey=True)
+
+    def resize(image: Image) -> Image:
+        from PIL.Image import Resampling
+
+        return image if image_size is None else image.resize(image_size[::-1], Resampling.BILINEAR)
+
+    return _read(path, choose, resize, grey=True)
 
 
 def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, choose: Choose) -> Read:
@@ -88,12 +94,12 @@ def _list_images(path: Path) -> tuple[list[Path], Array, int]:
     if not folders:
         raise InputError(f"{path}: expected one subfolder of images per class; got no subfolder")
     files = [_images(folder) for folder in folders]
-    for folder, found in zip(folders, files, strict=True):
-        if not found:
+    for folder, images in zip(folders, files, strict=True):
+        if not images:
             deeper = f"; did you mean folder:{folder}?" if any(f.is_dir() for f in folder.iterdir()) else ""
             raise InputError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}); got none{deeper}")
-    labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
-    return [file for found in files for file in found], labels, len(folders)
+    labels = np.repeat(np.arange(len(folders)), [len(images) for images in files])
+    return [image for images in files for image in images], labels, len(folders)
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -146,12 +152,6 @@ def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise InputError(f"{path}: expected an image; reading it failed: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _resize(image: Image, image_size: tuple[int, int] | None) -> Image:
-    from PIL.Image import Resampling
-
-    return image if image_size is None else image.resize(image_size[::-1], Resampling.BILINEAR)
 
 
 def _crop_centre(image: Image, size: tuple[int, int]) -> Image:
