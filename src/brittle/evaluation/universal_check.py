@@ -95,15 +95,17 @@ def data_free_perturbations(
         raise InputError(f"shape: expected positive whole numbers, the shape of one input; got {tuple(shape)}")
     if not isinstance(model, nn.Module):
         return ()
-    generator = torch.Generator().manual_seed(seed)
+    generator, (low, high) = torch.Generator().manual_seed(seed), bounds
+    a, b = low + (high - low) * torch.rand(2, *shape, generator=generator, dtype=torch.float64)
     with frozen(model), torch.enable_grad():
         names = _name_outputs(model)
-        first = _first_layer(model, names, _three_points(model, shape, bounds, generator))
-        if first is None or not _is_affine(first[2]):
+        # An affine map takes the point halfway between two others to the point halfway between their images.
+        first = _first_layer(model, names, torch.stack([a, b, (a + b) / 2]).to(zero_like(model)))
+        if first is None or not _is_halfway(first[2]):
             return ()
         layer, x, y = first
         if is_dense := y.ndim == 2:
-            v, what = _dense_direction(_matrix(model, layer, x[:1], y.shape[1]), p)
+            v, what = _dense_direction(model, layer, x[:1], y.shape[1], p)
         else:
             v, what = _operator_direction(x, y, p, steps, generator)
     if not v.any():
@@ -125,14 +127,6 @@ def _name_outputs(model: nn.Module) -> dict[nn.Module, str]:
     return names
 
 
-def _three_points(
-    model: nn.Module, shape: Sequence[int], bounds: tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """Two random inputs within the bounds and the point halfway between, ``(3, *shape)``."""
-    a, b = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(2, *shape, generator=generator, dtype=torch.float64)
-    return torch.stack([a, b, (a + b) / 2]).to(zero_like(model))
-
-
 def _first_layer(
     model: nn.Module, layers: Mapping[nn.Module, str] | Sequence[nn.Module], x: Tensor
 ) -> tuple[nn.Module, Tensor, Tensor] | None:
@@ -152,25 +146,21 @@ def _first_layer(
     return layer, x, output
 
 
-def _is_affine(y: Tensor) -> bool:
+def _is_halfway(y: Tensor) -> bool:
     """Whether the last of three outputs lies halfway between the others, up to what rounding can do."""
     a, b, middle = y.detach().double()
     off, apart = ((a + b) / 2 - middle).abs().max(), (a - b).abs().max()
     return bool(off <= max(1e-3, 8 * torch.finfo(y.dtype).eps) * apart)
 
 
-def _matrix(model: nn.Module, layer: nn.Module, x: Tensor, rows: int) -> Tensor:
-    """The map's matrix ``(rows, n)`` in float64 on the CPU: gradients of every entry of the output."""
-    parts = []
+def _dense_direction(model: nn.Module, layer: nn.Module, x: Tensor, rows: int, p: float) -> tuple[Tensor, str]:
+    """The perturbation ``(n,)`` that a dense layer's map moves furthest, up to its size, and what it is of it."""
+    parts = []  # of the map's matrix (rows, n), in float64 on the CPU: the gradients of every entry of the output
     for part in torch.eye(rows, dtype=x.dtype, device=x.device).split(MATRIX_ROWS):
         again = _first_layer(model, [layer], x.detach().expand(len(part), *x.shape[1:]))
         assert again is not None  # it was the first layer before
         parts.append(torch.autograd.grad(again[2], again[1], part)[0].flatten(1).double().cpu())
-    return torch.cat(parts)
-
-
-def _dense_direction(A: Tensor, p: float) -> tuple[Tensor, str]:
-    """The perturbation ``(n,)`` that A ``(m, n)`` moves furthest, up to its size, and what it is of a layer."""
+    A = torch.cat(parts)
     if p != 2:
         row = int(A.abs().sum(1).argmax())
         return A[row], f"sign of row {row} of {{}}"
@@ -254,7 +244,9 @@ def judge_universal(
         if candidates := data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed):
             best = min(candidates, key=lambda candidate: int(is_right(fitting, candidate.u).sum()))
             judged.append((UniversalKind.DATA_FREE, best.name, is_right(judging, best.u)))
-        controls = [is_right(judging, _random(x[:1], eps, p, generator)) for _ in range(draws)]
+        noise = [torch.randn(x[:1].shape, generator=generator).to(x) for _ in range(draws)]
+        random = [eps * (part.sign() if math.isinf(p) else part / lp_norm(part, 2))[0] for part in noise]
+        controls = [is_right(judging, u) for u in random]
     n = int(clean.sum())
     return [
         UniversalResult(
@@ -269,9 +261,3 @@ def judge_universal(
         )
         for kind, name, still_right in judged
     ]
-
-
-def _random(like: Tensor, eps: float, p: float, generator: torch.Generator) -> Tensor:
-    """A random perturbation of one input of norm eps; ``like`` is a batch of one."""
-    noise = torch.randn(like.shape, generator=generator).to(like)
-    return eps * (noise.sign() if math.isinf(p) else noise / lp_norm(noise, 2))[0]
