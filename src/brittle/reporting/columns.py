@@ -36,6 +36,13 @@ class Column:
     value: Callable[[LayerResult], Cell]
     text: Callable[[LayerResult], str]
 
+    @staticmethod
+    def of(
+        group: str, head: str, key: str, term: str, value: Callable[[LayerResult], Any], show: Callable[[Any], str]
+    ) -> Column:
+        """A column whose text follows from its value alone."""
+        return Column(group, head, key, term, value, lambda layer: show(value(layer)))
+
 
 VISIBLE_GROUPS = ("Layer", "Row k-term error", "Spectral k-term error", "Norms")
 """Groups of columns that are visible at first."""
@@ -55,6 +62,23 @@ RANKS = {
     "Effective sparsity": "effective_sparsity",
 }
 """Fields of a layer by their head, which is their term as well."""
+NORMS = (
+    Column.of("Norms", "‖W‖F", "frobenius", "Frobenius norm ‖W‖F", attrgetter("frobenius"), number),
+    Column.of("Norms", "‖W‖∞", "filter_norm_inf", "Matrix norm", attrgetter("filter_norm_inf"), number),
+    Column.of("Norms", "‖W‖₂", "filter_norm_2", "Matrix norm", attrgetter("filter_norm_2"), number),
+    *(
+        Column.of(
+            "Norms",
+            f"{norm_name(p)} concen\N{SOFT HYPHEN}tration",
+            f"concentration_{p:g}",
+            "Concentration",
+            methodcaller("concentration", p),
+            number,
+        )
+        for p in (math.inf, 2.0)
+    ),
+)
+"""Norms of a layer's matrix and its concentration; those of its operator follow."""
 THEOREM_FRACTION = 0.10
 """Fraction kept at which the layer table states Theorem 3.1; the embedded data hold all of them."""
 THEOREM: tuple[tuple[str, str, str, str, Callable[[LayerBound], Cell]], ...] = (
@@ -79,31 +103,69 @@ THEOREM: tuple[tuple[str, str, str, str, Callable[[LayerBound], Cell]], ...] = (
 
 def layer_columns(layers: Sequence[LayerResult]) -> list[Column]:
     """All columns of the table of some layers, in their order."""
+
+    def share(layer: LayerResult, field: str, place: int) -> float:
+        return float(getattr(layer, field)[place])
+
     number_of = {layer.name: place for place, layer in enumerate(layers, 1)}
     count = "{:,}".format
     columns = [
-        _column("Layer", "Layer", "name", "Layer", attrgetter("name"), str),
-        _column("Layer", "No.", "number", "No.", lambda layer: number_of[layer.name], str),
-        _column("Layer", "Type", "kind", "Type", attrgetter("kind"), str),
-        _column("Layer", "Rows", "rows", "Shape", lambda layer: layer.shape[0], count),
-        _column("Layer", "Columns", "columns", "Shape", lambda layer: layer.shape[1], count),
-        _column("Layer", "Parameters", "parameters", "Parameters", attrgetter("parameters"), count),
+        Column.of("Layer", "Layer", "name", "Layer", attrgetter("name"), str),
+        Column.of("Layer", "No.", "number", "No.", lambda layer: number_of[layer.name], str),
+        Column.of("Layer", "Type", "kind", "Type", attrgetter("kind"), str),
+        Column.of("Layer", "Rows", "rows", "Shape", lambda layer: layer.shape[0], count),
+        Column.of("Layer", "Columns", "columns", "Shape", lambda layer: layer.shape[1], count),
+        Column.of("Layer", "Parameters", "parameters", "Parameters", attrgetter("parameters"), count),
     ]
     for group, field, term in PROFILES:
         for place, fraction in enumerate(FRACTIONS):
-            percent = f"{100 * fraction:.0f}"
-            value = partial(_entry, field=field, place=place)
-            columns.append(
-                _column(group, f"{percent}\N{NO-BREAK SPACE}%", f"{field}_{percent}pct", term, value, share_text)
-            )
-    columns += [_column("Ranks", head, field, head, attrgetter(field), _rank_text) for head, field in RANKS.items()]
-    columns += _norm_columns(sorted({norm.p for layer in layers for norm in layer.operator_norms}, reverse=True))
+            head, key = f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%", f"{field}_{100 * fraction:.0f}pct"
+            columns.append(Column.of(group, head, key, term, partial(share, field=field, place=place), share_text))
+    columns += [Column.of("Ranks", head, field, head, attrgetter(field), rank_text) for head, field in RANKS.items()]
+    columns += NORMS
+    for p in sorted({norm.p for layer in layers for norm in layer.operator_norms}, reverse=True):
+        columns += operator_columns(p)
     for p in sorted({bound.p for layer in layers for bound in layer.bounds}, reverse=True):
-        group = f"Theorem 3.1, {norm_name(p)}, {100 * THEOREM_FRACTION:g} % kept"
-        for head, side, key, term, of_bound in THEOREM:
-            of_layer = partial(_of_theorem, p=p, value=of_bound)
-            columns.append(_column(group, head, key.format(p=f"{p:g}"), term, of_layer, partial(number, side=side)))
+        columns += theorem_columns(p)
     return columns
+
+
+def operator_columns(p: float) -> Iterator[Column]:
+    """The bounds of the operator norm in the norm ``p``, each rounded to its side where they differ."""
+    name, key = f"{norm_name(p)} operator", f"operator_norm_{p:g}"
+
+    def value(layer: LayerResult, side: str) -> float | None:
+        norm = layer.operator_norm(p)
+        return None if norm is None else float(getattr(norm, side))
+
+    def text(layer: LayerResult, side: str) -> str:
+        norm = layer.operator_norm(p)
+        return number(value(layer, side), "nearest" if norm is None or norm.exact else side)
+
+    def method(layer: LayerResult) -> str | None:
+        norm, exact = layer.operator_norm(p), OperatorMethod.EXACT
+        if norm is None:
+            return None
+        return f"{exact} ({norm.method})" if norm.exact and norm.method != exact else norm.method
+
+    for side in ("lower", "upper"):
+        of_layer, as_text = partial(value, side=side), partial(text, side=side)
+        yield Column("Norms", f"{name}, {side}", f"{key}_{side}", "Operator norm", of_layer, as_text)
+    yield Column.of(
+        "Norms", f"{name}, method", f"{key}_method", "Operator norm", method, lambda m: "–" if m is None else m
+    )
+
+
+def theorem_columns(p: float) -> Iterator[Column]:
+    """Theorem 3.1 in the norm ``p``, empty for layers without bounds in it."""
+    group = f"Theorem 3.1, {norm_name(p)}, {100 * THEOREM_FRACTION:g} % kept"
+
+    def value(layer: LayerResult, of_bound: Callable[[LayerBound], Cell]) -> Cell:
+        return of_bound(layer.bound(p, THEOREM_FRACTION)) if any(bound.p == p for bound in layer.bounds) else None
+
+    for head, side, key, term, of_bound in THEOREM:
+        of_layer = partial(value, of_bound=of_bound)
+        yield Column.of(group, head, key.format(p=f"{p:g}"), term, of_layer, partial(number, side=side))
 
 
 def share_text(value: float | None) -> str:
@@ -118,52 +180,6 @@ def share_text(value: float | None) -> str:
     return {"0.000": "<0.001", "1.000": ">0.999"}.get(text, text)
 
 
-def _rank_text(value: float) -> str:
+def rank_text(value: float) -> str:
+    """A whole number as it is, others with one decimal, or none from 10,000 on."""
     return str(value) if isinstance(value, int) else f"{value:.1f}" if value < 1e4 else f"{value:.0f}"
-
-
-def _column(
-    group: str, head: str, key: str, term: str, value: Callable[[LayerResult], Any], show: Callable[[Any], str]
-) -> Column:
-    """A column whose text follows from its value alone."""
-    return Column(group, head, key, term, value, lambda layer: show(value(layer)))
-
-
-def _entry(layer: LayerResult, field: str, place: int) -> float:
-    return float(getattr(layer, field)[place])
-
-
-def _of_theorem(layer: LayerResult, p: float, value: Callable[[LayerBound], Cell]) -> Cell:
-    """What a bound of Theorem 3.1 says; None where the layer has none in this norm."""
-    return value(layer.bound(p, THEOREM_FRACTION)) if any(bound.p == p for bound in layer.bounds) else None
-
-
-def _norm_columns(measured: Sequence[float]) -> Iterator[Column]:
-    """Norms of the matrix, its concentration, and the operator norms that were ``measured``."""
-    group = "Norms"
-    yield _column(group, "‖W‖F", "frobenius", "Frobenius norm ‖W‖F", attrgetter("frobenius"), number)
-    yield _column(group, "‖W‖∞", "filter_norm_inf", "Matrix norm", attrgetter("filter_norm_inf"), number)
-    yield _column(group, "‖W‖₂", "filter_norm_2", "Matrix norm", attrgetter("filter_norm_2"), number)
-    for p in (math.inf, 2.0):
-        head, key = f"{norm_name(p)} concen\N{SOFT HYPHEN}tration", f"concentration_{p:g}"
-        yield _column(group, head, key, "Concentration", methodcaller("concentration", p), number)
-    for p in measured:
-        for side in ("lower", "upper", "method"):
-            head, key = f"{norm_name(p)} operator, {side}", f"operator_norm_{p:g}_{side}"
-            value, text = partial(_operator_value, p=p, side=side), partial(_operator_text, p=p, side=side)
-            yield Column(group, head, key, "Operator norm", value, text)
-
-
-def _operator_value(layer: LayerResult, p: float, side: str) -> Cell:
-    norm = layer.operator_norm(p)
-    if norm is None or side != "method":
-        return None if norm is None else float(getattr(norm, side))
-    return (
-        f"{OperatorMethod.EXACT} ({norm.method})" if norm.exact and norm.method != OperatorMethod.EXACT else norm.method
-    )
-
-
-def _operator_text(layer: LayerResult, p: float, side: str) -> str:
-    """A bound is rounded to its side; a norm that is known exactly, to the nearest."""
-    norm, value = layer.operator_norm(p), _operator_value(layer, p, side)
-    return value if isinstance(value, str) else number(value, "nearest" if norm is None or norm.exact else side)

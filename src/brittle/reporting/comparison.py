@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class ComparedNetwork:
 
     def product(self, p: float) -> float:
         """Product of operator norms: the upper bound of the Lipschitz constant that Theorem 3.1 speaks of."""
-        return dict(self.audit.norm(p).lipschitz.arguments).get(Argument.PRODUCT, self.upper(p))
+        product = self.audit.norm(p).lipschitz.product
+        return self.upper(p) if product is None else product
 
     def upper(self, p: float) -> float:
         """Certified upper bound of the network's Lipschitz constant, the least of all arguments."""
@@ -71,6 +72,34 @@ class ComparedNetwork:
     def lower(self, p: float) -> float:
         """Largest sensitivity found, on data and by ascent: a lower bound of the same constant."""
         return self.audit.norm(p).lipschitz.lower or 0.0
+
+    def beside(self, first: ComparedNetwork) -> str:
+        """How its structure, its robust accuracies and its sensitivity differ from those of the first, in a sentence.
+
+        Of the two structures, the one that differs more from the first network's.
+        """
+        share, before, what = max(
+            (self.spectral_head, first.spectral_head, "singular values"),
+            (self.row_head, first.row_head, "rows"),
+            key=lambda head: head[0] / head[1],
+        )
+        robust = []
+        for p, p_value in self.p_values.items():
+            change = self.points_above(first, p)
+            clear = ("more fragile" if change < 0 else "more robust") if p_value < SIGNIFICANT else None
+            points = f"{change:+.1f} points".replace("-", "\N{MINUS SIGN}")
+            robust.append(f"{clear or 'not clearly different'} in {norm_name(p)} ({self.robust(p).percent}, {points})")
+
+        def times(side: Callable[[ComparedNetwork, float], float]) -> str:
+            ratios = {p: side(self, p) / side(first, p) for p in self.p_values}
+            return " and ".join(f"{number(ratio)} ({norm_name(p)})" for p, ratio in ratios.items())
+
+        return (
+            f"{self.name}: the largest tenth of its {what} holds {100 * share:.0f} % of their sum instead of"
+            f" {100 * before:.0f} %; {' and '.join(robust)}; products of norms {times(ComparedNetwork.product)} times"
+            f" those of the {first.name} one, certified bounds {times(ComparedNetwork.upper)} times, largest"
+            f" sensitivity found {times(ComparedNetwork.lower)} times."
+        )
 
     @property
     def folder(self) -> str:
@@ -102,11 +131,7 @@ class Comparison:
             f" {min(clean):.1f} to {max(clean):.1f} %; {len(fragile)} of them {'is' if len(fragile) == 1 else 'are'}"
             " clearly more fragile.",
             f"{first.name}: {first.clean.percent} right without attack, {robust} under the worst attack.",
-            *(
-                f"{network.name}: {_structure(network, first)}; {_fragility(network, first)};"
-                f" {_sensitivity(network, first)}."
-                for network in others
-            ),
+            *(network.beside(first) for network in others),
         )
 
 
@@ -204,34 +229,3 @@ def _draw_sensitivities(axis: Axes, networks: Sequence[ComparedNetwork]) -> None
 
 def _dot(series: int) -> dict[str, Any]:
     return {"color": SERIES[series], "marker": "osD^"[series], "markersize": 5.5, "linestyle": "none"}
-
-
-def _structure(network: ComparedNetwork, first: ComparedNetwork) -> str:
-    """Whichever of its two structures differs most from the first network's."""
-    heads = [
-        (network.spectral_head, first.spectral_head, "singular values"),
-        (network.row_head, first.row_head, "rows"),
-    ]
-    share, before, what = max(heads, key=lambda head: head[0] / head[1])
-    return f"the largest tenth of its {what} holds {100 * share:.0f} % of their sum instead of {100 * before:.0f} %"
-
-
-def _fragility(network: ComparedNetwork, first: ComparedNetwork) -> str:
-    parts = []
-    for p, p_value in network.p_values.items():
-        change = network.points_above(first, p)
-        words = ("more fragile" if change < 0 else "more robust") if p_value < SIGNIFICANT else "not clearly different"
-        points = f"{change:+.1f} points".replace("-", "\N{MINUS SIGN}")
-        parts.append(f"{words} in {norm_name(p)} ({network.robust(p).percent}, {points})")
-    return " and ".join(parts)
-
-
-def _sensitivity(network: ComparedNetwork, first: ComparedNetwork) -> str:
-    def times(side: str) -> str:
-        ratios = {p: getattr(network, side)(p) / getattr(first, side)(p) for p in network.p_values}
-        return " and ".join(f"{number(ratio)} ({norm_name(p)})" for p, ratio in ratios.items())
-
-    return (
-        f"products of norms {times('product')} times those of the {first.name} one, certified bounds {times('upper')}"
-        f" times, largest sensitivity found {times('lower')} times"
-    )

@@ -26,8 +26,6 @@ NORM_SERIES = {2: 0, math.inf: 1, 1: 2}
 """Place of each norm's colour and mark in :data:`SERIES`."""
 NORM_LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}
 """How far each norm's marks lie from the middle of a layer's row, so that they do not cover one another."""
-FIGURE_WIDTH = 8.6
-"""In inches: 826 CSS pixels, or 619 points, in which the SVG counts."""
 MOST_LABELS = 80
 """Most names down the side of a figure; of more layers, every second or third is named."""
 STYLE: dict[str, Any] = {
@@ -81,7 +79,8 @@ def _inline(tag: str, prefix: str) -> str:
 
 def panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of panels side by side that share their y axis; the title is for those who cannot see it."""
-    figure = Figure(figsize=(FIGURE_WIDTH, height), layout="constrained")
+    inches = 8.6, height  # the width is 826 CSS pixels, or 619 points, in which the SVG counts
+    figure = Figure(figsize=inches, layout="constrained")
     figure.set_label(title)
     return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
 

@@ -51,6 +51,13 @@ NAMED_PROFILES = 8
 """Most layers that colour and dash can tell apart; of more, only the extremes are named."""
 BROKEN, PROVEN = SERIES[1], SERIES[2]
 """Colours of what attacks broke and of what is certified."""
+SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
+    "median": {**hollow_look(2.0), "markersize": 5},
+    "lower": {**norm_look(2.0), "markersize": 6.5},
+    "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
+    "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
+}
+"""Marks of a norm's row by side, in the order of the legend."""
 
 
 @styled
@@ -161,19 +168,17 @@ def draw_compressibility(audit: Audit) -> Figure | None:
 @styled
 def draw_sensitivity(audit: Audit) -> Figure | None:
     """Largest gain found and certified global bound, by norm; None when there is neither."""
-    results = [norm.lipschitz for norm in audit.norms]
-    values = [value for result in results for value in (result.lower, result.median_lower, result.upper)]
-    if not any(value is not None and drawable(value) for value in values):
+    rows = [_sides(norm.lipschitz) for norm in audit.norms]
+    if not any(rows):
         return None
-    figure, (axis,) = panels("Sensitivity of the logits to the input", 1, 1.25 + 0.55 * len(results))
-    for y, result in enumerate(results):
-        _draw_sensitivity(axis, y, result)
-    label_rows(axis, [norm_name(result.p) for result in results])
-    products = [_beaten_product(result) for result in results]
-    log_scale(axis, [value for value in (*values, *products) if value is not None], room=3.0)
+    figure, (axis,) = panels("Sensitivity of the logits to the input", 1, 1.25 + 0.55 * len(rows))
+    for y, sides in enumerate(rows):
+        _draw_sensitivity(axis, y, sides)
+    label_rows(axis, [norm_name(norm.p) for norm in audit.norms])
+    log_scale(axis, [value for sides in rows for value in sides.values()], room=3.0)
     axis.set_xlabel("Change of the logits per change of the input, log scale")
     names = ["median over the samples", "largest found (lower bound)", "certified (upper bound)"]
-    names += [Argument.PRODUCT] * any(products)
+    names += [Argument.PRODUCT] * any("product" in sides for sides in rows)
     legend(figure, [Line2D([], [], **look) for look in list(SENSITIVITY_LOOKS.values())[: len(names)]], names)
     return figure
 
@@ -216,10 +221,8 @@ def draw_universal(audit: Audit) -> Figure | None:
     if not results:
         return None
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
-    kinds: dict[str, tuple[int, float]] = {
-        UniversalKind.FITTED: (1, -0.24),
-        UniversalKind.DATA_FREE: (2, 0.0),
-    }  # series, and lift from the middle of the budget's row
+    # Series, and lift from the middle of the budget's row.
+    kinds: dict[str, tuple[int, float]] = {UniversalKind.FITTED: (1, -0.24), UniversalKind.DATA_FREE: (2, 0.0)}
     figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
     for y, place in enumerate(budgets):
         same_budget = [result for result in results if (result.p, result.eps) == place]
@@ -336,36 +339,26 @@ def _percent(rate: Rate) -> tuple[float, float, float]:
     return 100 * (rate.value or 0.0), 100 * low, 100 * high
 
 
-SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
-    "median": {**hollow_look(2.0), "markersize": 5},
-    "lower": {**norm_look(2.0), "markersize": 6.5},
-    "upper": {**series_look(1), "markersize": 6.5, "marker": "v"},
-    "product": {**series_look(1), "markersize": 6.5, "marker": "v", "markerfacecolor": "none", "markeredgewidth": 0.9},
-}
-"""Marks of a norm's row by side, in the order of the legend."""
-
-
-def _beaten_product(result: LipschitzResult) -> float | None:
-    """The product of norms, where another argument gave a smaller upper bound."""
-    product = dict(result.arguments).get(Argument.PRODUCT)
-    beaten = product is not None and result.upper is not None and product > result.upper and drawable(product)
-    return product if beaten else None
-
-
-def _draw_sensitivity(axis: Axes, y: float, result: LipschitzResult) -> None:
-    """One norm's row: median, largest found and certified, each number on the outer side of its mark."""
+def _sides(result: LipschitzResult) -> dict[str, float]:
+    """What a logarithmic axis can show of a norm's sensitivity, in the order of the legend."""
     sides = {"median": result.median_lower, "lower": result.lower, "upper": result.upper}
-    shown = {side: value for side, value in sides.items() if value is not None and drawable(value)}
-    if len(shown) > 1:
-        axis.plot([min(shown.values()), max(shown.values())], [y, y], color=INK, alpha=0.35, linewidth=1)
-    if (product := _beaten_product(result)) is not None:
-        axis.plot([product], [y], **SENSITIVITY_LOOKS["product"])
-    for side, value in shown.items():
+    if result.product is not None and result.upper is not None and result.product > result.upper:
+        sides["product"] = result.product  # another argument gave less
+    return {side: value for side, value in sides.items() if value is not None and drawable(value)}
+
+
+def _draw_sensitivity(axis: Axes, y: int, sides: dict[str, float]) -> None:
+    """One norm's row: median, largest found and certified, each number on the outer side of its mark."""
+    ends = [value for side, value in sides.items() if side != "product"]
+    if len(ends) > 1:
+        axis.plot([min(ends), max(ends)], [y, y], color=INK, alpha=0.35, linewidth=1)
+    for side in sorted(sides, key=["product", "median", "lower", "upper"].index):  # what comes later covers the others
+        value = sides[side]
         axis.plot([value], [y], **SENSITIVITY_LOOKS[side])
-        if side != "median":
+        if side in ("lower", "upper"):
             away, end = (-3, "right") if side == "lower" else (3, "left")
             axis.annotate(number(value, side), (value, y), (away, 7), textcoords="offset points", ha=end, fontsize=8)
-    missing = {"largest found": "lower" not in shown, "certified": "upper" not in shown}
+    missing = {"largest found": "lower" not in sides, "certified": "upper" not in sides}
     if any(missing.values()):
         names = " and ".join(name for name, gone in missing.items() if gone)
         remark(axis, [y + 0.3], f"{names}: not available", left=not missing["certified"])

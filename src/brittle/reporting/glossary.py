@@ -78,9 +78,6 @@ GLOSSARY = {
     ),
 }
 """Every term that a report may use, by name."""
-ATTACK_TERMS = ("Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate", "Masked gradients")
-CERTIFIED_TERMS = ("Certified accuracy", "Certified radius")
-RESPONSE_TERMS = ("Isotropic share", "Relative change of the output")
 
 
 def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
@@ -91,13 +88,14 @@ def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
         column_terms: The terms of the layer table's columns.
     """
     tried = {name for norm in audit.norms for name, _ in norm.lipschitz.arguments}
+    attack = ["Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate", "Masked gradients"]
     groups = [
-        (ATTACK_TERMS, any(norm.evaluation for norm in audit.norms)),
-        (CERTIFIED_TERMS, any(norm.certified for norm in audit.norms)),
+        (attack, any(norm.evaluation for norm in audit.norms)),
+        (["Certified accuracy", "Certified radius"], any(norm.certified for norm in audit.norms)),
         (column_terms, bool(audit.layers)),
         (["Sensitivity (Lipschitz constant)"], bool(audit.norms)),
         ([argument for argument in Argument if argument in tried], True),
-        (RESPONSE_TERMS, any(norm.responses for norm in audit.norms)),
+        (["Isotropic share", "Relative change of the output"], any(norm.responses for norm in audit.norms)),
         (["Universal perturbation"], any(norm.universal for norm in audit.norms)),
     ]
     return {term: GLOSSARY[term] for terms, used in groups if used for term in terms}

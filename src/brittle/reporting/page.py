@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from brittle.reporting import figures
-from brittle.reporting.columns import VISIBLE_GROUPS, Cell, layer_columns
+from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
 from brittle.results import Audit, Setting
@@ -73,20 +73,20 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "budget": budget, "count": "{:,}".format, "duration": _duration, "norm": norm_name, "number": number,
-        "raw": _raw, "setting": _setting, "sha256": _sha256, "tie": _tie,
-    }  # fmt: skip
+        "budget": budget,
+        "count": "{:,}".format,
+        "duration": _duration,
+        "norm": norm_name,
+        "number": number,
+        # The exact value for sorting and for the CSV, with JavaScript's spelling of infinity.
+        "raw": lambda cell: "" if cell is None else "Infinity" if cell == math.inf else str(cell),
+        "setting": _setting,
+        # What the page's content security policy calls its own script.
+        "sha256": lambda script: base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        # Keeps a percent sign on the line of its number.
+        "tie": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
+    }
     return environment
-
-
-def _sha256(script: Markup) -> str:
-    """What the page's content security policy calls its own script."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _tie(text: str) -> str:
-    """Keep a percent sign on the line of its number."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _duration(seconds: float) -> str:
@@ -102,10 +102,3 @@ def _setting(value: Setting) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return value if isinstance(value, str) else "∞" if value == math.inf else f"{value:.6g}"
-
-
-def _raw(value: Cell) -> str:
-    """The exact value for sorting and for the CSV; JavaScript's spelling of infinity."""
-    if value is None:
-        return ""
-    return "Infinity" if value == math.inf else str(value)

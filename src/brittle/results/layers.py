@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from brittle.results.methods import Argument
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -185,6 +187,11 @@ class LipschitzResult:
     def tightness(self) -> float | None:
         """``upper / lower``: how far the certificate may be from the truth."""
         return self.upper / self.lower if self.upper is not None and self.lower else None
+
+    @property
+    def product(self) -> float | None:
+        """The plain product of operator norms; None where it was not among the arguments."""
+        return dict(self.arguments).get(Argument.PRODUCT)
 
 
 def layers_frame(layers: Sequence[LayerResult]) -> pd.DataFrame:
