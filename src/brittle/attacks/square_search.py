@@ -107,18 +107,27 @@ class Windows:
         """Windows of ``p_init / 2^phase`` of the pixels; p = 2: odd sides of at least 3 where they fit."""
         # AutoAttack's rounding: the query's number out of 10,000, rounded down
         phase = [bisect.bisect_left(HALVINGS, int(query / queries * 10000)) for query in range(queries + 1)]
-        sizes = [_size(p_init / 2**halvings * height * width, height, width, p) for halvings in range(max(phase) + 1)]
+        sizes = []
+        for halvings in range(max(phase) + 1):
+            area = p_init / 2**halvings * height * width
+            rows = min(math.sqrt(area), height)  # of the most nearly square window of that area
+            columns = min(area / rows, width)
+            rows = min(area / columns, height)
+            sides = ((rows, height), (columns, width))
+            if p == 2:
+                sizes.append([min(max(round(side), 3) // 2 * 2 + 1, most) for side, most in sides])
+            else:
+                sizes.append([max(round(side), 1) for side, _ in sides])
         return Windows(torch.tensor(phase), torch.tensor(sizes))
 
-
-def _size(area: float, height: int, width: int, p: float) -> tuple[int, int]:
-    """Height and width of the most nearly square window of that area."""
-    rows = min(math.sqrt(area), height)
-    columns = min(area / rows, width)
-    rows = min(area / columns, height)
-    if p == 2:
-        return min(max(round(rows), 3) // 2 * 2 + 1, height), min(max(round(columns), 3) // 2 * 2 + 1, width)
-    return max(round(rows), 1), max(round(columns), 1)
+    def pyramids(self) -> Tensor:
+        """Upright and lying pyramids of all sizes, zero-padded to ``(phases, 2, rows, columns)``, in float64."""
+        rows, columns = self.sizes.amax(0).tolist()
+        table = torch.zeros(len(self.sizes), 2, rows, columns, dtype=torch.float64)
+        for entry, (height, width) in zip(table, self.sizes.tolist(), strict=True):
+            for lying in (False, True):
+                entry[int(lying), :height, :width] = _pyramid(height, width, lying=lying)
+        return table
 
 
 class _Square:
@@ -133,7 +142,7 @@ class _Square:
         self.queries = len(windows.phase) - 1
         self.keys = stream_keys(seed, pool.names).to(device)
         if pool.p == 2:
-            self.pyramids = _pyramids(windows.sizes).flatten(0, 1).to(pool.x)
+            self.pyramids = windows.pyramids().flatten(0, 1).to(pool.x)
 
     def begin(self, rows: Tensor) -> State:
         state = self.pool.begin(rows) | {"key": self.keys[rows], "step": torch.zeros_like(rows)}
@@ -293,16 +302,6 @@ def _energy(values: Tensor) -> Tensor:
     """Sum of squares of each channel, ``(n, C, 1)``."""
     # One by one: so the zeros around a window, which depend on the others in the batch, change no rounding.
     return values.square().cumsum(2)[:, :, -1:]
-
-
-def _pyramids(sizes: Tensor) -> Tensor:
-    """Upright and lying pyramids of all ``sizes`` ``(phases, 2)``; zero-padded to ``(phases, 2, rows, columns)``."""
-    rows, columns = sizes.amax(0).tolist()
-    table = torch.zeros(len(sizes), 2, rows, columns, dtype=torch.float64)
-    for entry, (height, width) in zip(table, sizes.tolist(), strict=True):
-        for lying in (False, True):
-            entry[int(lying), :height, :width] = _pyramid(height, width, lying=lying)
-    return table
 
 
 def _pyramid(height: int, width: int, *, lying: bool) -> Tensor:

@@ -37,16 +37,11 @@ SAMPLES = 64
 the passes of 100 steps on 1,000 samples, and 7 % where the whole range breaks nothing."""
 FEWEST_SAMPLES = 8
 """Fewest samples of a check that counts shares. Among three, a single odd one would raise a flag."""
-SINGLE_SAMPLES = 8
-"""Samples that are put through the network one by one."""
 QUERIED_SURVIVORS = 32
 """Most survivors of the gradient attacks that are attacked by queries alone: it is the check that costs most."""
 SHORT_STEPS = 15
 """Steps of the short attacks. Attacks that are compared have equal steps, so that their difference is what counts;
 within the whole range of the inputs a sound attack needs a few."""
-QUERIES = 150
-"""Queries of the attack without gradients: they break next to nothing that sound gradients left, and much where the
-gradients lead nowhere."""
 MOST_BROKEN_BY_ONE = 0.10
 """Share of the samples that the attack on DLR breaks and the one on cross-entropy does not, or one start and the other
 not. Honest networks, also overconfident ones, stay below; a loss or a start that is blind misses far more."""
@@ -109,9 +104,7 @@ class Evidence:
         return logits_of(self.network.model, self.worst.x[rows], self.worst.y[rows])
 
     def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float | None = None) -> Tensor:
-        """Which of the samples ``rows`` the attacks break within ``eps`` (by default the budget), ``(n,)``; every
-        example is checked again.
-        """
+        """Which of the samples ``rows`` the attacks break within ``eps`` (the budget, by default), ``(n,)``."""
         x, y, ids = self.worst.x[rows], self.worst.y[rows], self.worst.ids[rows.cpu()]
         threat, eps = replace(self.threat, attacks=attacks, restarts=1), self.eps if eps is None else eps
         return ~worst_case(self.network, x, y, threat, eps, ids=ids, execution=self.execution).robust_correct
@@ -156,8 +149,8 @@ def honesty_flags(
         threat: What the robust accuracy was measured under; its seed is that of the checks.
         eps: The budget, in input units.
         curve: Robust accuracy over several budgets.
-        query_attack: An attack that asks for logits alone, with its options bound; by default Square with
-            :data:`QUERIES`. Not run when the threat has Square after other attacks, which tells as much.
+        query_attack: An attack that asks for logits alone, with its options bound; by default Square with 150
+            queries. Not run when the threat has Square after other attacks, which tells as much.
         of_model: Whether to make the checks that belong to no budget.
         execution: Most samples at once.
 
@@ -167,12 +160,12 @@ def honesty_flags(
     Raises:
         InputError: As :func:`brittle.evaluate`.
     """
-    query_attack = query_attack or functools.partial(square, queries=QUERIES)
+    # So many queries break next to nothing that sound gradients left, and much where the gradients lead nowhere.
+    query_attack = query_attack or functools.partial(square, queries=150)
     flags, missing = [], []
-    execution = replace(execution, progress=None)
     with borrowed(model, worst.x, threat.bounds) as network:
         threat = for_classes(threat, worst.clean_logits.shape[1])[0]
-        evidence = Evidence(network, worst, threat, eps, curve, query_attack, execution)
+        evidence = Evidence(network, worst, threat, eps, curve, query_attack, replace(execution, progress=None))
         for check in CHECKS:
             if check.of_model and not of_model:
                 continue
@@ -239,23 +232,21 @@ def _compare(one: Tensor, two: Tensor, most: float, finding: str) -> Judgement:
 
 
 def ask_alone(evidence: Evidence) -> Judgement:
-    """:func:`answers_in_company` of the first samples of the two passes."""
+    """:func:`answers_in_company` of the first eight samples of the two passes."""
     rows, together, again = evidence.two_passes
     if len(rows) < 2:
         raise InputError("needs at least two samples in a batch")
     if different_answers(together, again).raised:
         raise InputError("two passes over the same batch differ already")
+    rows, together = rows[:8], together[:8]
     try:
-        alone = torch.cat([evidence.logits(row) for row in rows[:SINGLE_SAMPLES].split(1)])
+        return answers_in_company(together, torch.cat([evidence.logits(row) for row in rows.split(1)]))
     except InputError as error:  # a finding, and no reason to leave the check out
         return answers_in_company(together, error)
-    return answers_in_company(together[:SINGLE_SAMPLES], alone)
 
 
 def probabilities(outputs: Tensor, *, tolerance: float = 1e-3) -> Judgement:
-    """Outputs ``(N, classes)``; raised when all are non-negative and every sample's add up to 1, up to a tolerance
-    that leaves room for half precision's rounding.
-    """
+    """Outputs ``(N, classes)``; raised when all are non-negative and add up to 1, up to half precision's rounding."""
     rate = _count((outputs >= 0).all(1) & ((outputs.sum(1) - 1).abs() <= tolerance))
     return Judgement(rate.hits == rate.n > 0, f"The outputs of {rate.counts} samples are non-negative and add up to 1.")
 
@@ -271,20 +262,17 @@ def loss_gap(ce: Tensor, dlr: Tensor, later: Rate | None = None, *, most_by_ce: 
             sixth on honest networks.
     """
     by_dlr, by_ce = _count(dlr & ~ce), _count(ce & ~dlr)
-    full = "" if later is None else f"Of {later.n} samples, {later.hits} withstood cross-entropy and fell to DLR. "
+    full = f"Of {later.n} samples, {later.hits} withstood cross-entropy and fell to DLR. " if later else ""
     return Judgement(
-        by_dlr.exceeds(MOST_BROKEN_BY_ONE)
-        or by_ce.exceeds(most_by_ce)
-        or (later is not None and later.exceeds(MOST_BROKEN_BY_ONE)),
+        any(rate is not None and rate.exceeds(MOST_BROKEN_BY_ONE) for rate in (by_dlr, later))
+        or by_ce.exceeds(most_by_ce),
         f"{full}With {SHORT_STEPS} steps each, DLR alone breaks {by_dlr.counts} samples and cross-entropy alone"
         f" {by_ce.hits}.",
     )
 
 
 def fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
-    """Samples, among those that are right, that withstood the cross-entropy in the battery and fell to DLR after it;
-    None unless two attacks differ in nothing else.
-    """
+    """Samples that withstood cross-entropy and fell to DLR after it, where two attacks differ in nothing else."""
 
     def describe(attack: Attack) -> tuple[object, object]:
         loss = inspect.signature(attack).parameters.get("loss")
@@ -299,9 +287,7 @@ def fell_later(worst: WorstCase, threat: Threat) -> Rate | None:
 
 
 def start_gap(random: Tensor, none: Tensor) -> Judgement:
-    """Which samples ``(N,)`` an attack breaks from a random start and from the samples themselves; raised by a share
-    that only one of them breaks above :data:`MOST_BROKEN_BY_ONE`.
-    """
+    """Which samples ``(N,)`` break from a random start, and which from themselves; raised by those in one alone."""
     rates = [_count(random & ~none), _count(none & ~random)]
     return Judgement(
         any(rate.exceeds(MOST_BROKEN_BY_ONE) for rate in rates),
@@ -332,9 +318,7 @@ def flat_curve(curve: SecurityCurve, distances: Tensor, classes: int, *, most_ov
 
 
 def is_flat(curve: SecurityCurve, classes: int, *, least_fall: float = 0.05) -> bool:
-    """Whether a curve ends above chance (one of the classes) and falls by less than the share ``least_fall`` of its
-    robust accuracy at the least budget.
-    """
+    """Whether a curve ends above chance and falls by less than the share ``least_fall`` of where it starts."""
     first, last = curve.robust[0], curve.robust[-1]
     return first.hits - last.hits < least_fall * first.hits and last.exceeds(1 / classes)
 
@@ -354,9 +338,7 @@ def follow_curve(evidence: Evidence) -> Judgement:
 
 def whole_range(right: Tensor, eps: float, p: float, *, most: float = 0.05) -> Judgement:
     """Which samples ``(N,)`` are right at the budget ``eps`` that reaches every input; raised above the share ``most``.
-
-    Pictures of the other classes lie within this budget, so every one is a failure of the attacks; honest networks,
-    also overconfident ones, leave none.
+    Pictures of other classes lie within it, so every one is a failure of the attacks; honest networks leave none.
     """
     rate = _count(right)
     return Judgement(
@@ -375,9 +357,8 @@ def attack_whole_range(evidence: Evidence) -> Judgement:
 
 
 def query_gap(broken: Rate, left: Rate, *, most: float = 0.02) -> Judgement:
-    """What an attack without gradients breaks of the samples ``left`` (among all) that withstood the gradient attacks
-    without being proven robust, or of some of these; raised when it takes more than the share ``most`` off the robust
-    accuracy.
+    """What queries alone break of the samples ``left`` (or of some) that withstood the gradient attacks unproven;
+    raised when that takes more than the share ``most`` off the robust accuracy.
     """
     points = 100 * broken.hits / max(1, broken.n) * left.hits / max(1, left.n)
     return Judgement(
