@@ -164,6 +164,33 @@ def test_errors_of_devices():
         evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, ray_workers=-1)
 
 
+@pytest.mark.parametrize("error", [TypeError("no copies"), None])
+def test_networks_that_cannot_be_copied_are_refused_and_left_where_they_are(error):
+    """Also one that says it is its own copy: moving that one to a device would move the user's."""
+
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+
+        def forward(self, x):
+            return self.inner(x)
+
+        def __deepcopy__(self, memo):
+            if error is not None:
+                raise error
+            return self
+
+    net = Single()
+    with untouched(net.inner), pytest.raises(InputError, match=r"^devices: expected a network .* copied; got Single"):
+        evaluate_with(net, few(5), attack=quick_apgd, eps=0.1, devices=("cpu", "meta"))
+
+
+def test_the_name_of_a_single_device_is_no_sequence_of_names():
+    with pytest.raises(InputError, match=r"^devices: expected names of devices, as \('cpu',\); got 'cpu'"):
+        evaluate_with(mlp(), few(5), attack=quick_apgd, eps=0.1, devices="cpu")
+
+
 def test_what_breaks_one_chunk_breaks_the_call():
     def failing(model, x, y, *, eps, p, ids):
         if 13 in ids:
@@ -242,6 +269,28 @@ def test_errors_of_a_cluster_read_as_those_of_one_process(cluster):
     x, y = few(8)
     with pytest.raises(InputError, match=r"^x: expected finite numbers"):
         evaluate_with(mlp(), (x * math.nan, y), attack=quick_apgd, eps=0.06, batch_size=3, ray_workers=2)
+
+
+def test_what_cannot_be_sent_to_a_cluster_is_an_error_of_one_line(cluster):
+    lock = threading.Lock()
+
+    def locked(model, x, y, *, eps, p):
+        with lock:
+            return x
+
+    with pytest.raises(InputError, match=r"^ray_workers: expected a network and attacks that can be pickled; got .+$"):
+        evaluate_with(mlp(), few(8), attack=locked, eps=0.06, ray_workers=2)
+
+
+def test_progress_that_cannot_be_pickled_stays_at_home(cluster):
+    lock, told = threading.Lock(), []
+
+    def tell(stage, done, total):
+        with lock:
+            told.append((stage, done, total))
+
+    evaluate_with(mlp(), few(8), attack=quick_apgd, eps=0.06, batch_size=1, ray_workers=2, progress=tell)
+    assert told[-1][1:] == (8, 8)
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):

@@ -16,7 +16,7 @@ from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
-from brittle.evaluation.accuracy import check_norms, chosen_attacks
+from brittle.evaluation.accuracy import check_norms, choose_attacks
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
@@ -134,7 +134,7 @@ def audit(
             missing += [NotMeasured(what, "no data given") for what in NEED_DATA]
             fingerprint = None
         else:
-            battery, left_out = chosen_attacks(threat, model, first)
+            battery, left_out = choose_attacks(threat, model, first)
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
             cases = tuple(
                 Case(replace(battery, p=q), budget, tuple(share * budget for share in CURVE), certificates[q].margins)

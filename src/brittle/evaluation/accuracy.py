@@ -57,7 +57,7 @@ def evaluate(
     check_budget(eps, threat.p, 1)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
-        threat = chosen_attacks(threat, model, first)[0]
+        threat = choose_attacks(threat, model, first)[0]
         plan = Plan((Case(threat, eps),), execution)
         return summarise([outcome.part for (outcome,) in run_parts(model, plan, first, chunks)], threat, eps)
 
@@ -93,7 +93,7 @@ def attack(
     budgets = budgets_by_norm(eps, check_norms(p), data)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
-        battery, left_out = chosen_attacks(threat, model, first)
+        battery, left_out = choose_attacks(threat, model, first)
         cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
         read = StreamDigest(first.total)
         outcomes = list(run_parts(model, Plan(cases, execution), first, read.over(chunks)))
@@ -124,7 +124,7 @@ def attack(
     )
 
 
-def chosen_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:
+def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:
     """The threat with its attacks one by one, and what a preset leaves out for the network's number of classes.
 
     Args:

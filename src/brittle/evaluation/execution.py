@@ -24,7 +24,7 @@ class Execution:
         progress: Called as the work goes on.
 
     Raises:
-        InputError: A number is out of range, or devices and Ray workers are asked for at once.
+        InputError: A number is out of range, devices are no sequence, or they and Ray workers are asked for at once.
     """
 
     batch_size: int = 256
@@ -36,9 +36,11 @@ class Execution:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the numbers and the names."""
         if self.batch_size < 1:
             raise InputError(f"batch_size: expected at least 1; got {self.batch_size}")
+        if isinstance(self.devices, str):
+            raise InputError(f"devices: expected names of devices, as ({self.devices!r},); got {self.devices!r}")
         if self.ray_workers < 0 or (self.ray_workers and self.devices):
             raise InputError(f"ray_workers: expected at least 0, and 0 with devices; got {self.ray_workers}")
 

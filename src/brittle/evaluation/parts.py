@@ -91,12 +91,12 @@ class Kept:
     Attributes:
         folder: Where the files lie.
         fingerprint: Of the network, the attacks and all settings but the data.
-        with_examples: Samples from the start of the data whose examples are kept as well, at least.
+        examples: Samples from the start of the data whose examples are kept as well, at least.
     """
 
     folder: Path
     fingerprint: str
-    with_examples: int = 0
+    examples: int = 0
 
     def path(self, chunk: Chunk) -> Path:
         """Where the results of a chunk lie."""
@@ -111,8 +111,9 @@ class Kept:
             return None
         try:
             part = codec.from_json(path.read_bytes(), {1: Part}, "resume")
-            with_examples = chunk.first < self.with_examples
-            tensors: dict[str, Any] | None = load_file(path.with_suffix(".safetensors")) if with_examples else None
+            tensors: dict[str, Any] | None = None
+            if chunk.first < self.examples:
+                tensors = load_file(path.with_suffix(".safetensors"))
         except (InputError, OSError, SafetensorError):
             return None
         labels = [(chunk.first + index, label) for index, label in enumerate(chunk.y.tolist())]

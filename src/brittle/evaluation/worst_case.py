@@ -136,10 +136,10 @@ def worst_case(
             if len(pending) == 0:
                 break
 
-            def within(finished: int, done: float = done) -> None:
+            def advance(finished: int, done: float = done) -> None:
                 tell(stage, int(done + finished / len(runs)), len(x))
 
-            broken = state.attack_with(attack, restart, pending, within)
+            broken = state.attack_with(attack, restart, pending, advance)
             state.attack[broken], state.restart[broken] = index, restart
         tell(stage, len(x), len(x))
         return WorstCase(
@@ -213,13 +213,13 @@ class _State:
         """Samples ``(N,)`` that are right without attack and under every example so far."""
         return correct(self.clean, self.y) & correct(self.logits, self.y)
 
-    def attack_with(self, attack: Attack, restart: int, rows: Tensor, progress: Callable[[int], None]) -> Tensor:
+    def attack_with(self, attack: Attack, restart: int, rows: Tensor, advance: Callable[[int], None]) -> Tensor:
         """Attack the samples ``rows``, keep the examples, and return the samples that broke."""
         ours, model = is_ours(attack), self.network.model
         # Attacks of others may look into a module; a plain callable is counted.
         target = self.searched if ours else model if isinstance(model, nn.Module) else self.judge
         with frozen(model):  # an attack may leave the network in another mode
-            candidate = self.examples(attack, target, restart, rows, progress)
+            candidate = self.examples(attack, target, restart, rows, advance)
         broken = self.keep(candidate, rows)
         if ours and self.searched.model is not model:
             doubtful = self.doubtful(candidate, rows)
@@ -230,13 +230,13 @@ class _State:
         return broken
 
     def examples(
-        self, attack: Attack, target: Model, restart: int, rows: Tensor, progress: Callable[[int], None]
+        self, attack: Attack, target: Model, restart: int, rows: Tensor, advance: Callable[[int], None]
     ) -> Tensor:
         """What the attack makes of the samples: all at once if it minds its batches itself, else in batches."""
         threat, batch_size = self.threat, self.execution.batch_size
         accepted = inspect.signature(attack).parameters.keys() - bound_options(attack)
         options: dict[str, Any] = {"bounds": threat.bounds, "seed": threat.seed + restart, "batch_size": batch_size}
-        options["progress"] = lambda stage, done, total: progress(done)
+        options["progress"] = lambda stage, done, total: advance(done)
         offered = {name: value for name, value in options.items() if name in accepted}
         parts: list[Tensor] = []
         for part in rows.split(len(rows) if "batch_size" in accepted else batch_size):
@@ -248,7 +248,7 @@ class _State:
                 came = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
                 raise InputError(f"attack: expected examples {tuple(x.shape)}; got {came}")
             parts.append(candidate.detach().to(x))
-            progress(sum(map(len, parts)))
+            advance(sum(map(len, parts)))
         return torch.cat(parts)
 
     def keep(self, candidate: Tensor, rows: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 Model = nn.Module | Callable[[Tensor], Tensor]
 """A network: inputs ``(N, ...)`` to logits ``(N, classes)``."""
 
@@ -42,6 +45,24 @@ def zero_like(model: nn.Module) -> Tensor:
     tensors = (*model.parameters(), *model.buffers())
     numbers = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
     return torch.zeros((), dtype=numbers.dtype, device=numbers.device)
+
+
+def copy_unshared(module: M, model: nn.Module) -> M:
+    """A deep copy of the network, or of its graph, which may be changed.
+
+    Args:
+        module: What is copied.
+        model: The network whose tensors the copy must not share.
+
+    Raises:
+        ValueError: It shares some: a module may say itself how it is copied.
+        Exception: Whatever else the module's own copying raises.
+    """
+    result = copy.deepcopy(module)
+    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if result is module or tensors & {id(tensor) for tensor in (*result.parameters(), *result.buffers())}:
+        raise ValueError("the copy shares tensors with the network")
+    return result
 
 
 def _remember(model: nn.Module) -> Callable[[], None]:

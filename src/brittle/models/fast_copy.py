@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +12,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from brittle.linear.conv_geometry import is_stock
-from brittle.models.borrow import Model, frozen
+from brittle.models.borrow import Model, copy_unshared, frozen
 from brittle.models.trace import NoRule, Trace, trace
 
 M = TypeVar("M", bound=nn.Module)
@@ -72,7 +71,7 @@ def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced:
         answers, again = _probe(model, x), _probe(model, x)
         if answers is None or again is None or not _agree(answers, again, MOST_NOISE):
             return model
-        makers: list[Callable[[], nn.Module]] = [fold, lambda: _lay_out(_copy_unshared(model, model))]
+        makers: list[Callable[[], nn.Module]] = [fold, lambda: _lay_out(copy_unshared(model, model))]
         for make in [fold_and_compile, *makers] if compiled else makers:  # the quickest first
             try:
                 candidate = make().eval().requires_grad_(False)
@@ -84,19 +83,6 @@ def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced:
     return model
 
 
-def _copy_unshared(module: M, model: nn.Module) -> M:
-    """A deep copy of the network or of its graph.
-
-    Raises:
-        ValueError: It shares a tensor with the network: a module may say itself how it is copied.
-    """
-    result = copy.deepcopy(module)
-    tensors = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    if result is module or tensors & {id(tensor) for tensor in (*result.parameters(), *result.buffers())}:
-        raise ValueError("the copy shares tensors with the network")
-    return result
-
-
 def _copy_graph(model: nn.Module, traced: Trace | NoRule | None) -> fx.GraphModule:
     """A copy of the network as a graph, with the network's gradients.
 
@@ -105,12 +91,12 @@ def _copy_graph(model: nn.Module, traced: Trace | NoRule | None) -> fx.GraphModu
     """
     # A weight that is computed stands in the graph as its computation, so it has to be computed before the tracing.
     if traced is None or any(parametrize.is_parametrized(module) for module in model.modules()):
-        traced = trace(_lay_out(_copy_unshared(model, model)), None)
+        traced = trace(_lay_out(copy_unshared(model, model)), None)
         graph = traced.graph
     elif isinstance(traced, NoRule):
         raise NoRule(*traced.args)
     else:
-        graph = _lay_out(_copy_unshared(traced.graph, model))
+        graph = _lay_out(copy_unshared(traced.graph, model))
     if not traced.gradients:
         raise NoRule("forward switches gradients off, which a traced graph would not do")
     return graph

@@ -43,7 +43,10 @@ def make_ready(
     compiled: bool = False,
     traced: Trace | NoRule | None = None,
 ) -> Network:
-    """The network with its trace and its fast copy; to be borrowed before.
+    """The network with its trace and its fast copy.
+
+    The caller borrows it before (:func:`brittle.models.borrow.frozen`) and keeps it for as long as the result is used:
+    the trace shares the network's tensors, and the copy was compared with it in evaluation mode.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``.
@@ -51,6 +54,10 @@ def make_ready(
         bounds: Smallest and largest admissible input value; inputs are clipped to them.
         compiled: Whether the copy is compiled.
         traced: The network's trace where there is one already, or the error that tracing raised.
+
+    Returns:
+        A network whose ``fast`` is ``model`` itself where a copy gains nothing or answers differently, and whose
+        ``traced`` is None for a plain callable, and for a module that cannot run on such inputs.
     """
     if traced is None and isinstance(model, nn.Module):
         traced = trace_or_reason(model, tuple(x.shape[1:]))
@@ -70,7 +77,13 @@ def trace_or_reason(model: nn.Module, input_shape: tuple[int, ...] | None) -> Tr
 
 @contextmanager
 def borrowed(model: Model | Network, x: Tensor, bounds: tuple[float, float] = (0.0, 1.0)) -> Iterator[Network]:
-    """The network made ready inside the block, and as it was after it; one that is ready already is handed on."""
+    """The network made ready inside the block, and as it was after it; one that is ready already is handed on.
+
+    Args:
+        model: Network from ``(N, ...)`` to logits; or one made ready, which somebody else has borrowed.
+        x: Inputs ``(N, ...)``, as :func:`make_ready`.
+        bounds: Smallest and largest admissible input value.
+    """
     if isinstance(model, Network):
         yield model
         return

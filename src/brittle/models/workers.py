@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import queue
 from collections import deque
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from brittle.errors import InputError, first_line
-from brittle.models.borrow import Model
+from brittle.models.borrow import Model, copy_unshared, device_of
 
 Task = TypeVar("Task")
 Worker = TypeVar("Worker")
@@ -36,7 +35,8 @@ def on_devices(
     """Run every task on the next free device, with a copy of the network there; results in the order of the tasks.
 
     Workers are threads, prepared one after the other before the first of them starts: tracing a network replaces
-    parts of torch for a moment, which no other thread may see.
+    parts of torch for a moment, which no other thread may see. An error or an interrupt waits for the tasks that are
+    being worked on and ends all others.
 
     Args:
         prepare: Called with the network on its device.
@@ -46,14 +46,19 @@ def on_devices(
         devices: Device names, at least one; one may be named several times.
 
     Raises:
-        InputError: Devices are named for a plain callable, or a device does not exist.
+        InputError: The network is a plain callable or cannot be copied, or a device does not exist.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"devices: expected an nn.Module, which can be copied to them; got {type(model).__name__}")
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for device in devices:
         try:
-            copied = copy.deepcopy(model).to(device)
+            copied = copy_unshared(model, model)
+        except Exception as error:  # a module may say itself how it is copied
+            message = f"devices: expected a network that can be copied; got {type(model).__name__}: {first_line(error)}"
+            raise InputError(message) from error
+        try:
+            copied.to(device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"devices: {device!r} cannot be used: {first_line(error)}") from None
         idle.put(prepare(copied))
@@ -93,7 +98,7 @@ def on_ray(
     """Run tasks on a Ray cluster, ``workers`` at once; results in the order of the tasks.
 
     Connects to the cluster that Ray finds (``RAY_ADDRESS``), or starts one on this machine. A worker takes one GPU
-    when the network is on one, else one CPU.
+    when the network is on one, else one CPU. An error or an interrupt ends all tasks.
 
     Args:
         prepare: Called with the network, for every task.
@@ -103,7 +108,7 @@ def on_ray(
         workers: Tasks at once, at least 1.
 
     Raises:
-        InputError: Ray is not installed, or a task raised it.
+        InputError: Ray is not installed, something cannot be pickled, or a task raised it.
     """
     try:
         import ray  # type: ignore[import-not-found, unused-ignore]  # an extra
@@ -111,9 +116,18 @@ def on_ray(
         raise InputError("ray_workers: needs the extra cluster: pip install 'brittle[cluster]'") from None
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    on_gpu = isinstance(model, nn.Module) and any(parameter.is_cuda for parameter in model.parameters())
-    remote: Any = ray.remote(num_cpus=1, num_gpus=int(on_gpu))(_on_one_thread)
-    shared = ray.put((prepare, work, model))
+
+    def run(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Model], task: Task) -> Result:
+        torch.set_num_threads(1)  # a worker has one CPU to itself
+        prepare, work, model = shared
+        return work(prepare(model), task)
+
+    remote: Any = ray.remote(num_cpus=1, num_gpus=int(device_of(model).type == "cuda"))(run)
+    try:
+        shared = ray.put((prepare, work, model))
+    except Exception as error:  # whatever pickling runs into
+        message = f"ray_workers: expected a network and attacks that can be pickled; got {first_line(error)}"
+        raise InputError(message) from error
 
     def result(future: Any) -> Result:
         try:
@@ -123,10 +137,3 @@ def on_ray(
         return value
 
     yield from _in_order((remote.remote(shared, task) for task in tasks), workers, result, ray.cancel)
-
-
-def _on_one_thread(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Model], task: Task) -> Result:
-    """One task on a Ray worker, which has one CPU to itself."""
-    torch.set_num_threads(1)
-    prepare, work, model = shared
-    return work(prepare(model), task)
