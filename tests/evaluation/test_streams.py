@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from brittle.attacks import apgd
 from brittle.errors import InputError
@@ -207,3 +207,20 @@ def test_what_a_loader_raises_reaches_the_caller():
     for devices in ((), ("cpu", "cpu")):
         with pytest.raises(RuntimeError, match="disk gone"):
             evaluate_with(hooked(mlp()), failing(), attack=quick_apgd, eps=0.06, batch_size=2, devices=devices)
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "total"),
+    [
+        ({"batch_size": 5}, 16, 16),
+        ({"batch_size": 5, "drop_last": True}, 15, 15),
+        ({"batch_size": 5, "sampler": SubsetRandomSampler([3, 1, 7, 9])}, 4, 4),
+        ({"batch_sampler": [[0, 2], [4, 5, 6]]}, 5, None),
+    ],
+)
+def test_the_number_of_samples_of_a_loader_is_what_it_yields(options, n, total):
+    told = []
+    loader = DataLoader(TensorDataset(X, Y), **options)
+    e = evaluate_with(mlp(), loader, attack=quick_apgd, eps=0.06, progress=lambda stage, *step: told.append(step))
+    assert e.n == n
+    assert told[-1] == (n, total)

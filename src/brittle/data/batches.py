@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from brittle.data.load import OTHER_BUDGETS, Data
 from brittle.errors import InputError
@@ -33,14 +34,23 @@ def batches_of(data: DataLike, batch_size: int) -> Iterator[tuple[Tensor, Tensor
         return
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
-    size = getattr(getattr(data, "dataset", None), "__len__", None)
-    shape = None
+    shape, total = None, _known_size(data)
     for batch in data:
         x, y = _read_batch(batch)
         if shape not in (None, x.shape[1:]):
             raise InputError(f"data: expected inputs of one shape, {tuple(shape or ())}; got {tuple(x.shape[1:])}")
         shape = x.shape[1:]
-        yield x, y, size() if callable(size) else None
+        yield x, y, total
+
+
+def _known_size(data: Any) -> int | None:
+    """Samples that a loader will yield; None where it does not say."""
+    source = getattr(data, "dataset", None)
+    if isinstance(data, DataLoader) and not isinstance(source, IterableDataset):
+        source = data.sampler if data.batch_size else None  # it may take a part only; else batches are made elsewhere
+    length = getattr(source, "__len__", None)
+    n: int | None = length() if callable(length) else None
+    return n - n % data.batch_size if n and getattr(data, "drop_last", False) else n
 
 
 def _read_batch(batch: object) -> tuple[Tensor, Tensor]:
