@@ -206,7 +206,8 @@ def _module_views(
     noted = f"{kind} ({', '.join(notes)})" if notes else kind
     output = None if is_fused(module) else module
     if fused:
-        yield from _thirds(name, noted, module, weight)
+        for part, third in zip("qkv", weight.chunk(3), strict=True):
+            yield LayerView(f"{name}.{part}", noted, module, None, third, parameters=third.numel())
     elif dense:
         yield LayerView(name, noted, module, output, weight, parameters=weight.numel())
     else:
@@ -214,19 +215,16 @@ def _module_views(
         yield LayerView(name, noted, module, output, weight, conv.groups, geometry, weight.numel())
 
 
-def _thirds(name: str, kind: str, module: nn.Module, weight: Tensor) -> Iterator[LayerView]:
-    for part, third in zip("qkv", weight.chunk(3), strict=True):
-        yield LayerView(f"{name}.{part}", kind, module, None, third, parameters=third.numel())
-
-
 def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[LayerView]:
+    """Views of the query, key and value maps, which are one parameter where all read inputs of one width."""
     prefix, kind = f"{name}." if name else "", "MultiheadAttention"
-    if module.in_proj_weight is not None:
-        yield from _thirds(f"{prefix}in_proj", f"{kind} (part of fused qkv)", module, module.in_proj_weight.detach())
-        return
-    for part in "qkv":
-        weight = getattr(module, f"{part}_proj_weight").detach()
-        yield LayerView(f"{prefix}{part}_proj", kind, module, None, weight, parameters=weight.numel())
+    if (fused := module.in_proj_weight) is not None:
+        names, kind, weights = [f"in_proj.{part}" for part in "qkv"], f"{kind} (part of fused qkv)", fused.chunk(3)
+    else:
+        names = [f"{part}_proj" for part in "qkv"]
+        weights = tuple(getattr(module, f"{part}_weight") for part in names)
+    for part, weight in zip(names, weights, strict=True):
+        yield LayerView(f"{prefix}{part}", kind, module, None, weight.detach(), parameters=weight.numel())
 
 
 def low_rank_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:
