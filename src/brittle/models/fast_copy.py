@@ -68,8 +68,8 @@ def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced:
 
     x = x[:PROBES]
     with frozen(model), torch.enable_grad():
-        answers, again = _probe(model, x), _probe(model, x)
-        if answers is None or again is None or not _agree(answers, again, MOST_NOISE):
+        answers = _probe(model, x)
+        if answers is None or not _agree(_probe(model, x), answers, MOST_NOISE):
             return model
         makers: list[Callable[[], nn.Module]] = [fold, lambda: _lay_out(copy_unshared(model, model))]
         for make in [fold_and_compile, *makers] if compiled else makers:  # the quickest first
@@ -77,8 +77,7 @@ def copy_for_attacks(model: Model, x: Tensor, *, compiled: bool = False, traced:
                 candidate = make().eval().requires_grad_(False)
             except Exception:  # copying and tracing run the user's code, which may raise anything
                 continue
-            copied = _probe(candidate, x)
-            if copied is not None and _agree(copied, answers, MOST_DIFFERENCE):
+            if _agree(_probe(candidate, x), answers, MOST_DIFFERENCE):
                 return candidate
     return model
 
@@ -158,9 +157,11 @@ def _probe(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
     return logits.detach(), gradient
 
 
-def _agree(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], within: float) -> bool:
-    """Whether logits and gradients differ by no more than this share of their l_2 norms."""
-    for one, other in zip(a, b, strict=True):
+def _agree(answers: tuple[Tensor, Tensor] | None, expected: tuple[Tensor, Tensor], within: float) -> bool:
+    """Whether there are logits and gradients, and they differ by no more than this share of the expected l_2 norms."""
+    if answers is None:
+        return False
+    for one, other in zip(answers, expected, strict=True):
         if one.shape != other.shape or not bool(torch.isfinite(one).all() & torch.isfinite(other).all()):
             return False
         if float((one - other).double().norm()) > within * float(other.double().norm()):

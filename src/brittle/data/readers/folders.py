@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +63,19 @@ def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, ch
     parts = root / "train", root / "val"
     if all(part.is_dir() for part in parts):
         _check_same_classes(*parts)
-    return _read(parts[split == "test"], choose, partial(_crop_centre, size=image_size or (CROP, CROP)), grey=False)
+    height, width = image_size or (CROP, CROP)
+
+    def crop_centre(image: Image) -> Image:
+        from PIL.Image import Resampling
+
+        # With torchvision's rounding.
+        shorter = round(max(height, width) * SHORTER_SIDE / CROP)
+        longer = int(shorter * max(image.size) / min(image.size))
+        wide, high = (shorter, longer) if image.width <= image.height else (longer, shorter)
+        left, top = round((wide - width) / 2), round((high - height) / 2)
+        return image.resize((wide, high), Resampling.BILINEAR).crop((left, top, left + width, top + height))
+
+    return _read(parts[split == "test"], choose, crop_centre, grey=False)
 
 
 def _read(path: Path, choose: Choose, fit: Callable[[Image], Image], *, grey: bool) -> Read:
@@ -152,15 +163,3 @@ def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise InputError(f"{path}: expected an image; reading it failed: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def _crop_centre(image: Image, size: tuple[int, int]) -> Image:
-    """Resize the shorter side and keep the centre, with torchvision's rounding."""
-    from PIL.Image import Resampling
-
-    height, width = size
-    shorter, longer = round(max(size) * SHORTER_SIDE / CROP), max(image.size)
-    longer = int(shorter * longer / min(image.size))
-    wide, high = (shorter, longer) if image.width <= image.height else (longer, shorter)
-    left, top = round((wide - width) / 2), round((high - height) / 2)
-    return image.resize((wide, high), Resampling.BILINEAR).crop((left, top, left + width, top + height))
