@@ -208,11 +208,11 @@ def test_a_strided_second_convolution_may_be_taken_as_rows():
     )
     tight = [case.uppers() for case in strided]
     for case, one in zip(strided, tight, strict=True):
-        pair, scale = pair_conv._pair_of(
+        pair, scale = pair_conv.ConvPair.of(
             case.second.weight, ConvGeometry.of(case.second), case.first.weight, ConvGeometry.of(case.first), case.size
         )
         ones = [1] * len(case.size)
-        rows = pair_conv._symbol_bounds(*pair_conv._symbols(pair, ones, pair_conv._torus(pair, ones)), 0)
+        rows = pair_conv._symbol_bounds(*pair.symbols(ones, pair.torus(ones)), 0)
         assert case.largest <= min(scale * bound for bound in rows.values()) * SLACK
         ratios.append(one["half"] / (scale * rows["half"]))
     assert np.median(ratios) < 1

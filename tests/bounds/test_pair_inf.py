@@ -136,7 +136,7 @@ def test_branch_and_bound_is_enumeration(pair, slopes):
 def test_the_search_alone_finds_the_maximum(kind, h, n, slopes):
     """No help from the lower bound, and no row left out."""
     W2, W1 = matrix(kind, 2, h, 0), matrix(kind, h, n, 1)
-    pair = pair_inf._used(pair_of(W2, W1, slopes))
+    pair = pair_of(W2, W1, slopes).used()
     for i in range(2):
         signed = pair_inf._as_sign_problem(pair, i)
         assert len(signed) == min(h + (slopes != (-1.0, 1.0)), n)
@@ -148,7 +148,7 @@ def test_the_search_alone_finds_the_maximum(kind, h, n, slopes):
 def test_the_sign_problem_of_a_row_has_its_maximum():
     W2, W1 = matrix("gaussian", 3, 6, 2), matrix("heavy tails", 6, 5, 3)
     for slopes in SLOPES[:6]:
-        pair = pair_inf._used(pair_of(W2, W1, slopes))
+        pair = pair_of(W2, W1, slopes).used()
         values = [pair.scale * pair_inf._enumerate(pair_inf._as_sign_problem(pair, i)) for i in range(3)]
         assert values == pytest.approx(list(brute_rows(W2, W1, slopes)), rel=1e-12)
 

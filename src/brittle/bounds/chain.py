@@ -168,7 +168,7 @@ def coordinate_bounds(weights: Sequence[Tensor]) -> Tensor:
         ``(h_L,)``; the largest is ``weighted segments`` of :func:`chain_bounds`.
     """
     layers = _Layers.of(weights)
-    return layers.values(torch.zeros(layers.outputs) if layers.zero else _segments(layers).radii)
+    return layers.values(torch.zeros(layers.outputs) if layers.zero else _Segments.of(layers).radii)
 
 
 @dataclass(frozen=True)
@@ -214,8 +214,21 @@ class _Layers:
         return torch.tensor([self.value(_log(factor)) for factor in factors.tolist()], dtype=torch.float64)
 
     def rows(self, signed: Tensor, plain: Tensor) -> Tensor:
-        """Row bounds from the row sums of the product's magnitudes and of the product of magnitudes."""
+        """Path bounds from (row sums of) the product's magnitudes and the product of magnitudes."""
         return torch.minimum((signed + plain) / 2 + self.slack * plain, plain)
+
+    def rounded_up(self, log_share: float) -> float:
+        """A share of the product of norms plus what the rounding of decompositions may hide, at most 1; logarithms."""
+        return _log(min(1.0, math.exp(log_share) + self.slack))
+
+    @property
+    def path_norm(self) -> float:
+        """Spectral norm of ``(|W_L ... W_1| + |W_L| ... |W_1|) / 2``."""
+        signed, plain = self.weights[0], self.weights[0].abs()
+        if len(self.weights) > 1:
+            signed = torch.linalg.multi_dot(self.weights[::-1])
+            plain = torch.linalg.multi_dot([W.abs() for W in self.weights[::-1]])
+        return float(operator_norm(self.rows(signed.abs(), plain), 2))
 
 
 class _Shares(NamedTuple):
@@ -241,19 +254,19 @@ def _shares_of_zero(p: float, forms: bool, exponents: bool, L: int) -> _Shares:
 
 def _shares_inf(layers: _Layers, k_fraction: float | None) -> _Shares:
     """The l_inf bounds; the layers' norms are 1."""
-    segments = _segments(layers)
+    segments = _Segments.of(layers)
     alignments = [_log(pair) for pair in segments.pairs]
     pairs = best_disjoint_pairs(alignments)
     gained = sum(alignments[pair] for pair in pairs)
     logs: dict[str, float] = {Argument.PRODUCT: 0.0}
     if k_fraction is not None:
         bounds = [layer_bound(W, math.inf, entries_kept(k_fraction, len(W))) for W in layers.weights]
-        logs |= {form: _sum([log, gained]) for form, log in _theorem_31(bounds).items()}
+        logs |= _theorem_31(bounds, gained)
     logs |= {
         Argument.DISJOINT_PAIRS: gained,
         Argument.CHAIN: _log(segments.chain),
         Argument.PATH: _log(segments.path),
-        Argument.SEGMENTS: _shortest(segments.costs, len(layers.weights)),
+        Argument.SEGMENTS: segments.shortest,
         Argument.WEIGHTED_SEGMENTS: _log(float(segments.radii.max())),
     }
     return _Shares(logs, segments.pairs, pairs)
@@ -277,41 +290,42 @@ class _Segments:
     path: float
     radii: Tensor
 
+    @classmethod
+    def of(cls, layers: _Layers) -> _Segments:
+        """Follow the products of every segment, and the radii with them."""
+        weights = layers.weights
+        L = len(weights)
+        radii = [torch.ones(layers.inputs, dtype=torch.float64)]
+        radii += [torch.ones(len(W), dtype=torch.float64) for W in weights]
+        costs, pairs, chain, path = {}, [], 1.0, 1.0
+        for i in range(L):
+            d = radii[i]
+            product, plain, weighted = None, torch.ones_like(d), d
+            for j in range(i + 1, L + 1):
+                W = weights[j - 1]
+                product = W if product is None else W @ product
+                sizes = product.abs()
+                plain, weighted = W.abs() @ plain, W.abs() @ weighted
+                rows, weighted_rows = layers.rows(sizes.sum(1), plain), layers.rows(sizes @ d, weighted)
+                if (i, j) == (0, L):
+                    chain, path = float(plain.max()), float(rows.max())
+                if j == i + 2:
+                    pair = torch.minimum(row_bounds(W, weights[i]), rows)
+                    pairs.append(min(1.0, float(pair.max())))
+                    rows, weighted_rows = pair, torch.minimum(weighted_rows, pair * d.max())
+                    if i and weighted.any():
+                        weighted_rows = torch.minimum(weighted_rows, row_bounds(W, weights[i] * d))
+                costs[i, j] = float(rows.max())
+                radii[j] = torch.minimum(radii[j], weighted_rows)
+        return cls(costs, pairs, chain, path, radii[L])
 
-def _segments(layers: _Layers) -> _Segments:
-    weights = layers.weights
-    L = len(weights)
-    radii = [torch.ones(layers.inputs, dtype=torch.float64)]
-    radii += [torch.ones(len(W), dtype=torch.float64) for W in weights]
-    costs, pairs, chain, path = {}, [], 1.0, 1.0
-    for i in range(L):
-        d = radii[i]
-        product, plain, weighted = None, torch.ones_like(d), d
-        for j in range(i + 1, L + 1):
-            W = weights[j - 1]
-            product = W if product is None else W @ product
-            sizes = product.abs()
-            plain, weighted = W.abs() @ plain, W.abs() @ weighted
-            rows, weighted_rows = layers.rows(sizes.sum(1), plain), layers.rows(sizes @ d, weighted)
-            if (i, j) == (0, L):
-                chain, path = float(plain.max()), float(rows.max())
-            if j == i + 2:
-                pair = torch.minimum(row_bounds(W, weights[i]), rows)
-                pairs.append(min(1.0, float(pair.max())))
-                rows, weighted_rows = pair, torch.minimum(weighted_rows, pair * d.max())
-                if i and weighted.any():
-                    weighted_rows = torch.minimum(weighted_rows, row_bounds(W, weights[i] * d))
-            costs[i, j] = float(rows.max())
-            radii[j] = torch.minimum(radii[j], weighted_rows)
-    return _Segments(costs, pairs, chain, path, radii[L])
-
-
-def _shortest(costs: dict[tuple[int, int], float], L: int) -> float:
-    """Logarithm of the smallest product of costs over the divisions of L layers into contiguous segments."""
-    best = [0.0]
-    for j in range(1, L + 1):
-        best.append(min(best[i] + _log(costs[i, j]) for i in range(j)))
-    return best[L]
+    @property
+    def shortest(self) -> float:
+        """Logarithm of the smallest product of costs over the divisions of the chain into contiguous segments."""
+        best = [0.0]
+        for j in range(1, len(self.pairs) + 2):
+            best.append(min(best[i] + _log(self.costs[i, j]) for i in range(j)))
+        return best[-1]
 
 
 # --- p = 2 --------------------------------------------------------------------------------------------------
@@ -331,14 +345,13 @@ def _shares_two(layers: _Layers, k_fraction: float | None, steps: int, exponents
     logs: dict[str, float] = {Argument.PRODUCT: norms}
     if k_fraction is not None:
         bounds = [spectral_bound(spectrum.sigma, entries_kept(k_fraction, len(spectrum.sigma))) for spectrum in spectra]
-        rounded = _rounded_up(gained, layers)
-        logs |= {form: _sum([norms, log, rounded]) for form, log in _theorem_31(bounds).items()}
-    logs[Argument.PATH] = min(norms, _log(_path_norm(layers)))
-    logs[Argument.ALL_PAIRS] = norms + _rounded_up(gained, layers)
+        logs |= _theorem_31(bounds, norms, layers.rounded_up(gained))
+    logs[Argument.PATH] = min(norms, _log(layers.path_norm))
+    logs[Argument.ALL_PAIRS] = norms + layers.rounded_up(gained)
     if exponents:
         outer = [row[1.0 if l == 0 else 0.5, 1.0 if l == L - 2 else 0.5] for l, row in enumerate(table)]
-        logs[Argument.ENDS] = norms + _rounded_up(_log(math.prod(outer)), layers)
-        logs[Argument.EXPONENTS] = norms + _rounded_up(_best_shares(table), layers)
+        logs[Argument.ENDS] = norms + layers.rounded_up(_log(math.prod(outer)))
+        logs[Argument.EXPONENTS] = norms + layers.rounded_up(_best_shares(table))
     return _Shares(logs, halves, tuple(range(L - 1)))
 
 
@@ -377,14 +390,6 @@ def _best_shares(table: Sequence[dict[tuple[float, float], float]]) -> float:
     return min(best.values())
 
 
-def _path_norm(layers: _Layers) -> float:
-    """Spectral norm of ``(|W_L ... W_1| + |W_L| ... |W_1|) / 2``."""
-    signed = torch.linalg.multi_dot(layers.weights[::-1]) if len(layers.weights) > 1 else layers.weights[0]
-    sizes = [W.abs() for W in layers.weights]
-    plain = torch.linalg.multi_dot(sizes[::-1]) if len(sizes) > 1 else sizes[0]
-    return float(operator_norm(torch.minimum((signed.abs() + plain) / 2 + layers.slack * plain, plain), 2))
-
-
 # --- logarithms ---------------------------------------------------------------------------------------------
 
 
@@ -392,20 +397,14 @@ def _log(x: float) -> float:
     return math.log(x) if x else -math.inf
 
 
-def _sum(logs: Sequence[float]) -> float:
-    """A sum in which a zero factor (minus infinity) beats an infinite one."""
-    return -math.inf if -math.inf in logs else sum(logs)
+def _theorem_31(bounds: Sequence[LayerBound], *log_factors: float) -> dict[str, float]:
+    """Further factors times how far the product of all layers' bounds exceeds that of their norms, by form.
 
-
-def _rounded_up(log_share: float, layers: _Layers) -> float:
-    """A share of the product of norms plus what the rounding of the decompositions may hide, at most 1."""
-    return _log(min(1.0, math.exp(log_share) + layers.slack))
-
-
-def _theorem_31(bounds: Sequence[LayerBound]) -> dict[str, float]:
-    """How far the product of all layers' bounds exceeds that of their norms, by form."""
+    A factor of zero (minus infinity) beats an infinite one.
+    """
 
     def excess(bound: LayerBound, form: str) -> float:
         return max(1.0, bound.scale * (bound.paper if form == Argument.PAPER_FORM else bound.sharp) / bound.norm)
 
-    return {form: sum(_log(excess(bound, form)) for bound in bounds) for form in FORMS}
+    logs = {form: sum(_log(excess(bound, form)) for bound in bounds) for form in FORMS}
+    return {form: -math.inf if -math.inf in log_factors else sum([log, *log_factors]) for form, log in logs.items()}

@@ -48,8 +48,8 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
         kind=view.kind,
         shape=(W.shape[0], n),
         parameters=view.parameters,
-        row_error=_pick(k_term_error_curve(nu), k_rows),
-        spectral_error=_pick(k_term_error_curve(sigma), k_spectrum),
+        row_error=tuple(k_term_error_curve(nu)[k_rows].tolist()),
+        spectral_error=tuple(k_term_error_curve(sigma)[k_spectrum].tolist()),
         row_spread=tuple(float(spread(nu, k)) for k in k_rows),
         spectral_spread=tuple(float(spread(sigma, k)) for k in k_spectrum),
         row_norms=_profile(nu),
@@ -118,10 +118,6 @@ def _operator_norms(
         return []
     every = (bounds_of(view.weight, view.geometry, p, size) for p in norms)
     return [bounds for bounds in every if math.isfinite(bounds.upper)]
-
-
-def _pick(curve: Tensor, ks: Sequence[int]) -> tuple[float, ...]:
-    return tuple(float(curve[k]) for k in ks)
 
 
 def _profile(v: Tensor) -> tuple[float, ...]:

@@ -45,7 +45,7 @@ def adversarial_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, ep
         InputError: A shape does not fit, a label or ``eps`` is out of range, or a value is NaN.
     """
     gaps, bounds = _gaps_and_bounds(logits, labels, lipschitz)
-    return _loss(gaps + _reach(eps, bounds))
+    return _loss(gaps + _times(bounds, eps, "eps", finite=True))
 
 
 def linear_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, eps: float) -> Tensor:
@@ -57,7 +57,8 @@ def linear_loss_bound(logits: Tensor, labels: Tensor, lipschitz: Tensor, eps: fl
         ``(N,)`` in nats, float64.
     """
     gaps, bounds = _gaps_and_bounds(logits, labels, lipschitz)
-    return _loss(gaps) + _reach(eps, bounds).amax(1)
+    reach = _times(bounds, eps, "eps", finite=True)
+    return _loss(gaps) + (reach.amax(1) if reach.shape[1] else 0.0)
 
 
 def binary_loss_bound(
@@ -82,14 +83,13 @@ def binary_loss_bound(
     Raises:
         InputError: A shape does not fit, a label or number is out of range, or a value is NaN.
     """
-    scores, ulps = _finite(scores, "scores", 1), _rounding(scores)
+    scores, rounding = _finite(scores, "scores", 1)
     if labels.shape != scores.shape or not bool(((labels == 1) | (labels == -1)).all()):
         raise InputError(f"labels: expected -1 or +1 for each of {len(scores)} scores; got {_describe(labels)}")
-    _check_constant(lipschitz, "lipschitz")
-    theta = _finite(head, "head", 1)
-    both = torch.stack([torch.zeros_like(theta), theta])
-    reach = _reach(eps, head_margins(lipschitz, both, p)[0, 1])
-    return _loss((-labels.detach().to(scores) * scores + ulps * scores.abs() + reach)[:, None])
+    theta, _ = _finite(head, "head", 1)
+    dual_norm = head_margins(1.0, torch.stack([torch.zeros_like(theta), theta]), p)[0, 1]
+    reach = _times(_times(dual_norm, lipschitz, "lipschitz"), eps, "eps", finite=True)
+    return _loss((-labels.detach().to(scores) * scores + rounding * scores.abs() + reach)[:, None])
 
 
 def head_margins(lipschitz_features: float, head: Tensor, p: float) -> Tensor:
@@ -110,11 +110,10 @@ def head_margins(lipschitz_features: float, head: Tensor, p: float) -> Tensor:
         InputError: ``p`` is another number, the features' bound is negative or NaN, or ``head`` no finite matrix.
     """
     check_attack_norm(p)
-    _check_constant(lipschitz_features, "lipschitz_features")
-    C = _finite(head, "head", 2)
+    C, _ = _finite(head, "head", 2)
     distances = torch.cdist(C, C, p=dual_exponent(p), compute_mode="donot_use_mm_for_euclid_dist")
     distances = torch.maximum(distances, distances.mT) * (1 + ROUNDING * max(C.shape[1], 1))
-    return _times(lipschitz_features, distances)
+    return _times(distances, lipschitz_features, "lipschitz_features")
 
 
 def certified_radii(logits: Tensor, labels: Tensor, lipschitz: Tensor) -> Tensor:
@@ -167,48 +166,8 @@ def certified_accuracy(radii: Tensor, eps_values: Tensor | Sequence[float]) -> T
 
 def _gaps_and_bounds(logits: Tensor, labels: Tensor, lipschitz: Tensor) -> tuple[Tensor, Tensor]:
     """For all classes but the label ``s_j - s_y``, raised by the logits' rounding, and ``L_yj``; ``(N, K-1)``."""
-    s, ulps = _finite(logits, "logits", 2), _rounding(logits)
-    L = _check_lipschitz(lipschitz, s.shape[1])
-    y = _check_labels(labels, *s.shape)
-    label = s.gather(1, y[:, None])
-    gaps = s - label + ulps * (s.abs() + label.abs())
-    others = torch.arange(s.shape[1]) != y[:, None]
-    shape = (len(s), s.shape[1] - 1)
-    return gaps[others].view(shape), L[y][others].view(shape)
-
-
-def _loss(gaps: Tensor) -> Tensor:
-    """``log(1 + sum_j exp(gap_j))``, raised by the rounding of the sum."""
-    return torch.logaddexp(gaps.logsumexp(1), torch.zeros((), dtype=torch.float64)) * (1 + ROUNDING)
-
-
-def _reach(eps: float, bounds: Tensor) -> Tensor:
-    """How far logit differences can move under a budget."""
-    if not 0 <= eps < math.inf:
-        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
-    return _times(float(eps), bounds)
-
-
-def _times(factor: float, bounds: Tensor) -> Tensor:
-    """The product of two upper bounds, with 0 times inf = 0."""
-    return torch.where(bounds > 0, factor * bounds, 0.0) if factor else torch.zeros_like(bounds)
-
-
-def _rounding(values: Tensor) -> float:
-    """The relative error that values of this type may carry."""
-    return ULPS * torch.finfo(values.dtype if values.is_floating_point() else torch.float64).eps
-
-
-def _finite(values: Tensor, name: str, axes: int) -> Tensor:
-    if values.ndim != axes or values.is_complex() or (axes == 2 and not values.shape[1]):
-        raise InputError(f"{name}: expected real numbers on {axes} axes, not empty; got {_describe(values)}")
-    values = values.detach().double().cpu()
-    if not bool(torch.isfinite(values).all()):
-        raise InputError(f"{name}: expected finite numbers; got NaN or infinite ones")
-    return values
-
-
-def _check_lipschitz(lipschitz: Tensor, classes: int) -> Tensor:
+    s, rounding = _finite(logits, "logits", 2)
+    samples, classes = s.shape
     if lipschitz.shape != (classes, classes):
         raise InputError(f"lipschitz: expected shape ({classes}, {classes}); got {tuple(lipschitz.shape)}")
     L = lipschitz.detach().double().cpu()
@@ -216,22 +175,41 @@ def _check_lipschitz(lipschitz: Tensor, classes: int) -> Tensor:
         raise InputError(f"lipschitz: expected upper bounds of at least 0; got {float(L.min())}")
     if bool(L.diagonal().any()) or not torch.allclose(L, L.mT, rtol=1e-6, atol=0):
         raise InputError("lipschitz: expected a symmetric matrix with zero diagonal; got another")
-    return L
-
-
-def _check_labels(labels: Tensor, samples: int, classes: int) -> Tensor:
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.shape != (samples,) or not whole:
         raise InputError(f"labels: expected integers of shape ({samples},); got {_describe(labels)}")
     y = labels.detach().long().cpu()
     if not bool(((y >= 0) & (y < classes)).all()):
         raise InputError(f"labels: expected classes from 0 to {classes - 1}; got {int(y.min())} to {int(y.max())}")
-    return y
+    label = s.gather(1, y[:, None])
+    gaps = s - label + rounding * (s.abs() + label.abs())
+    others = torch.arange(classes) != y[:, None]
+    return gaps[others].view(samples, classes - 1), L[y][others].view(samples, classes - 1)
 
 
-def _check_constant(value: float, name: str) -> None:
-    if not value >= 0:
-        raise InputError(f"{name}: expected an upper bound of at least 0; got {value}")
+def _loss(gaps: Tensor) -> Tensor:
+    """``log(1 + sum_j exp(gap_j))``, raised by the rounding of the sum."""
+    return torch.logaddexp(gaps.logsumexp(1), torch.zeros((), dtype=torch.float64)) * (1 + ROUNDING)
+
+
+def _times(bounds: Tensor, factor: float, name: str, *, finite: bool = False) -> Tensor:
+    """Upper bounds times an upper bound or a budget, with 0 times inf = 0."""
+    if not factor >= 0 or (finite and math.isinf(factor)):
+        raise InputError(
+            f"{name}: expected {'a finite number' if finite else 'an upper bound'} of at least 0; got {factor}"
+        )
+    return torch.where(bounds > 0, float(factor) * bounds, 0.0) if factor else torch.zeros_like(bounds)
+
+
+def _finite(values: Tensor, name: str, axes: int) -> tuple[Tensor, float]:
+    """The values in float64 on the CPU, and the relative error that numbers of their own type may carry."""
+    if values.ndim != axes or values.is_complex() or (axes == 2 and not values.shape[1]):
+        raise InputError(f"{name}: expected real numbers on {axes} axes, not empty; got {_describe(values)}")
+    rounding = ULPS * torch.finfo(values.dtype if values.is_floating_point() else torch.float64).eps
+    values = values.detach().double().cpu()
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"{name}: expected finite numbers; got NaN or infinite ones")
+    return values, rounding
 
 
 def _describe(values: Tensor) -> str:

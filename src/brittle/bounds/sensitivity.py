@@ -134,7 +134,10 @@ def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int,
             norm = lp_norm(gradient, dual_exponent(p)).double()
             better = (norm > gain) & torch.isfinite(norm)
             gain, best = torch.where(better, norm, gain), torch.where(per_sample(better, end), end, best)
-        turned, moved = (_steepest(g, p) for g in _sum_and_difference(*gradients))
+        # Entries of a sum or difference that are rounding count as 0: they would become full steps to anywhere.
+        a, b = gradients
+        noise = GRADIENT_ROUNDING * torch.finfo(a.dtype).eps * (a.abs() + b.abs()).flatten(1).amax(1)
+        turned, moved = (_steepest(torch.where(g.abs() > per_sample(noise, g), g, 0), p) for g in (a + b, a - b))
         v = torch.where(per_sample(turned.flatten(1).any(1), v), turned, v)
         c = (c + STEP_LENGTH * h * moved).clamp(*box)
     return torch.maximum(torch.maximum(largest, gain), jacobian_norms(model, best, p).double())
@@ -163,14 +166,6 @@ def _ratio_and_gradients(model: Model, ends: Tensor, p: float) -> tuple[Tensor, 
     ratio = rise.clamp_min(0) / lp_norm(a - b, p)
     certain = torch.isfinite(ratio) & (logits.dtype == torch.float64)
     return torch.where(certain, ratio, 0).double(), (near, far)
-
-
-def _sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``a + b`` and ``a - b``, with 0 for entries that are rounding: they would become full steps to anywhere."""
-    noise = GRADIENT_ROUNDING * torch.finfo(a.dtype).eps * (a.abs() + b.abs()).flatten(1).amax(1)
-    both = (a + b, a - b)
-    plus, minus = (torch.where(g.abs() > per_sample(noise, g), g, 0) for g in both)
-    return plus, minus
 
 
 def _direction(model: Model, x: Tensor, p: float, number: int) -> Tensor:

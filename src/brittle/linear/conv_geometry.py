@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,15 @@ class ConvGeometry:
         """The geometry of a stock ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``."""
         if not isinstance(module, CONVOLUTIONS):
             raise InputError(f"module: expected a Conv1d, Conv2d or Conv3d; got {type(module).__name__}")
+        padding = module.padding
+        if padding == "same":
+            totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+            widths = tuple((total // 2, total - total // 2) for total in totals)
+        else:
+            before = [0] * len(module.kernel_size) if padding == "valid" else padding
+            widths = tuple((int(width), int(width)) for width in before)
         return ConvGeometry(
-            stride=tuple(module.stride),
-            padding=_paddings(module.padding, module.kernel_size, module.dilation),
-            dilation=tuple(module.dilation),
-            groups=module.groups,
-            mode=module.padding_mode,
+            tuple(module.stride), widths, tuple(module.dilation), module.groups, mode=module.padding_mode
         )
 
     def spans(self, kernel: Sequence[int]) -> list[int]:
@@ -55,16 +58,48 @@ class ConvGeometry:
         axes = zip(size, self.padding, self.spans(kernel), self.stride, strict=True)
         return tuple((n + sum(pad) - span - 1) // step + 1 for n, pad, span, step in axes)
 
+    def check_size(self, kernel: Sequence[int], size: Sequence[int]) -> None:
+        """Raise unless the kernel and the padding fit an input of this size.
 
-def _paddings(
-    padding: str | tuple[int, ...], kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    if padding == "valid":
-        return tuple((0, 0) for _ in kernel)
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple((total // 2, total - total // 2) for total in totals)
-    return tuple((int(width), int(width)) for width in padding)
+        Raises:
+            InputError: They do not.
+        """
+        if len(size) != len(kernel):
+            raise InputError(f"size: expected {len(kernel)} numbers, one an axis; got {tuple(size)}")
+        widest = [max(pair) + (self.mode == "reflect") for pair in self.padding]
+        if self.mode in ("reflect", "circular") and any(w > n for w, n in zip(widest, size, strict=True)):
+            raise InputError(f"size: expected an input that {self.mode} padding fits; got {tuple(size)}")
+        padded = [n + sum(pad) for n, pad in zip(size, self.padding, strict=True)]
+        if any(n <= span for n, span in zip(padded, self.spans(kernel), strict=True)):
+            raise InputError(f"size: expected an input at least as large as the kernel; got {tuple(size)}")
+
+    # --- the convolution as rows of a circular one ----------------------------------------------------------------
+
+    def embeds(self, kernel: Sequence[int]) -> bool:
+        """Whether the operator's rows are distinct rows of a circular convolution."""
+        if self.mode == "zeros":
+            return True
+        fits = all(sum(pad) <= span for pad, span in zip(self.padding, self.spans(kernel), strict=True))
+        return self.mode == "circular" and fits
+
+    def size_free(self, kernel: Sequence[int]) -> bool:
+        """Whether counts per pixel and symbols bound the operator on images of every size."""
+        return self.embeds(kernel) and (self.mode == "zeros" or max(self.stride) == 1)
+
+    def torus(self, size: Sequence[int], *, polyphase: bool) -> tuple[list[int], ConvGeometry]:
+        """Points per axis of the torus that holds an image, and how the convolution whose symbol is taken walks."""
+        walk = self if polyphase else replace(self, stride=tuple(1 for _ in self.stride))
+        axes = list(zip(size, self.padding, walk.stride, strict=True))
+        if self.mode == "circular":
+            return [n // s for n, _, s in axes], walk
+        if polyphase:
+            return [-(-(n + sum(pad)) // s) + 1 for n, pad, s in axes], walk
+        return [n + max(pad) for n, pad, _ in axes], walk
+
+    def coarse_grid(self, kernel: Sequence[int], oversampling: int) -> list[int]:
+        """Points per axis at which the symbol is sampled for images of any size."""
+        degrees = [span // s for span, s in zip(self.spans(kernel), self.stride, strict=True)]
+        return [max(oversampling * degree, 1) for degree in degrees]
 
 
 def is_stock(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +108,7 @@ def norm_1(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None)
     if size is None:
         lower = max(float(part.abs().sum(0).max()) for part in K.chunk(geometry.groups))
         upper = max(float(taps.abs().sum((0, *range(2, K.ndim))).max()) for taps in _stride_classes(K, geometry))
-        bounded = _size_free(K, geometry)
+        bounded = geometry.size_free(K.shape[2:])
         return NormBounds(
             1.0,
             lower,
@@ -149,23 +148,14 @@ def torus_bound(K: Tensor, geometry: ConvGeometry, size: Sequence[int], *, polyp
         InputError: The padding mode is neither zeros nor circular, or circular and wider than the kernel needs.
     """
     K = K.detach().double().cpu()
-    if not _embeds(K, geometry):
+    if not geometry.embeds(K.shape[2:]):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
-    grid, stride = _torus_grid(geometry, size, polyphase=polyphase)
-    if geometry.mode == "circular" and any(n % s for n, s in zip(size, stride, strict=True)):
-        raise InputError(f"size: expected multiples of the stride {stride} for circular padding; got {tuple(size)}")
-    return _raised(largest_symbol_norm(K, replace(geometry, stride=stride), grid), K)
-
-
-def _torus_grid(geometry: ConvGeometry, size: Sequence[int], *, polyphase: bool) -> tuple[list[int], tuple[int, ...]]:
-    """Points of the torus per axis and the stride that its symbol is taken for."""
-    stride = geometry.stride if polyphase else tuple(1 for _ in geometry.stride)
-    if geometry.mode == "circular":
-        return [n // s for n, s in zip(size, stride, strict=True)], stride
-    if polyphase:
-        pads = [sum(pair) for pair in geometry.padding]
-        return [-(-(n + pad) // s) + 1 for n, pad, s in zip(size, pads, stride, strict=True)], stride
-    return [n + max(pair) for n, pair in zip(size, geometry.padding, strict=True)], stride
+    grid, walk = geometry.torus(size, polyphase=polyphase)
+    if geometry.mode == "circular" and any(n % s for n, s in zip(size, walk.stride, strict=True)):
+        raise InputError(
+            f"size: expected multiples of the stride {walk.stride} for circular padding; got {tuple(size)}"
+        )
+    return _raised(largest_symbol_norm(K, walk, grid), K)
 
 
 def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 4) -> float:
@@ -181,35 +171,15 @@ def coarse_grid_bound(K: Tensor, geometry: ConvGeometry, *, oversampling: int = 
     K = K.detach().double().cpu()
     if oversampling < 3:
         raise InputError(f"oversampling: expected at least 3; got {oversampling}")
-    if not _size_free(K, geometry):
+    if not geometry.size_free(K.shape[2:]):
         raise InputError(f"geometry: expected zero or plain circular padding; got {geometry.mode}")
-    grid = _coarse_grid(K, geometry, oversampling)
+    grid = geometry.coarse_grid(K.shape[2:], oversampling)
     slack = math.prod(math.cos(math.pi / oversampling) for n in grid if n > 1)
     return _raised(largest_symbol_norm(K, geometry, grid) / math.sqrt(slack), K)
 
 
-def _coarse_grid(K: Tensor, geometry: ConvGeometry, oversampling: int) -> list[int]:
-    degrees = [span // s for span, s in zip(geometry.spans(K.shape[2:]), geometry.stride, strict=True)]
-    return [max(oversampling * degree, 1) for degree in degrees]
-
-
 def _raised(norm: float, K: Tensor) -> float:
     return raised(norm, max(K.shape[0], K[0].numel()))
-
-
-def _embeds(K: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether the operator's rows are distinct rows of a circular convolution."""
-    if geometry.mode == "zeros":
-        return True
-    pads = [sum(pair) for pair in geometry.padding]
-    return geometry.mode == "circular" and all(
-        pad <= span for pad, span in zip(pads, geometry.spans(K.shape[2:]), strict=True)
-    )
-
-
-def _size_free(K: Tensor, geometry: ConvGeometry) -> bool:
-    """Whether counts per pixel and symbols bound the operator on images of every size."""
-    return _embeds(K, geometry) and (geometry.mode == "zeros" or max(geometry.stride) == 1)
 
 
 def norm_2_lower(
@@ -222,9 +192,8 @@ def norm_2_lower(
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(1, K.shape[1] * geometry.groups, *size, generator=generator)
     single = K.detach().float().cpu()
-    v = power_iteration(lambda v: _adjoint(single, geometry, v, apply(single, geometry, v)), start, iterations)[
-        1
-    ].double()
+    _, v = power_iteration(lambda v: _adjoint(single, geometry, v, apply(single, geometry, v)), start, iterations)
+    v = v.double()
     return float(apply(K.detach().double().cpu(), geometry, v).norm() / v.norm())
 
 
@@ -259,19 +228,19 @@ def norm_2(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None = None,
 
 def _norm_2_uppers(K: Tensor, geometry: ConvGeometry, size: Sequence[int] | None, sigma: float) -> dict[str, float]:
     uppers: dict[str, float] = {}
-    size_free = _size_free(K, geometry)
+    size_free = geometry.size_free(K.shape[2:])
     if size is not None or size_free:
         uppers[OperatorMethod.FILTER_MATRIX] = _raised(math.sqrt(patch_overlap(K, geometry, size)) * sigma, K)
         schur = norm_1(K, geometry, size).upper * norm_inf(K, geometry, size).upper
         uppers[OperatorMethod.SCHUR] = _raised(math.sqrt(schur), K)
-    if size is not None and _embeds(K, geometry):
+    if size is not None and geometry.embeds(K.shape[2:]):
         strided = max(geometry.stride) > 1 and geometry.mode == "zeros"
         for method in (OperatorMethod.TORUS, OperatorMethod.POLYPHASE) if strided else (OperatorMethod.TORUS,):
-            grid, stride = _torus_grid(geometry, size, polyphase=method == OperatorMethod.POLYPHASE)
-            if _symbol_cost(K, grid, stride) <= AFFORDABLE or not size_free:
+            grid, walk = geometry.torus(size, polyphase=method == OperatorMethod.POLYPHASE)
+            if _symbol_cost(K, grid, walk.stride) <= AFFORDABLE or not size_free:
                 uppers[method] = torus_bound(K, geometry, size, polyphase=method == OperatorMethod.POLYPHASE)
     if size_free and not {OperatorMethod.TORUS, OperatorMethod.POLYPHASE} & uppers.keys():
-        cheap = _symbol_cost(K, _coarse_grid(K, geometry, 8), geometry.stride) <= AFFORDABLE / 2
+        cheap = _symbol_cost(K, geometry.coarse_grid(K.shape[2:], 8), geometry.stride) <= AFFORDABLE / 2
         uppers[OperatorMethod.COARSE_GRID] = coarse_grid_bound(K, geometry, oversampling=8 if cheap else 4)
     return uppers or {OperatorMethod.NOT_BOUNDED: math.inf}
 
@@ -313,18 +282,7 @@ def bounds_of(
     if not torch.isfinite(K).all():
         raise InputError("weight: expected finite numbers; got NaN or infinite ones")
     if size is not None:
-        _check_size(K, geometry, size)
+        geometry.check_size(K.shape[2:], size)
     if p == 2:
         return norm_2(K, geometry, size, search=search)
     return norm_1(K, geometry, size) if p == 1 else norm_inf(K, geometry, size)
-
-
-def _check_size(K: Tensor, geometry: ConvGeometry, size: Sequence[int]) -> None:
-    if len(size) != K.ndim - 2:
-        raise InputError(f"size: expected {K.ndim - 2} numbers, one an axis; got {tuple(size)}")
-    widest = [max(pair) + (geometry.mode == "reflect") for pair in geometry.padding]
-    if geometry.mode in ("reflect", "circular") and any(w > n for w, n in zip(widest, size, strict=True)):
-        raise InputError(f"size: expected an input that {geometry.mode} padding fits; got {tuple(size)}")
-    padded = [n + sum(pair) for n, pair in zip(size, geometry.padding, strict=True)]
-    if any(n <= span for n, span in zip(padded, geometry.spans(K.shape[2:]), strict=True)):
-        raise InputError(f"size: expected an input at least as large as the kernel; got {tuple(size)}")

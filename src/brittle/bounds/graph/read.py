@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,6 @@ from brittle.models.trace import NoRule, Trace, trace_unless_given, where
 
 CONSTANT, SIZE = -1, -2
 """In place of an operation's number: what a node yields does not depend on the input, or is a size of a tensor."""
-Places = Mapping[fx.Node, int]
-"""Number of the operation that every node became, :data:`CONSTANT` or :data:`SIZE`."""
 
 
 def read_graph(
@@ -59,17 +57,15 @@ def read_operations(traced: Trace, training: frozenset[nn.Module] = frozenset())
     Raises:
         NoRule: With the name of an operation that has no sound rule.
     """
-    context = Context(traced, training)
-    ops: list[Op] = []
-    places: dict[fx.Node, int] = {}
+    reading = Reading(Context(traced, training), [], {})
     for node in traced.graph.graph.nodes:
         if node.op == "output":
             returned = node.args[0]
             if not isinstance(returned, fx.Node):
                 raise NoRule(f"forward: expected one tensor as output; got {type(returned).__name__}")
-            last = _place(places, returned)
-            return () if last == CONSTANT else _needed(ops, last)
-        places[node] = _read_node(node, places, ops, context)
+            last = reading.place(returned)
+            return () if last == CONSTANT else reading.needed_for(last)
+        reading.places[node] = reading.read(node)
     raise NoRule("forward: nothing is returned")
 
 
@@ -101,73 +97,85 @@ def _writes_in_place(node: fx.Node, graph: fx.GraphModule) -> bool:
     return node.target in in_place or argument(node, 1, "inplace", False) is True
 
 
-def _read_node(node: fx.Node, places: Places, ops: list[Op], context: Context) -> int:
-    """The number of the operation that a node becomes, appended where it is a new one, or CONSTANT or SIZE."""
-    if node.op == "placeholder":
-        return CONSTANT if ops else _append(ops, node, Input(), ())  # further arguments have their defaults
-    read = [places[source] for source in node.all_input_nodes]
-    if all(place == CONSTANT for place in read if place != SIZE) and (CONSTANT in read or not read):
-        return CONSTANT
-    asks = node.op == "call_method" and node.target in ("size", "dim")
-    asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"))
-    if asks or all(place == SIZE for place in read):
-        return SIZE
-    # What is overwritten changes for everyone else who reads it.
-    if any(len(written.users) > 1 for written in overwritten_by(node, context.traced.graph)):
-        raise NoRule(f"{where(node)}: written in place of a tensor that is used elsewhere")
-    rule: Rule | None
-    if node.op != "call_module" and node.target in COMBINATIONS:
-        rule, inputs = COMBINATIONS[node.target](node, places)
-    else:
-        rule = module_rule(node, context) if node.op == "call_module" else function_rule(node, context)
-        inputs = (_place(places, node.all_input_nodes[0]),)
-        if inputs == (CONSTANT,):
-            raise NoRule(f"{where(node)}: a function of a constant whose arguments depend on the input")
-    return inputs[0] if rule is None else _append(ops, node, rule, inputs)
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Operations read so far.
 
+    Attributes:
+        context: What a reader may have to know beside its node.
+        ops: The operations, in the order of execution.
+        places: Number of the operation that every node became, :data:`CONSTANT` or :data:`SIZE`.
+    """
 
-def _append(ops: list[Op], node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
-    shape = node.meta.get("shape")
-    op = Op(where(node), rule, inputs, shape, node.name)
-    if shape is not None and shape[:1] != (1,):
-        raise NoRule(f"{op.name}: moves entries into or out of the batch axis")
-    axes, before = spatial_axes(rule, op), ops[inputs[0]].shape if len(inputs) == 1 else None
-    if axes and before is not None and len(before) != axes + 2:
-        raise NoRule(f"{op.name}: expected images with a channel axis")
-    ops.append(op)
-    return len(ops) - 1
+    context: Context
+    ops: list[Op]
+    places: dict[fx.Node, int]
 
+    def read(self, node: fx.Node) -> int:
+        """The number of the operation that a node becomes, appended where it is a new one, or CONSTANT or SIZE."""
+        if node.op == "placeholder":
+            return CONSTANT if self.ops else self.append(node, Input(), ())  # further arguments have their defaults
+        read = [self.places[source] for source in node.all_input_nodes]
+        if all(place == CONSTANT for place in read if place != SIZE) and (CONSTANT in read or not read):
+            return CONSTANT
+        asks = node.op == "call_method" and node.target in ("size", "dim")
+        asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"))
+        if asks or all(place == SIZE for place in read):
+            return SIZE
+        # What is overwritten changes for everyone else who reads it.
+        if any(len(written.users) > 1 for written in overwritten_by(node, self.context.traced.graph)):
+            raise NoRule(f"{where(node)}: written in place of a tensor that is used elsewhere")
+        rule: Rule | None
+        if node.op != "call_module" and node.target in COMBINATIONS:
+            rule, inputs = COMBINATIONS[node.target](node, self)
+        else:
+            rule = (module_rule if node.op == "call_module" else function_rule)(node, self.context)
+            inputs = (self.place(node.all_input_nodes[0]),)
+            if inputs == (CONSTANT,):
+                raise NoRule(f"{where(node)}: a function of a constant whose arguments depend on the input")
+        return inputs[0] if rule is None else self.append(node, rule, inputs)
 
-def _needed(ops: Sequence[Op], last: int) -> tuple[Op, ...]:
-    """The operations that one result depends on, renumbered, that result last."""
-    needed = {last}
-    for number in range(last, -1, -1):
-        if number in needed:
-            needed.update(ops[number].inputs)
-    place = {number: position for position, number in enumerate(sorted(needed))}
-    return tuple(replace(ops[n], inputs=tuple(place[i] for i in ops[n].inputs)) for n in place)
+    def append(self, node: fx.Node, rule: Rule, inputs: tuple[int, ...]) -> int:
+        """The number of the new operation that a node becomes."""
+        shape = node.meta.get("shape")
+        op = Op(where(node), rule, inputs, shape, node.name)
+        if shape is not None and shape[:1] != (1,):
+            raise NoRule(f"{op.name}: moves entries into or out of the batch axis")
+        axes, before = spatial_axes(rule, op), self.ops[inputs[0]].shape if len(inputs) == 1 else None
+        if axes and before is not None and len(before) != axes + 2:
+            raise NoRule(f"{op.name}: expected images with a channel axis")
+        self.ops.append(op)
+        return len(self.ops) - 1
 
+    def place(self, node: fx.Node) -> int:
+        """Number of the operation that yields a tensor, or CONSTANT."""
+        if self.places[node] == SIZE:
+            raise NoRule(f"{node.name}: a size is used as a number")
+        return self.places[node]
 
-def _place(places: Places, node: fx.Node) -> int:
-    """Number of the operation that yields a tensor, or CONSTANT."""
-    if places[node] == SIZE:
-        raise NoRule(f"{node.name}: a size is used as a number")
-    return places[node]
+    def needed_for(self, last: int) -> tuple[Op, ...]:
+        """The operations that one result depends on, renumbered, that result last."""
+        needed = {last}
+        for number in range(last, -1, -1):
+            if number in needed:
+                needed.update(self.ops[number].inputs)
+        new = {number: position for position, number in enumerate(sorted(needed))}
+        return tuple(replace(self.ops[n], inputs=tuple(new[i] for i in self.ops[n].inputs)) for n in new)
 
 
 # --- operations of several tensors, or of a tensor and a number --------------------------------------------------
 
 
-Combination = Callable[[fx.Node, Places], tuple[Rule | None, tuple[int, ...]]]
+Combination = Callable[[fx.Node, Reading], tuple[Rule | None, tuple[int, ...]]]
 """A node to its rule and the operations it reads; None for one that changes nothing but adds a constant."""
 
 
-def _add(node: fx.Node, places: Places) -> tuple[Rule | None, tuple[int, ...]]:
+def _add(node: fx.Node, reading: Reading) -> tuple[Rule | None, tuple[int, ...]]:
     """A sum or difference, of which constants are left out."""
     if node.kwargs or len(node.args) != 2:
         raise NoRule(f"{where(node)}: a sum with extra arguments")
     signs = (1, -1 if node.target in DIFFERENCES else 1)
-    tensors = [(_place(places, arg), s) for arg, s in zip(node.args, signs, strict=True) if isinstance(arg, fx.Node)]
+    tensors = [(reading.place(arg), s) for arg, s in zip(node.args, signs, strict=True) if isinstance(arg, fx.Node)]
     terms = [(place, sign) for place, sign in tensors if place != CONSTANT]
     inputs = tuple(place for place, _ in terms)
     if len(tensors) == 1:  # the other term is a number; a tensor might spread this one over a larger result
@@ -175,32 +183,31 @@ def _add(node: fx.Node, places: Places) -> tuple[Rule | None, tuple[int, ...]]:
     return Sum(tuple(sign for _, sign in terms)), inputs
 
 
-def _concatenate(node: fx.Node, places: Places) -> tuple[Rule, tuple[int, ...]]:
+def _concatenate(node: fx.Node, reading: Reading) -> tuple[Rule, tuple[int, ...]]:
     listed = argument(node, 0, "tensors", None)
     axis = argument(node, 1, "dim", 0)
     if not isinstance(listed, tuple | list) or not isinstance(axis, int):
         raise NoRule(f"{where(node)}: a concatenation of an unknown number of tensors")
-    inputs = tuple(_place(places, part) for part in listed if isinstance(part, fx.Node))
+    inputs = tuple(reading.place(part) for part in listed if isinstance(part, fx.Node))
     if CONSTANT in inputs:
         raise NoRule(f"{where(node)}: a concatenation with a constant")
     return Concat(axis), inputs
 
 
-def _multiply(node: fx.Node, places: Places) -> tuple[Rule, tuple[int, ...]]:
+def _multiply(node: fx.Node, reading: Reading) -> tuple[Rule, tuple[int, ...]]:
     """A product or quotient with a number."""
     numbers = [arg for arg in node.args if isinstance(arg, int | float)]
     divides = node.target in QUOTIENTS
     if node.kwargs or len(numbers) != 1 or (divides and (node.args[1] is not numbers[0] or not numbers[0])):
         raise NoRule(f"{where(node)}: a product of tensors")
     factor = 1 / numbers[0] if divides else float(numbers[0])
-    return Multiple(factor), (_place(places, node.all_input_nodes[0]),)
+    return Multiple(factor), (reading.place(node.all_input_nodes[0]),)
 
 
 DIFFERENCES: tuple[Any, ...] = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
-SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 QUOTIENTS: tuple[Any, ...] = (operator.truediv, torch.div, "div")
 COMBINATIONS: Mapping[Any, Combination] = {
-    **dict.fromkeys((*SUMS, *DIFFERENCES), _add),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_", *DIFFERENCES), _add),
     **dict.fromkeys((torch.cat, torch.concat), _concatenate),
     **dict.fromkeys((operator.mul, torch.mul, "mul", *QUOTIENTS), _multiply),
 }

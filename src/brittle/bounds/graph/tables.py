@@ -1,6 +1,6 @@
-"""What torch's modules and functions are as rules: one table for modules, one for functions of one tensor.
+"""What torch's modules and functions are as rules: a table of slopes, one of modules, one of functions of one tensor.
 
-What is in neither table has no rule. Constants that an operation adds are left out: bounds speak of differences.
+What is in no table has no rule. Constants that an operation adds are left out: bounds speak of differences.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def _stock_rule(name: str, module: nn.Module, shape: Shape) -> Rule | None:
         if geometry is None:
             raise NoRule(f"{name}: {type(module).__name__} has a forward that is not understood")
         return Conv(module.weight.detach().cpu(), geometry)
-    for kind, read in MODULES.items():
-        if is_stock(module, kind):
-            return read(name, module, shape)
-    raise NoRule(f"{name}: no sound rule for {type(module).__name__}")
+    kind = next((kind for kind in (*MODULES, *SLOPES) if isinstance(kind, type) and is_stock(module, kind)), None)
+    if kind is None:
+        raise NoRule(f"{name}: no sound rule for {type(module).__name__}")
+    return MODULES[kind](name, module, shape) if kind in MODULES else SLOPES[kind]
 
 
 def _batch_norm(name: str, module: Any, shape: Shape) -> Scale:
@@ -108,16 +108,15 @@ def _max_pool(name: str, module: Any, shape: Shape) -> MaxPool:
     """A point lies in ``ceil(k g / s)`` windows per axis, g = gcd(dilation, stride)."""
     if module.return_indices:
         raise NoRule(f"{name}: max pooling that returns indices")
-    axes = _axes(module)
-    kernel, stride, dilation = (_each(v, axes) for v in (module.kernel_size, module.stride, module.dilation))
+    kernel, stride, dilation = _per_axis(module, "kernel_size", "stride", "dilation")
     overlap = math.prod(-(-k * math.gcd(d, s) // s) for k, s, d in zip(kernel, stride, dilation, strict=True))
-    return MaxPool(module, overlap, axes)
+    return MaxPool(module, overlap, len(kernel))
 
 
 def _average_pool(name: str, module: Any, shape: Shape) -> Average:
     """l_2: ``sqrt(overlap / window)``, from ``sqrt(||A||_1 ||A||_inf)``."""
-    axes = _axes(module)
-    kernel, stride, padding = (_each(v, axes) for v in (module.kernel_size, module.stride, module.padding))
+    kernel, stride, padding = _per_axis(module, "kernel_size", "stride", "padding")
+    axes = len(kernel)
     unequal = "average pooling with windows of unequal weight"
     if getattr(module, "divisor_override", None):  # rows may sum to more than 1
         raise NoRule(f"{name}: {unequal}")
@@ -129,9 +128,8 @@ def _average_pool(name: str, module: Any, shape: Shape) -> Average:
 
 def _adaptive_pool(name: str, module: Any, shape: Shape) -> Average:
     """l_2: the product of the axes' norms, for a known size."""
-    axes = _axes(module)
-    outs = module.output_size if isinstance(module.output_size, tuple | list) else [module.output_size] * axes
-    everything = list(outs) == [1] * axes
+    (outs,) = _per_axis(module, "output_size")
+    axes, everything = len(outs), set(outs) == {1}
     if shape is None:
         why = f"{type(module).__name__} is bounded only for a known input_shape"
         return Average(module, 1.0 if everything else None, why, everything=everything, axes=axes)
@@ -150,34 +148,22 @@ def averaging_norm(n: int, m: int) -> float:
 def _softplus(name: str, module: Any, shape: Shape) -> Slope:
     if module.threshold < 20:
         raise NoRule(f"{name}: softplus with a low threshold jumps")
-    return RISING
+    return Slope(0.0, 1.0)
 
 
-def _leaky_relu(name: str, module: Any, shape: Shape) -> Slope:
-    below = module.negative_slope
-    return Slope(min(1.0, below), max(1.0, below), kinked=0 <= below <= 1)
+def _bent(name: str, module: Any, shape: Shape) -> Slope:
+    """Slope 1 above zero, and below it a given one or one of several weights."""
+    below = module.weight.detach().flatten().tolist() if isinstance(module, nn.PReLU) else [module.negative_slope]
+    low, high = min(1.0, *below), max(1.0, *below)
+    return Slope(low, high, kinked=isinstance(module, nn.LeakyReLU) and 0 <= low <= high <= 1)
 
 
-def _prelu(name: str, module: Any, shape: Shape) -> Slope:
-    slopes = module.weight.detach()
-    return Slope(min(1.0, float(slopes.min())), max(1.0, float(slopes.max())))
-
-
-def _axes(module: nn.Module) -> int:
-    return int(type(module).__name__[-2])  # MaxPool2d: 2
-
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (int(value),) * axes
-
-
-RELU, RISING, SIGMOID = Slope(0.0, 1.0, kinked=True), Slope(0.0, 1.0), Slope(0.0, 0.25)
-# The extreme slopes of these are rounded outwards; theory page, section "Networks".
-GELU, SILU, MISH, HARDSWISH = Slope(-0.13, 1.13), Slope(-0.0999, 1.0999), Slope(-0.1127, 1.0887), Slope(-0.5, 1.5)
-
-
-def _always(rule: Rule | None) -> ModuleReader:
-    return lambda name, module, shape: rule
+def _per_axis(module: nn.Module, *names: str) -> list[tuple[Any, ...]]:
+    """Settings of a pooling with one entry a spatial axis."""
+    kind = next(kind for kind in type(module).__mro__ if kind in MODULES)
+    axes = int(kind.__name__[-2])  # MaxPool2d: 2
+    settings = [getattr(module, name) for name in names]
+    return [tuple(value) if isinstance(value, tuple | list) else (value,) * axes for value in settings]
 
 
 MODULES: Mapping[type[nn.Module], ModuleReader] = {
@@ -187,19 +173,16 @@ MODULES: Mapping[type[nn.Module], ModuleReader] = {
     **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _max_pool),
     **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _average_pool),
     **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _adaptive_pool),
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _always(None)),
+    **dict.fromkeys(
+        (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda name, module, shape: None
+    ),
     nn.Flatten: lambda name, module, shape: Rearrange(module, flattens=True),
     **dict.fromkeys((nn.Unflatten, nn.ZeroPad2d), lambda name, module, shape: Rearrange(module)),
-    nn.Softmax: _always(Softmax()),
-    **dict.fromkeys((nn.ReLU6, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.LogSigmoid), _always(RISING)),
+    nn.Softmax: lambda name, module, shape: Softmax(),
     nn.Softplus: _softplus,
-    nn.Sigmoid: _always(SIGMOID), nn.Hardsigmoid: _always(Slope(0.0, 1 / 6)),
-    nn.ReLU: _always(RELU),
-    nn.LeakyReLU: _leaky_relu,
-    nn.PReLU: _prelu,
+    **dict.fromkeys((nn.LeakyReLU, nn.PReLU), _bent),
     nn.ELU: lambda name, module, shape: Slope(min(0.0, module.alpha), max(1.0, module.alpha)),
-    nn.GELU: _always(GELU), nn.SiLU: _always(SILU), nn.Mish: _always(MISH), nn.Hardswish: _always(HARDSWISH),
-}  # fmt: skip
+}
 
 
 # --- functions and methods ------------------------------------------------------------------------------------
@@ -243,7 +226,7 @@ def _mean(node: fx.Node, context: Context) -> Average:
     keep = bool(argument(node, 2, "keepdim", False))
     if shape is None or axes is None or _depend([axes]):
         raise NoRule(f"{where(node)}: a mean is bounded only over given axes of a known input_shape")
-    reduced = sorted(axis % len(shape) for axis in _each(axes, 1))
+    reduced = sorted(axis % len(shape) for axis in (axes if isinstance(axes, tuple | list) else [axes]))
     if 0 in reduced:
         raise NoRule(f"{where(node)}: a mean over the batch")
     everything = reduced == list(range(2, len(shape)))
@@ -251,16 +234,12 @@ def _mean(node: fx.Node, context: Context) -> Average:
     return Average(lambda d: d.mean(reduced, keepdim=keep), norm, everything=everything, axes=everything * len(reduced))
 
 
-def _flatten(node: fx.Node, context: Context) -> Rearrange:
-    """What keeps the order of the entries, as a reshape to the recorded shape."""
-    shape = node.meta.get("shape")
-    return Rearrange(None) if shape is None else Rearrange(lambda d: d.reshape(shape), flattens=True)
-
-
-def _permute(node: fx.Node, context: Context) -> Rearrange:
-    """What may change the order of the entries, as the call itself."""
-    rest, options = node.args[1:], dict(node.kwargs)
-    if node.meta.get("shape") is None or _depend([*rest, *options.values()]):
+def _rearrange(node: fx.Node, context: Context) -> Rearrange:
+    """What keeps the order of the entries as a reshape to the recorded shape, what may change it as the call itself."""
+    shape, rest, options = node.meta.get("shape"), node.args[1:], dict(node.kwargs)
+    if shape is not None and node.target in _FLATTENING:
+        return Rearrange(lambda d: d.reshape(shape), flattens=True)
+    if shape is None or _depend([*rest, *options.values()]):
         return Rearrange(None)
     function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return Rearrange(lambda d: function(d, *rest, **options))
@@ -286,11 +265,18 @@ def _depend(arguments: Iterable[Any]) -> bool:
 
 
 SLOPES: Mapping[Any, Slope] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), RELU),
-    **dict.fromkeys((F.relu6, torch.tanh, F.tanh, "tanh"), RISING),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), SIGMOID),
-    F.gelu: GELU, F.silu: SILU, F.mish: MISH, F.hardswish: HARDSWISH,
-}  # fmt: skip
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"), Slope(0.0, 1.0, kinked=True)),
+    **dict.fromkeys((nn.ReLU6, F.relu6, nn.Tanh, torch.tanh, F.tanh, "tanh"), Slope(0.0, 1.0)),
+    **dict.fromkeys((nn.Hardtanh, nn.Softsign, nn.LogSigmoid), Slope(0.0, 1.0)),
+    **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), Slope(0.0, 0.25)),
+    nn.Hardsigmoid: Slope(0.0, 1 / 6),
+    # The extreme slopes of these are rounded outwards; theory page, section "Networks".
+    **dict.fromkeys((nn.GELU, F.gelu), Slope(-0.13, 1.13)),
+    **dict.fromkeys((nn.SiLU, F.silu), Slope(-0.0999, 1.0999)),
+    **dict.fromkeys((nn.Mish, F.mish), Slope(-0.1127, 1.0887)),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), Slope(-0.5, 1.5)),
+}
+"""Modules, functions and methods that work elementwise between two fixed slopes."""
 _WINDOW = ("kernel_size", "stride", "padding")
 POOLING: Mapping[Any, tuple[Any, tuple[str, ...]]] = {
     F.max_pool1d: (nn.MaxPool1d, (*_WINDOW, "dilation", "ceil_mode")),
@@ -311,8 +297,7 @@ SAME_MEMORY: frozenset[Any] = frozenset({*_FLATTENING, *_PERMUTING, *_UNCHANGED}
 """Functions and methods whose result may lie in the memory of what they read."""
 FUNCTIONS: Mapping[Any, FunctionReader] = {
     **dict.fromkeys(_UNCHANGED, lambda node, context: None),
-    **dict.fromkeys(_FLATTENING, _flatten),
-    **dict.fromkeys(_PERMUTING, _permute),
+    **dict.fromkeys((*_FLATTENING, *_PERMUTING), _rearrange),
     **dict.fromkeys(POOLING, _pool),
     **dict.fromkeys((F.dropout, F.dropout2d), _drop),
     **dict.fromkeys((torch.mean, "mean"), _mean),

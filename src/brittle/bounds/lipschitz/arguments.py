@@ -156,10 +156,10 @@ class Arguments:
 
     @cached_property
     def conv_pairs(self) -> float | None:
-        """The product of norms in l_2 with pairs of convolutions bounded together; None where there is no pair."""
+        """The product of norms in l_2 with pairs of convolutions bounded together; None where no pair gains."""
         if self.gram is None:
             return None
-        paired = paired_factors(self.ops, self.factors_two, self.steps)
+        paired = paired_factors(self.ops, self.factors_two, self.gram.spent, self.steps)
         return None if paired is None else raised(product_bound(self.ops, paired, 2))
 
     @cached_property

@@ -30,10 +30,12 @@ class GramBound:
     Attributes:
         gram: ``(K, K)``, or ``(1, 1)`` when only the norm is bounded.
         multipliers: The diagonal of T at every activation that was eliminated, by operation.
+        spent: Real multiplications of one recursion.
     """
 
     gram: Tensor
     multipliers: dict[int, Tensor]
+    spent: float
 
     @property
     def upper(self) -> float:
@@ -63,7 +65,8 @@ def gram_bound(
         The bound. With multipliers given that are not feasible, the affected segment falls back to norms.
     """
     walk = Walk(ops, factors, dict(multipliers or {}))
-    return GramBound(walk.run(start), walk.multipliers)
+    gram = walk.run(start)
+    return GramBound(gram, walk.multipliers, walk.spent)
 
 
 def tighten(
@@ -111,7 +114,7 @@ def tighten(
             logs = [t.detach() + 0.02 for t in logs]
             continue
         if now.upper < best.upper:
-            best = GramBound(now.gram.detach(), {k: t.detach() for k, t in now.multipliers.items()})
+            best = GramBound(now.gram.detach(), {k: t.detach() for k, t in now.multipliers.items()}, now.spent)
         means = [0.9 * mean + 0.1 * slope for mean, slope in zip(means, slopes, strict=True)]
         squares = [0.99 * square + 0.01 * slope**2 for square, slope in zip(squares, slopes, strict=True)]
         logs = [

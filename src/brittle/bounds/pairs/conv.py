@@ -43,6 +43,53 @@ class ConvPair(NamedTuple):
     middle: tuple[int, ...]
     last: tuple[int, ...]
 
+    @classmethod
+    def of(
+        cls, K2: Tensor, geometry2: ConvGeometry, K1: Tensor, geometry1: ConvGeometry, size: Sequence[int]
+    ) -> tuple[ConvPair, float]:
+        """The pair after checks, and the product of what both kernels were divided by."""
+        axes = K1.ndim - 2 if isinstance(K1, Tensor) else 0
+        (K2, scale2), (K1, scale1) = _kernel(K2, geometry2, axes, "2"), _kernel(K1, geometry1, axes, "1")
+        geometry2, geometry1 = replace(geometry2, mode="zeros"), replace(geometry1, mode="zeros")  # or no padding
+        read = K2.shape[1] * geometry2.groups
+        if len(K1) != read:
+            raise InputError(f"K1: expected {read} output channels, as the second convolution reads; got {len(K1)}")
+        size = tuple(size)
+        if len(size) != axes or any(n < 1 for n in size):
+            raise InputError(f"size: expected {axes} positive numbers, one an axis; got {size}")
+        middle = geometry1.size_after(K1.shape[2:], size)
+        last = geometry2.size_after(K2.shape[2:], middle)
+        if min(*middle, *last) < 1:
+            raise InputError(f"size: expected an input that both kernels fit on; got {size}, and then {middle}")
+        return cls(K2, geometry2, K1, geometry1, size, middle, last), scale2 * scale1
+
+    def torus(self, phases: Sequence[int]) -> list[int]:
+        """Points of the torus: it holds both images with the wider of their paddings, and every output position."""
+        g2, g1 = self.geometry2, self.geometry1
+        axes = zip(self.size, self.middle, self.last, g1.padding, g2.padding, g1.stride, g2.stride, phases, strict=True)
+        return [
+            -(-max(-(-(n + max(pad1)) // s1), middle + max(pad2), (last - 1) * s2 + 1) // s)
+            for n, middle, last, pad1, pad2, s1, s2, s in axes
+        ]
+
+    def symbols(self, phases: Sequence[int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``K2(w)`` ``(F, out, h * phases)`` and ``K1(w)`` ``(F, h * phases, ...)``, by phases of the middle image.
+
+        Position ``phases * q + r`` of the middle image reads what a stride of ``phases * stride`` reads with the
+        padding lessened by ``stride * r``. Rows and columns that meet nothing are left out.
+        """
+        g1 = self.geometry1
+        second = symbol(self.K2, replace(self.geometry2, stride=tuple(phases)), grid)
+        strides = tuple(s * t for s, t in zip(phases, g1.stride, strict=True))
+        firsts = []
+        for phase in itertools.product(*(range(s) for s in phases)):
+            shifts = [r * s for r, s in zip(phase, g1.stride, strict=True)]
+            pads = tuple((before - d, after + d) for (before, after), d in zip(g1.padding, shifts, strict=True))
+            firsts.append(symbol(self.K1, replace(g1, stride=strides, padding=pads), grid))
+        first = torch.stack(firsts, 2).flatten(1, 2)
+        alive = second.any(0).any(0) & first.any(0).any(1)
+        return second[:, :, alive], first[:, alive]
+
 
 def upper(
     K2: Tensor,
@@ -53,6 +100,7 @@ def upper(
     *,
     product: float | None = None,
     steps: int = 0,
+    most: float = MOST_MULTIPLICATIONS,
 ) -> dict[str, float]:
     r"""Certified upper bounds of ``max_D ||A2 D A1||_2`` by name; the least of them is the one to use.
 
@@ -75,6 +123,7 @@ def upper(
         size: Spatial size of the first convolution's input.
         product: Upper bound of ``||A2||_2 ||A1||_2`` where it is known already.
         steps: Steps of optimisation of the multipliers.
+        most: Multiplications of one decomposition of all symbols above which a torus counts as too large.
 
     Returns:
         Upper bounds in units of K2 times K1.
@@ -88,55 +137,26 @@ def upper(
     >>> round(bounds["product"], 2), round(bounds["half"], 2)
     (3.94, 2.95)
     """
-    pair, scale = _pair_of(K2, geometry2, K1, geometry1, size)
+    pair, scale = ConvPair.of(K2, geometry2, K1, geometry1, size)
     if product is None:
         layers = [(pair.K2, pair.geometry2, pair.middle), (pair.K1, pair.geometry1, pair.size)]
         product = scale * math.prod(bounds_of(K, g, 2, n, search=False).upper for K, g, n in layers)
     side = max(max(len(K), K[0].numel()) for K in (pair.K2, pair.K1))
-    torus = _torus_bounds(pair, steps) if product else {}
+    torus = _torus_bounds(pair, steps, most) if product else {}
     return {"product": product} | {name: scale * raised(bound, side) for name, bound in torus.items()}
 
 
-def _torus_bounds(pair: ConvPair, steps: int) -> dict[str, float]:
+def _torus_bounds(pair: ConvPair, steps: int, most: float) -> dict[str, float]:
     """The bounds on the coarsest torus that is affordable: phases of the second convolution's stride, or none."""
     stride = pair.geometry2.stride
     for phases in dict.fromkeys((stride, tuple(1 for _ in stride))):
-        grid = _torus(pair, phases)
+        grid = pair.torus(phases)
         inner = len(pair.K1) * math.prod(phases)
         outer = pair.K1.shape[1] * pair.geometry1.groups * math.prod((*phases, *pair.geometry1.stride))
         entries = float(frequencies(grid)) * inner * max(inner, outer, len(pair.K2))
-        if entries <= MOST_ENTRIES and entries * inner <= MOST_MULTIPLICATIONS:
-            return _symbol_bounds(*_symbols(pair, phases, grid), steps)
+        if entries <= MOST_ENTRIES and entries * inner <= most:
+            return _symbol_bounds(*pair.symbols(phases, grid), steps)
     return {}
-
-
-def _torus(pair: ConvPair, phases: Sequence[int]) -> list[int]:
-    """Points of the torus: it holds both images with the wider of their paddings, and every output position."""
-    g2, g1 = pair.geometry2, pair.geometry1
-    axes = zip(pair.size, pair.middle, pair.last, g1.padding, g2.padding, g1.stride, g2.stride, phases, strict=True)
-    return [
-        -(-max(-(-(n + max(pad1)) // s1), middle + max(pad2), (last - 1) * s2 + 1) // s)
-        for n, middle, last, pad1, pad2, s1, s2, s in axes
-    ]
-
-
-def _symbols(pair: ConvPair, phases: Sequence[int], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """``K2(w)`` ``(F, out, h * phases)`` and ``K1(w)`` ``(F, h * phases, ...)``, by phases of the middle image.
-
-    Position ``phases * q + r`` of the middle image reads what a stride of ``phases * stride`` reads with the padding
-    lessened by ``stride * r``. Rows and columns that meet nothing are left out.
-    """
-    g1 = pair.geometry1
-    second = symbol(pair.K2, replace(pair.geometry2, stride=tuple(phases)), grid)
-    strides = tuple(s * t for s, t in zip(phases, g1.stride, strict=True))
-    firsts = []
-    for phase in itertools.product(*(range(s) for s in phases)):
-        shifts = [r * s for r, s in zip(phase, g1.stride, strict=True)]
-        pads = tuple((before - d, after + d) for (before, after), d in zip(g1.padding, shifts, strict=True))
-        firsts.append(symbol(pair.K1, replace(g1, stride=strides, padding=pads), grid))
-    first = torch.stack(firsts, 2).flatten(1, 2)
-    alive = second.any(0).any(0) & first.any(0).any(1)
-    return second[:, :, alive], first[:, alive]
 
 
 def _symbol_bounds(B: Tensor, C: Tensor, steps: int) -> dict[str, float]:
@@ -166,26 +186,6 @@ def _multiplier_bound(P: Tensor, C: Tensor, t: Tensor) -> float:
         return math.inf
     G, info = torch.linalg.cholesky_ex(R)  # C^H R C has the eigenvalues of the Gram matrices of G^H C
     return math.inf if bool(info.any()) else float(largest_singular_value(G.mH @ C)[0].max())
-
-
-def _pair_of(
-    K2: Tensor, geometry2: ConvGeometry, K1: Tensor, geometry1: ConvGeometry, size: Sequence[int]
-) -> tuple[ConvPair, float]:
-    """The pair after checks, and the product of what both kernels were divided by."""
-    axes = K1.ndim - 2 if isinstance(K1, Tensor) else 0
-    (K2, scale2), (K1, scale1) = _kernel(K2, geometry2, axes, "2"), _kernel(K1, geometry1, axes, "1")
-    geometry2, geometry1 = replace(geometry2, mode="zeros"), replace(geometry1, mode="zeros")  # or no padding
-    read = K2.shape[1] * geometry2.groups
-    if len(K1) != read:
-        raise InputError(f"K1: expected {read} output channels, as the second convolution reads; got {len(K1)}")
-    size = tuple(size)
-    if len(size) != axes or any(n < 1 for n in size):
-        raise InputError(f"size: expected {axes} positive numbers, one an axis; got {size}")
-    middle = geometry1.size_after(K1.shape[2:], size)
-    last = geometry2.size_after(K2.shape[2:], middle)
-    if min(*middle, *last) < 1:
-        raise InputError(f"size: expected an input that both kernels fit on; got {size}, and then {middle}")
-    return ConvPair(K2, geometry2, K1, geometry1, size, middle, last), scale2 * scale1
 
 
 def _kernel(K: Tensor, geometry: ConvGeometry, axes: int, number: str) -> tuple[Tensor, float]:

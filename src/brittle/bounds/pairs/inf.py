@@ -55,13 +55,13 @@ def upper(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, refine: int = 8) -> di
     >>> {name: round(bound, 6) for name, bound in bounds.items()}
     {'half': 1.0, 'entry': 2.0, 'half entry': 1.0, 'spectral': 1.0}
     """
-    pair = _used(pair_of(B, C, slopes))
+    pair = pair_of(B, C, slopes).used()
     if not pair.B.numel():
         return dict.fromkeys(("half", "entry", "half entry", "spectral"), 0.0)
     norms = [float(operator_norm(W, math.inf)) for W in (pair.B, pair.C, pair.B @ pair.C)]
     bounds = {
         "half": pair.middle * norms[2] + pair.radius * norms[0] * norms[1],
-        "entry": (pair.middle + pair.radius) * float(_magnitudes(pair).max()),
+        "entry": (pair.middle + pair.radius) * float(pair.magnitudes.max()),
         "half entry": float(_half_entry_bounds(pair).max()),
         "spectral": float(_row_bounds(pair, refine).max()),
     }
@@ -103,7 +103,7 @@ def row_bounds(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, scale: Tensor | N
         C = pair.C * scale.detach().cpu().double()
         largest = float(C.abs().max()) or 1.0
         pair = pair._replace(C=C / largest, scale=pair.scale * largest)
-    return pair.scale * _row_bounds(_used(pair), refine)
+    return pair.scale * _row_bounds(pair.used(), refine)
 
 
 def lower(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, starts: int = 4, rows: int = 8, seed: int = 0) -> float:
@@ -130,7 +130,7 @@ def lower(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, starts: int = 4, rows:
     for name, value in (("starts", starts), ("rows", rows)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1; got {value}")
-    pair = _used(pair_of(B, C, slopes))
+    pair = pair_of(B, C, slopes).used()
     bounds = _half_entry_bounds(pair)
     if not pair.radius or not bounds.any():
         return pair.scale * float(bounds.max())
@@ -170,7 +170,7 @@ def exact(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes: int = 200_
     >>> exact(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0], [-1.0]]))
     1.0
     """
-    pair = _used(pair_of(B, C, slopes))
+    pair = pair_of(B, C, slopes).used()
     bounds = _row_bounds(pair, refine=4 if min(pair.C.shape) > MOST_ENUMERATED else 0)
     # A close lower bound first: rows whose upper bound does not exceed it need no search at all.
     best = lower(pair.B, pair.C, slopes=slopes, starts=8, rows=16) if pair.B.numel() else 0.0
@@ -227,20 +227,9 @@ def upper_of_compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float
 # --- upper bounds, in units of the pair's own matrices ------------------------------------------------------
 
 
-def _used(pair: Pair) -> Pair:
-    """The pair without units and inputs that contribute nothing."""
-    pair = pair.alive()
-    return pair._replace(C=pair.C[:, pair.C.any(0)])
-
-
-def _magnitudes(pair: Pair) -> Tensor:
-    """Rows' bounds for slopes in [-1, 1]: ``|B| |C| 1``."""
-    return pair.B.abs() @ pair.C.abs().sum(1)
-
-
 def _half_entry_bounds(pair: Pair) -> Tensor:
     """Rows' bounds from the product and the magnitudes, without spectral norms."""
-    magnitudes = _magnitudes(pair)
+    magnitudes = pair.magnitudes
     bounds = pair.middle * (pair.B @ pair.C).abs().sum(1) + pair.radius * magnitudes
     return torch.minimum(bounds, (pair.middle + pair.radius) * magnitudes)
 
@@ -248,7 +237,7 @@ def _half_entry_bounds(pair: Pair) -> Tensor:
 def _row_bounds(pair: Pair, refine: int) -> Tensor:
     """Rows' bounds with the least of several spectral terms, refined where they are largest."""
     B, C, middle, radius = pair.B, pair.C, pair.middle, pair.radius
-    magnitudes = _magnitudes(pair)
+    magnitudes = pair.magnitudes
     if not radius or not magnitudes.any():
         return _half_entry_bounds(pair)
     linear, squares, candidates = middle * (B @ C).abs().sum(1), B.square(), _weightings(C)
@@ -362,7 +351,11 @@ def _branch_and_bound(A: Tensor, best: float, most_nodes: int) -> tuple[float, i
     """
     A = A[A.abs().sum(1).argsort(descending=True)]
     p = len(A)
-    undecided = torch.tensor([_sign_bound(A[k:]) for k in range(1, p)] + [0.0], dtype=A.dtype)
+    undecided = torch.zeros(p, dtype=A.dtype)
+    for k in range(1, p):
+        rest, one = A[k:], A.new_ones(1, p - k)
+        terms = [_spectral_terms(one, rest, r, q)[0] for r, q in _weightings(rest)]
+        undecided[k - 1] = torch.stack([rest.abs().sum(), *terms]).min()
     root = torch.zeros(p, dtype=torch.int8)
     root[0] = 1
     count = itertools.count()
@@ -380,12 +373,3 @@ def _branch_and_bound(A: Tensor, best: float, most_nodes: int) -> tuple[float, i
         for j in ((bounds > best * FOUND) & ~leaf).nonzero()[:, 0].tolist():
             heapq.heappush(heap, (-float(bounds[j]), next(count), int(depths[j]) + 1, signs[j]))
     return best, nodes
-
-
-def _sign_bound(A: Tensor) -> float:
-    """Upper bound of ``max ||x^T A||_1`` over sign vectors x."""
-    best = float(A.abs().sum())
-    for r, q in _weightings(A) if best else []:
-        tau = largest_singular_value(A * r.rsqrt()[:, None] * q.rsqrt())[1]
-        best = min(best, float(tau * (r.sum() * q.sum()).sqrt()))
-    return best

@@ -43,10 +43,27 @@ class Pair(NamedTuple):
         """How far a slope may lie from the middle."""
         return (self.slopes[1] - self.slopes[0]) / 2
 
+    @property
+    def magnitudes(self) -> Tensor:
+        """Bounds of the l_1 norms of the rows of ``B D C`` for slopes in [-1, 1]: ``|B| |C| 1``."""
+        return self.B.abs() @ self.C.abs().sum(1)
+
     def alive(self) -> Pair:
         """The pair without units that have a zero column in B or a zero row in C: they contribute nothing."""
         units = self.B.any(0) & self.C.any(1)
         return self if bool(units.all()) else self._replace(B=self.B[:, units], C=self.C[units])
+
+    def used(self) -> Pair:
+        """The pair without units and inputs that contribute nothing."""
+        pair = self.alive()
+        return pair._replace(C=pair.C[:, pair.C.any(0)])
+
+    def without_tall_sides(self) -> Pair:
+        """The triangular factor of a side that exceeds the number of units: it has the same norms, and is small."""
+        B, C, h = self.B, self.C, len(self.C)
+        B = torch.linalg.qr(B, mode="r").R.contiguous() if len(B) > h else B
+        C = torch.linalg.qr(C.mT, mode="r").R.mT.contiguous() if C.shape[1] > h else C
+        return self._replace(B=B, C=C)
 
 
 def pair_of(B: Tensor, C: Tensor, slopes: Slopes = RELU) -> Pair:

@@ -57,10 +57,12 @@ def upper(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, steps: int = 0) -> dic
     bounds = {}
     if max(*B.shape, *C.shape) <= RARE_BOUNDS_UP_TO:
         if slopes == RELU:
-            bounds["entry"] = _entry_bound(B, C)
+            U, V = torch.linalg.svd(B, full_matrices=False).U, torch.linalg.svd(C, full_matrices=False).Vh.mT
+            bases = ((B, C), (U.mT @ B, C @ V))
+            bounds["entry"] = min(_norm((B @ C).abs() + B.abs() @ C.abs()) / 2 for B, C in bases)
         w = directions(torch.linalg.vector_norm(B, dim=0), torch.linalg.vector_norm(C, dim=1))[0]
         bounds["scaled half"] = _half_bound(pair, _scaled_product(B, C, w))
-    pair = _without_tall_sides(pair)
+    pair = pair.without_tall_sides()
     B, C = pair.B, pair.C
     bounds["half"] = _half_bound(pair, _norm(B) * _norm(C))
     P = B.mT @ B
@@ -89,7 +91,7 @@ def lower(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, starts: int = 4, seed:
     Raises:
         InputError: As for :func:`~brittle.bounds.pairs.matrices.pair_of`.
     """
-    pair = _without_tall_sides(pair_of(B, C, slopes).alive())
+    pair = pair_of(B, C, slopes).alive().without_tall_sides()
     n, h = pair.C.shape[1], len(pair.C)
     if not h:
         return 0.0
@@ -116,7 +118,7 @@ def exact(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes: int = 50_0
     Raises:
         InputError: As for :func:`~brittle.bounds.pairs.matrices.pair_of`.
     """
-    pair = _without_tall_sides(pair_of(B, C, slopes).alive())
+    pair = pair_of(B, C, slopes).alive().without_tall_sides()
     B, C, h = pair.B, pair.C, len(pair.C)
     if not h:
         return 0.0
@@ -149,10 +151,14 @@ def branch_and_bound(B: Tensor, C: Tensor, *, slopes: Slopes = RELU, most_nodes:
     """
     pair = pair_of(B, C, slopes)
     B, C = pair.B, pair.C
-    order = (torch.linalg.vector_norm(B, dim=0) * torch.linalg.vector_norm(C, dim=1)).argsort(descending=True)
-    B, C, h = B[:, order], C[order], len(order)
+    b, c = torch.linalg.vector_norm(B, dim=0), torch.linalg.vector_norm(C, dim=1)
+    order = (b * c).argsort(descending=True)
+    B, C, b, c, h = B[:, order], C[order], b[order], c[order], len(order)
     # What the units from k on can add to a node that has decided those before; the same for all nodes of one depth.
-    undecided = [pair.radius * _least_scaled_product(B[:, k:], C[k:]) for k in range(h)] + [0.0]
+    undecided = [
+        pair.radius * min(_scaled_product(B[:, k:], C[k:], w) for w in directions(b[k:], c[k:])) for k in range(h)
+    ]
+    undecided.append(0.0)
     levels = torch.tensor([*slopes, sum(slopes) / 2], dtype=torch.float64)  # the third is a free unit's
     best = lower(B, C, slopes=slopes)
     heap = [(-math.inf, b"")]
@@ -252,17 +258,6 @@ def _scaled_product(B: Tensor, C: Tensor, w: Tensor) -> float:
     return _norm(B * w.rsqrt()) * _norm(w.sqrt()[:, None] * C)
 
 
-def _least_scaled_product(B: Tensor, C: Tensor) -> float:
-    weights = directions(torch.linalg.vector_norm(B, dim=0), torch.linalg.vector_norm(C, dim=1))
-    return min(_scaled_product(B, C, w) for w in weights)
-
-
-def _entry_bound(B: Tensor, C: Tensor) -> float:
-    """``|| (|BC| + |B||C|) / 2 ||`` for slopes [0, 1], the lesser of two bases: as given, and singular vectors."""
-    U, V = torch.linalg.svd(B, full_matrices=False).U, torch.linalg.svd(C, full_matrices=False).Vh.mT
-    return min(_norm((B @ C).abs() + B.abs() @ C.abs()) / 2 for B, C in ((B, C), (U.mT @ B, C @ V)))
-
-
 def _multiplier_bound(P: Tensor, C: Tensor, t: Tensor, slopes: Slopes) -> float:
     """``lambda_max(C^T R C)^(1/2)`` with R from :func:`eliminate`; inf where t is not feasible."""
     R = eliminate(P, t, slopes)
@@ -299,14 +294,6 @@ def _climb(pair: Pair, d: Tensor, X: Tensor) -> float:
         # y^T B D C x is a sum over units of d_h (B^T y)_h u_h: each takes the slope that serves its sign.
         d = levels[((B.mT @ y) * u > 0).long()]
     return best
-
-
-def _without_tall_sides(pair: Pair) -> Pair:
-    """The triangular factor of a side that exceeds the number of units has the same products' norms, and is small."""
-    B, C, h = pair.B, pair.C, len(pair.C)
-    B = torch.linalg.qr(B, mode="r").R.contiguous() if len(B) > h else B
-    C = torch.linalg.qr(C.mT, mode="r").R.mT.contiguous() if C.shape[1] > h else C
-    return pair._replace(B=B, C=C)
 
 
 def _left_power(W: Tensor, power: float) -> Tensor:

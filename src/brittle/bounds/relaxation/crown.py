@@ -128,13 +128,13 @@ def lower_ends(
         if isinstance(rule, MaxPool):
             pooled = _Pool.of(rule, reach, number)
             loose = (pooled.excess > 0)[:, None]
-            falls.append(_dot(-negative, pooled.rise * loose[:, 0]) * _sum_factor(flat))
+            falls.append(_dot(-negative, pooled.rise * loose[:, 0]) * sum_factor(flat))
             return pooled.place_back(torch.where(loose, flat - negative, flat).view(g.shape))
         if watched is not None:
             watched[number] = flat
         lines = _Lines.of(network, reach, number)
         fall = _dot(flat - negative, lines.below) + _dot(negative, lines.above)
-        falls.append(fall * _sum_factor(flat))
+        falls.append(fall * sum_factor(flat))
         return (flat * lines.low[:, None]).addcmul_(negative, lines.steeper[:, None]).view(g.shape)
 
     for number, g in pull_back(network, start, rows, through):
@@ -168,12 +168,12 @@ def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Inter
         if isinstance(rule, MaxPool):
             pooled = _Pool.of(rule, reach, number)
             middles.append(_dot(flat, pooled.excess / 2))
-            radii.append(_dot(flat.abs(), pooled.excess / 2) * _sum_factor(flat))
+            radii.append(_dot(flat.abs(), pooled.excess / 2) * sum_factor(flat))
             return pooled.place_back(g)
-        slope = chord(*_flat(reach.ranges[number]), network.low(number))
+        slope = chord(*reach.flat(number), network.low(number))
         middle, radius = offsets(network, reach, number, slope)
         middles.append(_dot(flat, middle))
-        radii.append(_dot(flat.abs(), radius) * _sum_factor(flat))
+        radii.append(_dot(flat.abs(), radius) * sum_factor(flat))
         return (flat * slope[:, None]).view(g.shape)
 
     for number, g in pull_back(network, start, rows, through):
@@ -212,7 +212,7 @@ def offsets(network: Network, reach: Reach, number: int, slope: Tensor) -> Inter
     point of the range nearest to 0.
     """
     kink = network.low(number)
-    low, high = _flat(reach.ranges[number])
+    low, high = reach.flat(number)
 
     def off(z: Tensor) -> Tensor:
         return activation(z, kink) - slope * z
@@ -224,7 +224,7 @@ def offsets(network: Network, reach: Reach, number: int, slope: Tensor) -> Inter
 def gaps(network: Network, reach: Reach, number: int) -> Tensor:
     """How far the chord lies above an activation at its kink, ``(N, n)``."""
     kink = network.low(number)
-    low, high = _flat(reach.ranges[number])
+    low, high = reach.flat(number)
     inside = (low < 0) & (high > 0)
     return torch.where(inside, activation(high, kink) - chord(low, high, kink) * high, 0.0)
 
@@ -248,7 +248,7 @@ class _Lines:
     @staticmethod
     def of(network: Network, reach: Reach, number: int) -> _Lines:
         kink = network.low(number)
-        low, high = _flat(reach.ranges[number])
+        low, high = reach.flat(number)
         z = reach.inputs[number].flatten(1)
         upper = chord(low, high, kink)
         lower = torch.where((low >= 0) | ((high > 0) & (high > -low)), torch.ones_like(low), kink)
@@ -297,17 +297,13 @@ class _Pool:
         return flat.new_zeros(*flat.shape[:3], size).scatter_add_(3, places, flat).unflatten(3, self.plane)
 
 
-def _flat(ends: Interval) -> Interval:
-    return ends[0].flatten(1), ends[1].flatten(1)
-
-
 def _moves(ball: Ball, g: Tensor) -> Interval:
     """Middle and half-width of ``<g, d>`` over the ball, ``(N, R)``."""
     flat = g.flatten(2)
     if ball.length is not None:
         radius = torch.linalg.vector_norm(flat, dim=2) * ball.length
-        return torch.zeros_like(radius), radius * _sum_factor(flat)
-    return _dot(flat, ball.mid.flatten(1)), _dot(flat.abs(), ball.rad.flatten(1)) * _sum_factor(flat)
+        return torch.zeros_like(radius), radius * sum_factor(flat)
+    return _dot(flat, ball.mid.flatten(1)), _dot(flat.abs(), ball.rad.flatten(1)) * sum_factor(flat)
 
 
 def _dot(rows: Tensor, values: Tensor) -> Tensor:
@@ -317,8 +313,4 @@ def _dot(rows: Tensor, values: Tensor) -> Tensor:
 
 def _absolute(g: Tensor) -> Tensor:
     flat = g.flatten(2)
-    return torch.linalg.vector_norm(flat, ord=1, dim=2) * _sum_factor(flat)
-
-
-def _sum_factor(flat: Tensor) -> float:
-    return sum_factor(flat.shape[-1], flat)
+    return torch.linalg.vector_norm(flat, ord=1, dim=2) * sum_factor(flat)

@@ -60,13 +60,13 @@ class Stretch:
                 source = g[0].flatten(1)
             elif number not in network.maps or network.maps[number].terms:
                 flat = g[0].flatten(1)
-                sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat.shape[1], flat)
+                sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat)
         return Stretch(target, source, {number: slopes[number] for number in inner}, inner, sums)
 
     def ends(self, network: Network, reach: Reach) -> Interval:
         """Lower and upper ends of the activation's input, ``(N, n)``."""
         ball, mid = reach.ball, reach.inputs[self.target].flatten(1)
-        grow = sum_factor(self.source.shape[1], mid)
+        grow = sum_factor(self.source)
         if ball.length is None:
             mid = mid + ball.mid.flatten(1) @ self.source.mT
             rad = ball.rad.flatten(1) @ self.source.abs().mT * grow
@@ -75,7 +75,7 @@ class Stretch:
         for number, matrix in self.inner.items():
             middle, radius = offsets(network, reach, number, self.slopes[number])
             mid = mid + middle @ matrix.mT
-            rad = rad + radius @ matrix.abs().mT * sum_factor(matrix.shape[1], mid)
+            rad = rad + radius @ matrix.abs().mT * sum_factor(matrix)
         for number, sums in self.sums.items():
             rad = rad + reach.errors[number][:, None] * sums
         return mid - rad, mid + rad

@@ -30,6 +30,7 @@ from brittle.bounds.graph.rules import (
     no_rule,
 )
 from brittle.bounds.relaxation.linear_maps import Map, unit_roundoff
+from brittle.linear.norms import per_sample
 
 Interval = tuple[Tensor, Tensor]
 """Lower and upper ends."""
@@ -130,6 +131,11 @@ class Reach:
     errors: dict[int, Tensor]
     final: Interval
 
+    def flat(self, number: int) -> Interval:
+        """The range of an activation's input, ``(N, n)`` each."""
+        low, high = self.ranges[number]
+        return low.flatten(1), high.flatten(1)
+
     def at(self, rows: Tensor) -> Reach:
         """Some of the samples."""
         ranges = {k: (low[rows], high[rows]) for k, (low, high) in self.ranges.items()}
@@ -218,13 +224,13 @@ def _(rule: Slope | MaxPool, op: Op, number: int, state: Propagation) -> None:
         bottom, top = state.tighter[number]
         low, high = torch.maximum(low, bottom), torch.minimum(high, top)
     state.inputs[number], state.ranges[number] = z, (low, high)
-    error = 32 * unit_roundoff(z.dtype) * _most(torch.maximum(low.abs(), high.abs()))
+    error = 32 * unit_roundoff(z.dtype) * torch.maximum(low.abs(), high.abs()).flatten(1).amax(1)
     bottom, top = (
         (activation(end, rule.low) if isinstance(rule, Slope) else rule.run(end)) - state.values[number]
         for end in (low, high)
     )
     state.errors[number] = error
-    state.moved[number] = ((bottom + top) / 2, (top - bottom).clamp_min(0) / 2 + _beside(error, top))
+    state.moved[number] = ((bottom + top) / 2, (top - bottom).clamp_min(0) / 2 + per_sample(error, top))
     if isinstance(rule, Slope) and source in state.lengths:  # no difference grows; in max pooling windows overlap
         state.lengths[number] = state.lengths[source]
 
@@ -245,14 +251,14 @@ def _(rule: Dense | Conv | Scale | Average | Rearrange | Multiple, op: Op, numbe
         state.errors[number] = value.new_zeros(len(value))
         return
     difference = mid.abs() + rad
-    whole, part = _summands(linear, value.abs() + difference), _summands(linear, difference)
+    whole, part = linear.summands(value.abs() + difference), linear.summands(difference)
     error = linear.rounding * (2 * (whole + linear.offset) + 2 * part)
     middle, radius = linear.forward(mid), linear.magnitude(rad)
     if length is not None and linear.lengths is not None:
-        radius = torch.minimum(radius, _beside(length, radius) * linear.lengths)
+        radius = torch.minimum(radius, per_sample(length, radius) * linear.lengths)
     elif length is not None and middle.shape == mid.shape:  # a diagonal
         state.lengths[number] = length * linear.row_sum
-    state.moved[number], state.errors[number] = (middle, radius + _beside(error, radius)), error
+    state.moved[number], state.errors[number] = (middle, radius + per_sample(error, radius)), error
 
 
 @pass_on.register
@@ -260,9 +266,9 @@ def _(rule: Sum, op: Op, number: int, state: Propagation) -> None:
     parts, values = [state.moved[n] for n in op.inputs], [state.values[n] for n in op.inputs]
     mid = torch.stack([sign * m for sign, (m, _) in zip(rule.signs, parts, strict=True)]).sum(0)
     rad = torch.stack([r for _, r in parts]).sum(0)
-    sizes = [_most(v.abs() + m.abs() + r) for v, (m, r) in zip(values, parts, strict=True)]
+    sizes = [(v.abs() + m.abs() + r).flatten(1).amax(1) for v, (m, r) in zip(values, parts, strict=True)]
     error = 8 * len(parts) * unit_roundoff(rad.dtype) * torch.stack(sizes).sum(0)
-    state.moved[number], state.errors[number] = (mid, rad + _beside(error, rad)), error
+    state.moved[number], state.errors[number] = (mid, rad + per_sample(error, rad)), error
 
 
 @pass_on.register
@@ -270,22 +276,3 @@ def _(rule: Concat, op: Op, number: int, state: Propagation) -> None:
     mids, rads = zip(*(state.moved[n] for n in op.inputs), strict=True)
     state.moved[number] = (torch.cat(mids, rule.axis), torch.cat(rads, rule.axis))
     state.errors[number] = mids[0].new_zeros(len(mids[0]))
-
-
-def _most(size: Tensor) -> Tensor:
-    """The largest entry of every sample, ``(N,)``."""
-    return size.flatten(1).amax(1)
-
-
-def _beside(numbers: Tensor, like: Tensor) -> Tensor:
-    """One number a sample ``(N,)`` with the axes of a result."""
-    return numbers.view(-1, *[1] * (like.ndim - 1))
-
-
-def _summands(linear: Map, size: Tensor) -> Tensor:
-    """Upper bound of every entry of ``|A| size``, ``(N,)``, by Hoelder's inequality."""
-    flat = size.flatten(1)
-    largest = linear.row_sum * flat.amax(1)
-    if linear.lengths is None:
-        return largest
-    return torch.minimum(largest, linear.lengths.max() * torch.linalg.vector_norm(flat, dim=1) * (1 + 1e-3))

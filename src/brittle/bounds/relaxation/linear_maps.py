@@ -59,6 +59,14 @@ class Map:
     rounding: float = 0.0
     matrix: Tensor | None = None
 
+    def summands(self, size: Tensor) -> Tensor:
+        """Upper bound of every entry of ``|A| size``, ``(N,)``, by Hoelder's inequality."""
+        flat = size.flatten(1)
+        largest = self.row_sum * flat.amax(1)
+        if self.lengths is None:
+            return largest
+        return torch.minimum(largest, self.lengths.max() * torch.linalg.vector_norm(flat, dim=1) * (1 + 1e-3))
+
 
 @singledispatch
 def as_map(rule: object, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map | None:
@@ -154,8 +162,7 @@ def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) 
 
 @as_map.register
 def _(rule: Average, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
-    _check_batches(op, rule.run, shape, like)
-    average = Map(rule.run, rule.run, _adjoint(rule.run, shape), math.prod(shape[1:]), 1.0)
+    average = Map(rule.run, rule.run, _adjoint(op, rule.run, shape, like), math.prod(shape[1:]), 1.0)
     return _with_rounding(average, like)
 
 
@@ -170,8 +177,7 @@ def _(rule: Rearrange, op: Op, shape: tuple[int, ...], called: object, like: Ten
         )  # fmt: skip
     if rule.run is None:
         raise NoRule(f"{op.name}: a rearrangement that is not understood")
-    _check_batches(op, rule.run, shape, like)
-    return Map(rule.run, rule.run, _adjoint(rule.run, shape), 0, 1.0)
+    return Map(rule.run, rule.run, _adjoint(op, rule.run, shape, like), 0, 1.0)
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -204,9 +210,9 @@ def reduced_precision(like: Tensor, *, convolution: bool = False) -> float:
     return 0.0 if bits is None else 2.1 * 2.0**-bits
 
 
-def sum_factor(terms: int, like: Tensor) -> float:
-    """Raises a radius by what its sum, and that of a middle of at most its magnitude, can lose in any order."""
-    return 1 + 4 * ((terms + 16) * unit_roundoff(like.dtype) + reduced_precision(like))
+def sum_factor(summands: Tensor) -> float:
+    """Raises a radius by what its sum along the last axis, and a middle's of at most its magnitude, can lose."""
+    return 1 + 4 * ((summands.shape[-1] + 16) * unit_roundoff(summands.dtype) + reduced_precision(summands))
 
 
 def _offset(op: Op, factors: Tensor | None, called: object) -> float:
@@ -223,17 +229,8 @@ def _offset(op: Op, factors: Tensor | None, called: object) -> float:
     raise NoRule(f"{op.name}: the constants that it adds are not known")
 
 
-def _adjoint(run: Run, shape: tuple[int, ...]) -> Run:
-    def transpose(g: Tensor) -> Tensor:
-        with torch.enable_grad():
-            at = g.new_zeros(len(g), *shape[1:]).requires_grad_(True)
-            return torch.autograd.grad(run(at), at, g)[0]
-
-    return transpose
-
-
-def _check_batches(op: Op, run: Run, shape: tuple[int, ...], like: Tensor) -> None:
-    """Shapes were recorded with a batch of one; a larger batch must pass through as samples side by side."""
+def _adjoint(op: Op, run: Run, shape: tuple[int, ...], like: Tensor) -> Run:
+    """``A^T`` of a map recorded with a batch of one, if a larger batch passes as samples side by side."""
     assert op.shape is not None
     try:
         after = tuple(run(like.new_zeros(2, *shape[1:])).shape)
@@ -241,3 +238,10 @@ def _check_batches(op: Op, run: Run, shape: tuple[int, ...], like: Tensor) -> No
         after = ()
     if after != (2, *op.shape[1:]):
         raise NoRule(f"{op.name}: mixes the samples of a batch")
+
+    def transpose(g: Tensor) -> Tensor:
+        with torch.enable_grad():
+            at = g.new_zeros(len(g), *shape[1:]).requires_grad_(True)
+            return torch.autograd.grad(run(at), at, g)[0]
+
+    return transpose

@@ -16,8 +16,8 @@ from brittle.bounds.relaxation.linear_maps import unit_roundoff
 
 MOST_ENTRIES = 2**22
 """Entries of the largest tensor of coefficients: so many samples are taken together."""
-HOPED_FOR = 0.75
-"""Share of what bounding entries again could gain at the very most on which further rounds may count."""
+RECOVERABLE = 0.75
+"""Share of what relaxation costs that bounding entries again may win back: without hope of so much it is not tried."""
 
 
 def least_margins(
@@ -44,7 +44,7 @@ def least_margins(
     widest = max(network.size(n) for n in range(len(network.ops)))
     size = max(1, MOST_ENTRIES // (widest * max(rows if rounds else 1, classes)))
     for part in (margins <= 0).sum(1).argsort().split(size):
-        margins[part] = _deepen(_Batch(network, reach, values, y, others, margins).at(part), rounds, rows)
+        margins[part] = _Batch(network, reach, values, y, others, margins).at(part).deepened(rounds, rows)
     return margins.amin(1).nan_to_num(nan=-math.inf)
 
 
@@ -65,23 +65,62 @@ class _Batch:
         reach = self.reach.at(rows)
         return _Batch(self.network, reach, values, self.y[rows], self.others[rows], self.margins[rows])
 
+    def deepened(self, rounds: int, rows: int) -> Tensor:
+        """The margins after CROWN for those not certain, then with entries bounded again and CROWN again."""
+        margins = self.margins.clone()
+        todo = (margins <= 0).any(1).nonzero()[:, 0]
+        batch = self.at(todo)
+        for turn in range(rounds + 1):
+            if not len(todo):
+                break
+            bounds, gains, hope = batch.crown()
+            margins[todo] = bounds
+            keep = ((bounds <= 0).any(1) & hope).nonzero()[:, 0]
+            if turn == rounds or not len(keep) or not gains:
+                break
+            batch = replace(batch, margins=bounds).at(keep)
+            todo = todo[keep]
+            gains = {target: gain[keep] for target, gain in gains.items()}
+            batch = replace(batch, reach=batch.bound_again(gains, rows))
+        return margins
 
-def _deepen(batch: _Batch, rounds: int, rows: int) -> Tensor:
-    """CROWN for the margins that are not certain, then entries bounded again and CROWN again."""
-    margins = batch.margins.clone()
-    todo = (margins <= 0).any(1).nonzero()[:, 0]
-    for turn in range(rounds + 1):
-        if not len(todo):
-            break
-        bounds, gains, hope = _crown(batch.at(todo) if turn == 0 else batch)
-        margins[todo] = bounds
-        keep = ((bounds <= 0).any(1) & hope).nonzero()[:, 0]
-        if turn == rounds or not len(keep) or not gains:
-            break
-        batch = replace(batch.at(todo) if turn == 0 else batch, margins=bounds).at(keep)
-        todo = todo[keep]
-        batch = replace(batch, reach=_bound_again(batch, {target: gain[keep] for target, gain in gains.items()}, rows))
-    return margins
+    def crown(self) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        """Margins with those that are not certain replaced by CROWN; what entries cost; whether there is hope.
+
+        The cost of an entry ``(N, n)``, for each target, is what its relaxation takes from the uncertain margins. Hope:
+        no class would stay uncertain if bounding entries again took away the share ``RECOVERABLE`` of that cost.
+        """
+        network, reach = self.network, self.reach
+        last = len(network.ops) - 1
+        logits = self.values[last]
+        count = int((self.margins <= 0).sum(1).max())
+        places = self.margins.topk(count, dim=1, largest=False).indices
+        others, before = self.others.gather(1, places), self.margins.gather(1, places)
+        rows = F.one_hot(self.y, logits.shape[1])[:, None] - F.one_hot(others, logits.shape[1])
+        label, other = logits.gather(1, self.y[:, None]), logits.gather(1, others)
+        watched: dict[int, Tensor] = {}
+        bounds = _lower(label - other + lower_ends(network, reach, last, rows.to(logits), watched), label, other)
+        bounds = torch.where(before > 0, before, torch.maximum(before, bounds))  # certain ones only fill the batch
+        wrong, hope, gains = (bounds <= 0).to(logits), bounds, {}
+        for target in targets(network):
+            falls, gap = -watched[target].clamp_max(0), gaps(network, reach, target)
+            hope = hope + RECOVERABLE * torch.bmm(falls, gap[..., None])[..., 0]
+            gains[target] = torch.bmm(wrong[:, None], falls)[:, 0] * gap
+        return self.margins.scatter(1, places, bounds), gains, (hope > 0).all(1)
+
+    def bound_again(self, gains: dict[int, Tensor], rows: int) -> Reach:
+        """Bound again the entries of every target whose relaxation costs most, in order."""
+        network, reach, values = self.network, self.reach, self.values
+        for target, gain in gains.items():
+            units = gain.topk(min(rows, gain.shape[1]), dim=1).indices
+            shape, z = reach.inputs[target].shape, reach.inputs[target].flatten(1).gather(1, units)
+            bottom, top = unit_ends(network, reach, network.ops[target].inputs[0], units)
+            low, high = reach.flat(target)
+            low = low.scatter(1, units, torch.maximum(low.gather(1, units), z + bottom))
+            high = high.scatter(1, units, torch.minimum(high.gather(1, units), z + top))
+            ranges = {**reach.ranges, target: (low.view(shape), high.view(shape))}
+            reach = intervals(network, values, reach.ball, ranges)
+        return reach
 
 
 def _first_margins(network: Network, reach: Reach, values: dict[int, Tensor], y: Tensor, others: Tensor) -> Tensor:
@@ -105,31 +144,6 @@ def _lower(margins: Tensor, label: Tensor, other: Tensor) -> Tensor:
     return margins - 8 * unit_roundoff(label.dtype) * (label.abs() + other.abs() + margins.abs())
 
 
-def _crown(batch: _Batch) -> tuple[Tensor, dict[int, Tensor], Tensor]:
-    """Margins with those that are not certain replaced by CROWN; what entries cost; whether there is hope.
-
-    The cost of an entry ``(N, n)``, for each target, is what its relaxation takes from the uncertain margins. Hope: no
-    class would stay uncertain if bounding entries again took away the share ``HOPED_FOR`` of that cost.
-    """
-    network, reach = batch.network, batch.reach
-    last = len(network.ops) - 1
-    logits = batch.values[last]
-    count = int((batch.margins <= 0).sum(1).max())
-    places = batch.margins.topk(count, dim=1, largest=False).indices
-    others, before = batch.others.gather(1, places), batch.margins.gather(1, places)
-    rows = F.one_hot(batch.y, logits.shape[1])[:, None] - F.one_hot(others, logits.shape[1])
-    label, other = logits.gather(1, batch.y[:, None]), logits.gather(1, others)
-    watched: dict[int, Tensor] = {}
-    bounds = _lower(label - other + lower_ends(network, reach, last, rows.to(logits), watched), label, other)
-    bounds = torch.where(before > 0, before, torch.maximum(before, bounds))  # certain ones only fill the batch
-    wrong, hope, gains = (bounds <= 0).to(logits), bounds, {}
-    for target in targets(network):
-        falls, gap = -watched[target].clamp_max(0), gaps(network, reach, target)
-        hope = hope + HOPED_FOR * torch.bmm(falls, gap[..., None])[..., 0]
-        gains[target] = torch.bmm(wrong[:, None], falls)[:, 0] * gap
-    return batch.margins.scatter(1, places, bounds), gains, (hope > 0).all(1)
-
-
 def _tighten_by_groups(network: Network, groups: Groups, reach: Reach, values: dict[int, Tensor]) -> Reach:
     """Tighter ranges from the groups' common slopes."""
     nearest = groups.nearest(reach.inputs)
@@ -142,18 +156,4 @@ def _tighten_by_groups(network: Network, groups: Groups, reach: Reach, values: d
             low[members] = torch.maximum(low[members], bottom.view_as(low[members]))
             high[members] = torch.minimum(high[members], top.view_as(high[members]))
         reach = intervals(network, values, reach.ball, {**reach.ranges, target: (low, high)})
-    return reach
-
-
-def _bound_again(batch: _Batch, gains: dict[int, Tensor], rows: int) -> Reach:
-    """Bound again the entries of every target whose relaxation costs most, in order."""
-    network, reach, values = batch.network, batch.reach, batch.values
-    for target, gain in gains.items():
-        units = gain.topk(min(rows, gain.shape[1]), dim=1).indices
-        shape, z = reach.inputs[target].shape, reach.inputs[target].flatten(1).gather(1, units)
-        bottom, top = unit_ends(network, reach, network.ops[target].inputs[0], units)
-        low, high = (end.flatten(1) for end in reach.ranges[target])
-        low = low.scatter(1, units, torch.maximum(low.gather(1, units), z + bottom))
-        high = high.scatter(1, units, torch.minimum(high.gather(1, units), z + top))
-        reach = intervals(network, values, reach.ball, {**reach.ranges, target: (low.view(shape), high.view(shape))})
     return reach
