@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from brittle.bounds import network_bounds
+from brittle.bounds.lipschitz import conv_pairs
 from brittle.bounds.pairs import conv as pair_conv
 from brittle.bounds.pairs import two as pair_two
 from brittle.linear.conv_geometry import ConvGeometry
@@ -69,6 +70,14 @@ def test_no_pattern_exceeds_a_pair(first, second):
     largest = pair_two.lower(A2, A1)
     assert largest <= values[Argument.CONV_PAIRS] <= values[Argument.PRODUCT] * (1 + 1e-9)
     assert values[Argument.CONV_PAIRS] < 2 * largest
+
+
+def test_pairs_that_take_long_beside_the_recursion_are_left_out(monkeypatch):
+    model = nn.Sequential(conv(2, 4), nn.ReLU(), conv(4, 6, 2))
+    assert Argument.CONV_PAIRS in arguments(model)
+    for name in ("PAIRS_SHARE", "LEAST_MULTIPLICATIONS"):
+        monkeypatch.setattr(conv_pairs, name, 0.0)
+    assert Argument.CONV_PAIRS not in arguments(model)
 
 
 def test_a_pair_alone_is_its_bound_times_the_rest():

@@ -236,6 +236,7 @@ def test_one_class_never_changes():
     logits, y, L = normal(0, 3, 1), torch.zeros(3, dtype=torch.long), torch.zeros(1, 1)
     assert certified_radii(logits, y, L).tolist() == [math.inf] * 3
     assert adversarial_loss_bound(logits, y, L, 5.0).tolist() == [0] * 3
+    assert linear_loss_bound(logits, y, L, 5.0).tolist() == [0] * 3
     with pytest.raises(InputError, match=r"^logits: .* not empty"):
         certified_radii(torch.zeros(3, 0), y, torch.zeros(0, 0))
 

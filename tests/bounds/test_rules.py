@@ -282,6 +282,19 @@ def test_a_network_that_is_read_with_an_unknown_rule_has_no_bound(monkeypatch):
         read_relaxation(net, (4,))
 
 
+class Pooling(nn.MaxPool2d):
+    """A pooling under a name of its own."""
+
+
+def test_a_subclass_that_changes_nothing_has_the_rule_of_its_kind():
+    bounds = [
+        network_bounds(nn.Sequential(pool, nn.Flatten()), (2, math.inf), input_shape=(1, 5, 5))
+        for pool in (nn.MaxPool2d(3, 2), Pooling(3, 2))
+    ]
+    assert bounds[0][2].upper == bounds[1][2].upper == pytest.approx(2)
+    assert bounds[0][math.inf].upper == bounds[1][math.inf].upper
+
+
 # --- the numbers are those of the operation's own Jacobian ----------------------------------------------------------
 
 UNARY = [case for case in CASES if case.function is not None and case.reads == 1]

@@ -234,8 +234,14 @@ def upper_of_compressed(W2: Tensor, W1: Tensor, k2: int, k1: int) -> tuple[float
             raise InputError(f"{name}: expected an integer from 0 to {min(W.shape)}; got {k}")
     if not (W2.any() and W1.any()):
         return 1.0, 1.0
-    (V2, b), (U1, a) = _head(W2.mT, k2), _head(W1, k1)
-    kept = min(1.0, *upper(V2.mT, U1).values()) if k1 and k2 else 0.0
+    heads, cut = [], []
+    for W, k in ((W2.mT, k2), (W1, k1)):  # U Sigma^(1/2) of the k largest, and the root of the next one
+        U, sigma, _ = torch.linalg.svd(W, full_matrices=False)
+        roots = (sigma / sigma[0]).sqrt()
+        heads.append(U[:, :k] * roots[:k])
+        cut.append(min(1.0, raised(float(roots[k]), max(W.shape))) if k < len(roots) else 0.0)
+    b, a = cut
+    kept = min(1.0, *upper(heads[0].mT, heads[1]).values()) if k1 and k2 else 0.0
     blocks = torch.tensor([[kept, a], [b, a * b]], dtype=torch.float64)
     return min(1.0, kept + a + b + a * b), min(1.0, _norm(blocks))
 
@@ -303,10 +309,3 @@ def _left_power(W: Tensor, power: float) -> Tensor:
     U, sigma, _ = torch.linalg.svd(W, full_matrices=False)
     rank = int((sigma > SUPPORT * sigma[0]).sum())
     return U[:, :rank] * (sigma[:rank] / sigma[0]) ** power
-
-
-def _head(W: Tensor, k: int) -> tuple[Tensor, float]:
-    """``U Sigma^(1/2)`` of the k largest singular values over sigma_1, and the root of the next one."""
-    U, sigma, _ = torch.linalg.svd(W, full_matrices=False)
-    roots = (sigma / sigma[0]).sqrt()
-    return U[:, :k] * roots[:k], min(1.0, raised(float(roots[k]), max(W.shape))) if k < len(roots) else 0.0
