@@ -16,7 +16,6 @@ from brittle.bounds.graph.rules import Op, Slope
 from brittle.bounds.relaxation.crown import offsets, pull_back
 from brittle.bounds.relaxation.interval import Interval, Network, Reach, is_curved
 from brittle.bounds.relaxation.linear_maps import sum_factor
-from brittle.linear.norms import thin
 
 MOST_ENTRIES = 2**25
 """Entries that the composed matrices of all groups may have together."""
@@ -138,7 +137,8 @@ def group(network: Network, inputs: dict[int, Tensor], most: int) -> Groups | No
         return None
     order = tuple(sorted(watched))
     patterns = _patterns(inputs, order)
-    centres = thin(patterns, count)
+    # Cut down to rows, not rounded as elsewhere: other first centres would move every certificate a little.
+    centres = patterns[torch.linspace(0, len(patterns) - 1, count).long().to(patterns.device)]
     for _ in range(4):  # Lloyd's algorithm; a group that loses all its samples keeps its centre
         of = _nearest(patterns, centres)
         sums = torch.zeros_like(centres).index_add_(0, of, patterns)
