@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 from collections import deque
@@ -136,4 +137,6 @@ def on_ray(
             raise error.cause if isinstance(error.cause, InputError) else error from None
         return value
 
-    yield from _in_order((remote.remote(shared, task) for task in tasks), workers, result, ray.cancel)
+    # By force: the gentle way is an interrupt, which workers ignore where this process was started in the background.
+    cancel = functools.partial(ray.cancel, force=True)
+    yield from _in_order((remote.remote(shared, task) for task in tasks), workers, result, cancel)
