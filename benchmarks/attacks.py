@@ -46,8 +46,9 @@ from brittle.evaluation.curves import security_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import worst_case
+from brittle.models.architectures.fcn import fcn
+from brittle.models.architectures.resnet import BasicBlock, resnet18_cifar
 from brittle.models.borrow import frozen
-from brittle.models.build import BasicBlock, fcn, resnet18_cifar
 from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.normalize import Normalize
 
