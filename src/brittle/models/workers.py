@@ -7,7 +7,7 @@ import itertools
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,6 @@ from brittle.models.borrow import Model, copy_unshared, device_of
 Task = TypeVar("Task")
 Worker = TypeVar("Worker")
 Result = TypeVar("Result")
-Promise = TypeVar("Promise")
 Prepare = Callable[[Model], Worker]
 """What every worker makes of its network before its first task."""
 Work = Callable[[Worker, Task], Result]
@@ -73,24 +72,18 @@ def on_devices(
 
     # Threads save and restore the one global random state across each other; whatever they leave is undone here.
     with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(len(devices)) as pool:
+        # At most so many are submitted and not yielded, and whatever ends this ends them.
         futures = (pool.submit(run, task) for task in tasks)
-        yield from _in_order(futures, 2 * len(devices), Future.result, Future.cancel)
-
-
-def _in_order(
-    futures: Iterator[Promise], ahead: int, result: Callable[[Promise], Result], cancel: Callable[[Promise], object]
-) -> Iterator[Result]:
-    """Results in order, with at most ``ahead`` tasks submitted and not yielded; whatever ends this ends them."""
-    waiting = deque(itertools.islice(futures, ahead))
-    try:
-        while waiting:
-            value = result(waiting[0])  # stays in line until it is there: an interrupt cancels it, too
-            waiting.popleft()
-            yield value
-            waiting.extend(itertools.islice(futures, 1))
-    finally:
-        for future in waiting:
-            cancel(future)
+        waiting = deque(itertools.islice(futures, 2 * len(devices)))
+        try:
+            while waiting:
+                value = waiting[0].result()  # stays in line until it is there: an interrupt cancels it, too
+                waiting.popleft()
+                yield value
+                waiting.extend(itertools.islice(futures, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def on_ray(
@@ -99,10 +92,10 @@ def on_ray(
     """Run tasks on a Ray cluster, ``workers`` at once; results in the order of the tasks.
 
     Connects to the cluster that Ray finds (``RAY_ADDRESS``), or starts one on this machine. A worker takes one GPU
-    when the network is on one, else one CPU. An error or an interrupt ends all tasks.
+    when the network is on one, else one CPU. An error or an interrupt ends all of them, and what they are at.
 
     Args:
-        prepare: Called with the network, for every task.
+        prepare: Called with the network, once a worker.
         work: Called with what ``prepare`` returned and the task; all have to be picklable.
         tasks: Taken one after the other, a few ahead.
         model: The network.
@@ -118,25 +111,60 @@ def on_ray(
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
 
-    def run(shared: tuple[Prepare[Worker], Work[Worker, Task, Result], Model], task: Task) -> Result:
-        torch.set_num_threads(1)  # a worker has one CPU to itself
-        prepare, work, model = shared
-        return work(prepare(model), task)
-
-    remote: Any = ray.remote(num_cpus=1, num_gpus=int(device_of(model).type == "cuda"))(run)
     try:
         shared = ray.put((prepare, work, model))
     except Exception as error:  # whatever pickling runs into
         message = f"ray_workers: expected a network and attacks that can be pickled; got {first_line(error)}"
         raise InputError(message) from error
+    # Processes of their own: killing one ends what it does, where cancelling a task that is just being sent does not.
+    gpus = int(device_of(model).type == "cuda")
+    hire: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_RayWorker)
+    hired = [hire.remote() for _ in range(workers)]
 
-    def result(future: Any) -> Result:
+    def result(promise: Any) -> Result:
         try:
-            value: Result = ray.get(future)
+            value: Result = ray.get(promise)
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, InputError) else error from None
         return value
 
-    # By force: the gentle way is an interrupt, which workers ignore where this process was started in the background.
-    cancel = functools.partial(ray.cancel, force=True)
-    yield from _in_order((remote.remote(shared, task) for task in tasks), workers, result, cancel)
+    try:
+        # A worker that the cluster has no room for stays busy with its start, and gets no task.
+        busy: dict[Any, Any] = {worker.start.remote(): worker for worker in hired}
+        waiting: deque[Any] = deque()
+        idle: list[Any] = []
+        rest = iter(tasks)
+        while True:
+            for task in itertools.islice(rest, min(len(idle), 2 * workers - len(waiting))):
+                worker = idle.pop()
+                waiting.append(worker.run.remote([shared], task))
+                busy[waiting[-1]] = worker
+            if not waiting and idle:
+                return
+            for promise in ray.wait(list(busy))[0]:
+                idle.append(busy.pop(promise))
+            while waiting and waiting[0] not in busy:
+                yield result(waiting.popleft())
+    finally:
+        for worker in hired:
+            ray.kill(worker)
+
+
+class _RayWorker:
+    """A process of a Ray cluster that works on one task after the other."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)  # it has one CPU to itself
+        self.work: Callable[[Any], Any] | None = None
+
+    def start(self) -> None:
+        """Return as soon as the process stands."""
+
+    def run(self, shared: list[Any], task: Any) -> Any:
+        """Work on a task. The first one fetches what all share, in a list since Ray would fetch it for every task."""
+        if self.work is None:
+            import ray
+
+            prepare, work, model = ray.get(shared[0])
+            self.work = functools.partial(work, prepare(model))
+        return self.work(task)
