@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.bounds.relaxation.certify import margin_bounds, read_relaxation
+from brittle.bounds.relaxation.margins import Effort
 from brittle.errors import InputError
 from brittle.models.build import resnet18_cifar
 from brittle.models.normalize import Normalize
@@ -158,7 +159,7 @@ def test_no_point_of_the_ball_lies_below_the_bound(kind, p, seed, eps, rounds):
     eps = eps * (4 if p == 2 else 1)
     for examples in (None, inputs(seed + 1, 30)):
         relaxation = read_relaxation(model, (2, 6, 6), examples=examples, groups=4)
-        bound = margin_bounds(relaxation, x, y, eps=eps, p=p, rounds=rounds, rows=5)
+        bound = margin_bounds(relaxation, x, y, eps=eps, p=p, effort=Effort(rounds, 5))
         assert bound.shape == (5,)
         assert bound.isfinite().all()
         least = torch.stack([margins(model, point, y) for point in attacked(model, x, y, eps, p)]).amin(0)
@@ -215,7 +216,7 @@ def test_no_point_of_a_fine_grid_lies_below_the_bound(kind, p, seed, eps):
         for examples in (None, x.flip(1)):
             relaxation = read_relaxation(model, (2,), examples=examples, groups=2)
             for rounds in (0, 2):
-                bound = margin_bounds(relaxation, x, y, eps=eps, p=p, rounds=rounds, rows=2)
+                bound = margin_bounds(relaxation, x, y, eps=eps, p=p, effort=Effort(rounds, 2))
                 assert (bound <= least).all()
 
 
@@ -335,7 +336,7 @@ def test_between_intervals_and_the_exact_minimum(seed, eps):
     rows, shift = C[y[0]] - C, model[2].bias.detach()[y[0]] - model[2].bias.detach()
     plain = rows.clamp_min(0) @ bottom + rows.clamp_max(0) @ top + shift
     plain[y[0]] = math.inf
-    bound = float(margin_bounds(read_relaxation(model, (2,)), x, y, eps=eps, p=math.inf, rounds=0))
+    bound = float(margin_bounds(read_relaxation(model, (2,)), x, y, eps=eps, p=math.inf, effort=Effort(0)))
     assert bound <= exact
     assert bound >= float(plain.min()) - 1e-5
 
@@ -345,7 +346,7 @@ def test_relaxation_beats_intervals_and_rounds_help():
     plain = read_relaxation(model, x.shape[1:])
     grouped = read_relaxation(model, x.shape[1:], examples=x, groups=16)
     certified = [
-        float((margin_bounds(relaxation, x, y, eps=0.04, p=math.inf, rounds=rounds, rows=4) > 0).float().mean())
+        float((margin_bounds(relaxation, x, y, eps=0.04, p=math.inf, effort=Effort(rounds, 4)) > 0).float().mean())
         for relaxation, rounds in ((plain, 0), (grouped, 0), (grouped, 1), (grouped, 6))
     ]
     assert certified == sorted(certified)
@@ -361,7 +362,7 @@ def test_a_sample_does_not_depend_on_the_others(kind, p):
     model, x = net(kind, 2, torch.float64), inputs(2, 9, torch.float64)
     y = labels_of(model, x)
     relaxation = read_relaxation(model, (2, 6, 6), examples=inputs(3, 20, torch.float64), groups=3)
-    options = {"eps": 0.02 if p == math.inf else 0.15, "p": p, "rows": 3}
+    options = {"eps": 0.02 if p == math.inf else 0.15, "p": p, "effort": Effort(rows=3)}
     together = margin_bounds(relaxation, x, y, **options)
     alone = torch.cat([margin_bounds(relaxation, x[i : i + 1], y[i : i + 1], **options) for i in range(9)])
     order = torch.randperm(9, generator=generator(0))
@@ -377,9 +378,9 @@ def test_biases_move_the_bound(kind):
     y = torch.zeros(5, dtype=torch.long)
     head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     head.bias.data[0] -= 30.0  # no margin is certain
-    before = margin_bounds(read_relaxation(model, (2, 6, 6)), x, y, eps=0.01, p=math.inf, rounds=0)
+    before = margin_bounds(read_relaxation(model, (2, 6, 6)), x, y, eps=0.01, p=math.inf, effort=Effort(0))
     head.bias.data[0] -= 3.0
-    after = margin_bounds(read_relaxation(model, (2, 6, 6)), x, y, eps=0.01, p=math.inf, rounds=0)
+    after = margin_bounds(read_relaxation(model, (2, 6, 6)), x, y, eps=0.01, p=math.inf, effort=Effort(0))
     torch.testing.assert_close(after, before - 3, rtol=0, atol=1e-9)
 
 
@@ -417,7 +418,7 @@ def test_single_precision_is_near_double_precision(seed, kind):
     y = labels_of(model, x)
     exact = copy.deepcopy(model).double()
     single, double = (
-        margin_bounds(read_relaxation(m, (2, 6, 6)), x.to(dtype), y, eps=0.01, p=math.inf, rounds=0)
+        margin_bounds(read_relaxation(m, (2, 6, 6)), x.to(dtype), y, eps=0.01, p=math.inf, effort=Effort(0))
         for m, dtype in ((model, torch.float32), (exact, torch.float64))
     )
     assert single.dtype == torch.float32
@@ -551,8 +552,8 @@ def test_refusals_name_the_module():
         ({"eps": math.nan}, "eps"),
         ({"p": 1}, "p"),
         ({"bounds": (1.0, 0.0)}, "bounds"),
-        ({"rounds": -1}, "rounds"),
-        ({"rows": 0}, "rows"),
+        ({"eps": torch.tensor([0.1])}, "eps"),
+        ({"eps": torch.tensor([0.1, -0.1])}, "eps"),
         ({"x": torch.rand(2, 71)}, "x"),
         ({"x": torch.full((2, 2, 6, 6), 2.0)}, "x"),
         ({"y": torch.tensor([0, 3])}, "y"),
@@ -593,7 +594,7 @@ def test_deep_residual_networks_are_read():
     model = seeded(lambda: resnet18_cifar(3, 2)).eval()
     x = uniform(0, 2, 3, 8, 8)
     y = labels_of(model, x)
-    bound = margin_bounds(read_relaxation(model, (3, 8, 8)), x, y, eps=1e-4, p=math.inf, rounds=0)
+    bound = margin_bounds(read_relaxation(model, (3, 8, 8)), x, y, eps=1e-4, p=math.inf, effort=Effort(0))
     assert (bound <= margins(model, x, y)).all()
 
 

@@ -13,6 +13,7 @@ from brittle.attacks import fgsm
 from brittle.attacks.losses import margins
 from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
+from brittle.bounds.relaxation.margins import Effort
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.threat import Threat
@@ -133,4 +134,5 @@ def prove(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: flo
     device = device_of(relaxation.model)
     x, y = x.to(device).clamp(*threat.bounds), y.to(device)
     sharp = passes >= PASSES_THAT_PAY_FOR_SHARPNESS and relaxation.groups is not None
-    return margin_bounds(relaxation, x, y, eps=eps, p=threat.p, bounds=threat.bounds, rows=128 if sharp else 32) > 0
+    effort = Effort(rows=128 if sharp else 32)
+    return margin_bounds(relaxation, x, y, eps=eps, p=threat.p, bounds=threat.bounds, effort=effort) > 0

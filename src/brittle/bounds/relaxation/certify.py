@@ -7,7 +7,6 @@ margins back to the input; the entries whose relaxation costs most are bounded a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from brittle.bounds.graph.rules import Op
 from brittle.bounds.relaxation.grouped import Groups, group
 from brittle.bounds.relaxation.interval import Ball, Network
 from brittle.bounds.relaxation.linear_maps import as_map
-from brittle.bounds.relaxation.margins import least_margins
+from brittle.bounds.relaxation.margins import USUAL, Effort, least_margins
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
@@ -116,11 +115,10 @@ def margin_bounds(
     x: Tensor,
     y: Tensor,
     *,
-    eps: float,
+    eps: float | Tensor,
     p: float,
     bounds: tuple[float, float] = (0.0, 1.0),
-    rounds: int = 2,
-    rows: int = 32,
+    effort: Effort = USUAL,
 ) -> Tensor:
     r"""Certified lower bound of ``min_{j != y} s_y - s_j`` over all inputs within the budget.
 
@@ -139,12 +137,10 @@ def margin_bounds(
         relaxation: From :func:`read_relaxation`.
         x: Inputs ``(N, *input_shape)`` within ``bounds``.
         y: Labels ``(N,)``.
-        eps: Budget, at least 0, in input units.
+        eps: Budget, at least 0, in input units: one for all samples, or one for each ``(N,)``.
         p: Norm of the budget: 2 or inf. In l_2 the bounds are not used: the ball is taken whole.
         bounds: Smallest and largest admissible input value.
-        rounds: How often, for samples that could still be certified, the entries of hidden layers whose relaxation
-            costs most are bounded again; 0 is cheapest, by far for convolutions.
-        rows: How many entries a layer that is, at most.
+        effort: How hard it is tried.
 
     Returns:
         ``(N,)`` in units of the logits, of the model's type; -inf where arithmetic overflowed. A sample's bound
@@ -156,19 +152,16 @@ def margin_bounds(
     check_batch(x, y, bounds=bounds, classes=relaxation.classes)
     _check_shape(relaxation, x, "x")
     p = check_attack_norm(p)
-    if not 0 <= eps < math.inf:
-        raise InputError(f"eps: expected a finite number of at least 0; got {eps}")
-    if rounds < 0 or rows < 1:
-        raise InputError(f"rounds: expected at least 0, rows: at least 1; got {rounds} and {rows}")
+    eps = _budgets(eps, len(x))
     like = zero_like(relaxation.model)
     with frozen(relaxation.model), _plain_arithmetic(like):
-        x, y = x.detach().to(like).clamp(*bounds), y.to(like.device).long()
+        x, y, eps = x.detach().to(like).clamp(*bounds), y.to(like.device).long(), eps.to(like.device)
         network = relaxation.network
         size = sum(network.size(n) for n in range(len(network.ops)))
         margins = []
         for part in torch.arange(len(x), device=like.device).split(max(1, MOST_VALUES // size)):
-            values, ball = clean_values(relaxation, x[part]), Ball.around(x[part], eps, p, bounds)
-            margins.append(least_margins(network, relaxation.groups, values, ball, y[part], rounds, rows))
+            values, ball = clean_values(relaxation, x[part]), Ball.around(x[part], eps[part], p, bounds)
+            margins.append(least_margins(network, relaxation.groups, values, ball, y[part], effort))
         return torch.cat(margins)
 
 
@@ -208,6 +201,20 @@ def _plain_arithmetic(like: Tensor) -> Iterator[None]:
     """No gradients, and every operation in the type of its inputs."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
         yield
+
+
+def _budgets(eps: float | Tensor, count: int) -> Tensor:
+    """One budget for each sample ``(N,)``.
+
+    Raises:
+        InputError: One is negative or not finite, or there are not as many as samples.
+    """
+    each = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64).detach()
+    if each.shape not in ((), (count,)):
+        raise InputError(f"eps: expected one number, or one for each of {count} samples; got {tuple(each.shape)}")
+    if not bool((each.isfinite() & (each >= 0)).all()):
+        raise InputError(f"eps: expected finite numbers of at least 0; got {each.tolist()}")
+    return each.expand(count)
 
 
 def _check_shape(relaxation: Relaxation, x: Tensor, name: str) -> None:

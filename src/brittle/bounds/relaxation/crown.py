@@ -301,7 +301,7 @@ def _moves(ball: Ball, g: Tensor) -> Interval:
     """Middle and half-width of ``<g, d>`` over the ball, ``(N, R)``."""
     flat = g.flatten(2)
     if ball.length is not None:
-        radius = torch.linalg.vector_norm(flat, dim=2) * ball.length
+        radius = torch.linalg.vector_norm(flat, dim=2) * ball.length[:, None]
         return torch.zeros_like(radius), radius * sum_factor(flat)
     return _dot(flat, ball.mid.flatten(1)), _dot(flat.abs(), ball.rad.flatten(1)) * sum_factor(flat)
 

@@ -70,7 +70,7 @@ class Stretch:
             mid = mid + ball.mid.flatten(1) @ self.source.mT
             rad = ball.rad.flatten(1) @ self.source.abs().mT * grow
         else:
-            rad = (torch.linalg.vector_norm(self.source, dim=1) * ball.length * grow).expand_as(mid)
+            rad = ball.length[:, None] * torch.linalg.vector_norm(self.source, dim=1) * grow
         for number, matrix in self.inner.items():
             middle, radius = offsets(network, reach, number, self.slopes[number])
             mid = mid + middle @ matrix.mT

@@ -91,26 +91,34 @@ class Ball:
     Attributes:
         mid: Middle of every coordinate's range ``(N, ...)``.
         rad: Half of it.
-        length: Largest l_2 norm; None in l_inf. With it ``mid`` is zero.
+        length: Largest l_2 norms ``(N,)``; None in l_inf. With them ``mid`` is zero.
     """
 
     mid: Tensor
     rad: Tensor
-    length: float | None
+    length: Tensor | None
 
     @staticmethod
-    def around(x: Tensor, eps: float, p: float, bounds: tuple[float, float]) -> Ball:
-        """The l_p ball, for p = inf cut to the bounds, widened by what the attacks' own check lets pass."""
+    def around(x: Tensor, eps: float | Tensor, p: float, bounds: tuple[float, float]) -> Ball:
+        """The l_p ball, for p = inf cut to the bounds, widened by what the attacks' own check lets pass.
+
+        Args:
+            x: Clean inputs ``(N, ...)``.
+            eps: Budget, one for all or one for each sample ``(N,)``.
+            p: 2 or inf.
+            bounds: Smallest and largest admissible input value.
+        """
         slack = 2.0**-22 * max(abs(bounds[0]), abs(bounds[1]))
-        eps = eps * (1 + 2e-6) + slack
+        length = (torch.as_tensor(eps).to(x) * (1 + 2e-6) + slack).expand(len(x))
+        rad = per_sample(length, x).expand_as(x)
         if p == 2:
-            return Ball(torch.zeros_like(x), torch.full_like(x, eps), eps)
-        low, high = (bounds[0] - slack - x).clamp_min(-eps), (bounds[1] + slack - x).clamp_max(eps)
+            return Ball(torch.zeros_like(x), rad, length)
+        low, high = torch.maximum(bounds[0] - slack - x, -rad), torch.minimum(bounds[1] + slack - x, rad)
         return Ball((low + high) / 2, (high - low) / 2 * (1 + 4 * unit_roundoff(x.dtype)), None)
 
     def at(self, rows: Tensor) -> Ball:
         """The balls of some samples."""
-        return Ball(self.mid[rows], self.rad[rows], self.length)
+        return Ball(self.mid[rows], self.rad[rows], None if self.length is None else self.length[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +220,7 @@ def _(rule: Input, op: Op, number: int, state: Propagation) -> None:
     ball = state.ball
     state.moved[number] = (ball.mid, ball.rad)
     if ball.length is not None:
-        state.lengths[number] = ball.rad.new_full((len(ball.rad),), ball.length)
+        state.lengths[number] = ball.length
 
 
 @pass_on.register

@@ -13,6 +13,7 @@ from brittle.bounds.relaxation.crown import gaps, lower_ends, unit_ends
 from brittle.bounds.relaxation.grouped import Groups, targets
 from brittle.bounds.relaxation.interval import Ball, Network, Reach, intervals
 from brittle.bounds.relaxation.linear_maps import unit_roundoff
+from brittle.errors import InputError
 
 MOST_ENTRIES = 2**22
 """Entries of the largest tensor of coefficients: so many samples are taken together."""
@@ -20,8 +21,33 @@ RECOVERABLE = 0.75
 """Share of what relaxation costs that bounding entries again may win back: without hope of so much it is not tried."""
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How hard certificates are tried where a sample could still be certified.
+
+    Attributes:
+        rounds: How often the entries of hidden layers whose relaxation costs most are bounded again; 0 is cheapest,
+            by far for convolutions.
+        rows: How many entries a layer that is, at most.
+
+    Raises:
+        InputError: A number is too small.
+    """
+
+    rounds: int = 2
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0 or self.rows < 1:
+            raise InputError(f"rounds: expected at least 0, rows: at least 1; got {self.rounds} and {self.rows}")
+
+
+USUAL = Effort()
+"""What is tried where nothing else is asked for."""
+
+
 def least_margins(
-    network: Network, groups: Groups | None, values: dict[int, Tensor], ball: Ball, y: Tensor, rounds: int, rows: int
+    network: Network, groups: Groups | None, values: dict[int, Tensor], ball: Ball, y: Tensor, effort: Effort
 ) -> Tensor:
     """Lower bounds of ``min_{j != y} s_y - s_j`` over the ball, ``(N,)``.
 
@@ -31,8 +57,7 @@ def least_margins(
         values: Clean results of all operations, by number.
         ball: What the attacker may add.
         y: Labels ``(N,)``.
-        rounds: How often the entries whose relaxation costs most are bounded again.
-        rows: How many of a layer's.
+        effort: How hard it is tried.
     """
     reach = intervals(network, values, ball)
     if groups is not None:
@@ -42,9 +67,9 @@ def least_margins(
     others = every[every != y[:, None]].view(len(y), classes - 1)
     margins = _first_margins(network, reach, values, y, others)
     widest = max(network.size(n) for n in range(len(network.ops)))
-    size = max(1, MOST_ENTRIES // (widest * max(rows if rounds else 1, classes)))
+    size = max(1, MOST_ENTRIES // (widest * max(effort.rows if effort.rounds else 1, classes)))
     for part in (margins <= 0).sum(1).argsort().split(size):
-        margins[part] = _Batch(network, reach, values, y, others, margins).at(part).deepened(rounds, rows)
+        margins[part] = _Batch(network, reach, values, y, others, margins).at(part).deepened(effort)
     return margins.amin(1).nan_to_num(nan=-math.inf)
 
 
@@ -65,23 +90,23 @@ class _Batch:
         reach = self.reach.at(rows)
         return _Batch(self.network, reach, values, self.y[rows], self.others[rows], self.margins[rows])
 
-    def deepened(self, rounds: int, rows: int) -> Tensor:
+    def deepened(self, effort: Effort) -> Tensor:
         """The margins after CROWN for those not certain, then with entries bounded again and CROWN again."""
         margins = self.margins.clone()
         todo = (margins <= 0).any(1).nonzero()[:, 0]
         batch = self.at(todo)
-        for turn in range(rounds + 1):
+        for turn in range(effort.rounds + 1):
             if not len(todo):
                 break
             bounds, gains, hope = batch.crown()
             margins[todo] = bounds
             keep = ((bounds <= 0).any(1) & hope).nonzero()[:, 0]
-            if turn == rounds or not len(keep) or not gains:
+            if turn == effort.rounds or not len(keep) or not gains:
                 break
             batch = replace(batch, margins=bounds).at(keep)
             todo = todo[keep]
             gains = {target: gain[keep] for target, gain in gains.items()}
-            batch = replace(batch, reach=batch.bound_again(gains, rows))
+            batch = replace(batch, reach=batch.bound_again(gains, effort.rows))
         return margins
 
     def crown(self) -> tuple[Tensor, dict[int, Tensor], Tensor]:
