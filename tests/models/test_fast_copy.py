@@ -312,6 +312,18 @@ NETWORKS = {
         0,
     ),
     "own gradient": (lambda: pooled(lambda net, x: net.norm(net.conv(Rounded.apply(x))), **pair()), 1),
+    "viewed": (
+        lambda: Made(
+            lambda net, x: net.head(torch.relu(net.norm(net.conv(x))).view(x.size(0), -1)),
+            head=nn.Linear(216, 5),
+            **pair(),
+        ),
+        0,
+    ),
+    "viewed from another type": (
+        lambda: pooled(lambda net, x: net.norm(net.conv(x.view(torch.int64).view(dtype=torch.float64) + x)), **pair()),
+        0,
+    ),
     "two outputs a row": (
         lambda: pooled(lambda net, x: net.norm(net.conv(x)).chunk(2, 1)[0].repeat(1, 2, 1, 1), **pair()),
         0,
@@ -566,6 +578,18 @@ def test_networks_that_return_no_differentiable_logits_come_back(rule):
     net = Returning(rule)
     with left_alone(net):
         assert copy_for_attacks(net, few(6)[0]) is net
+
+
+def test_a_copy_that_fails_leaves_nothing_on_the_terminal(capfd):
+    """Graphs of torch.fx print a traceback beside every error: that the copy may fail is nobody's concern."""
+    copied = copied_from(
+        built(lambda: Made(lambda net, x: net.norm(net.conv(x)).view(-1, 216), **pair()), torch.float32),
+        dtype=torch.float32,
+    )
+    assert isinstance(copied, torch.fx.GraphModule)
+    with pytest.raises(RuntimeError, match="shape"):
+        copied(torch.zeros(2, 3, 9, 13))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_inputs_of_the_wrong_shape_do_no_harm():

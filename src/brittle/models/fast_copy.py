@@ -132,8 +132,20 @@ def _fold_norms(graph: fx.GraphModule) -> nn.Module:
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
+    for node in graph.graph.nodes:
+        # A tensor in channels_last cannot be viewed in another shape without a copy.
+        if node.op == "call_method" and node.target == "view" and not _depend_on_type(node.args[1:], node.kwargs):
+            node.target = "reshape"
     graph.recompile()
+    # A graph prints its own traceback beside every error that passes it; that of a failing pass belongs to whoever
+    # calls. torch makes a class of its own for every graph, so that no other module is changed.
+    type(graph).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return _lay_out(graph)  # what was merged is a new layer
+
+
+def _depend_on_type(args: tuple[object, ...], options: dict[str, object]) -> bool:
+    """Whether a view is one of another type, not of another shape."""
+    return any(isinstance(value, torch.dtype) for value in (*args, *options.values()))
 
 
 def _merge(linear: nn.Module, norm: nn.Module) -> nn.Module | None:
