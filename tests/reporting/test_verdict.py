@@ -5,13 +5,16 @@ import math
 
 import pytest
 
-from brittle.reporting.verdict import judge
-from brittle.results import CertifiedCurve, Evaluation, LipschitzResult, Rate
+from brittle.reporting.verdict import doubts, judge
+from brittle.results import CertifiedCurve, Evaluation, Flag, LipschitzResult, Rate, UniversalResult
 from helpers.audits import norm_result
 
 
-def counted(clean, robust, p=math.inf, **parts):
-    evaluation = Evaluation(("apgd",), p, 0.1, (0.0, 1.0), 1, 0, {}, 200, clean, robust, 0, 0.1)
+def counted(clean, robust, p=math.inf, *, n=200, chance=None, warnings=(), **parts):
+    """A norm with so many right samples of ``n``, and so many that survive."""
+    evaluation = Evaluation(
+        ("apgd",), p, 0.1, (0.0, 1.0), 1, 0, {}, n, clean, robust, 0, 0.1, chance=chance, warnings=warnings
+    )
     return norm_result(p, evaluation=evaluation, **parts)
 
 
@@ -35,6 +38,112 @@ def test_levels_are_shares_of_the_clean_accuracy_at_the_worst_budget(clean, robu
         verdict = judge(both, [])
         assert verdict.level == level
         assert Rate(robust, 200).percent in verdict.headline
+        if robust < 100:
+            assert verdict.decided_by == math.inf
+            assert f"{Rate(robust, 200).percent} within ℓ∞ 0.1 (which decides the level)" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("robust", "level"), [(99, "too few samples"), (60, "too few samples"), (49, "fragile"), (5, "broken")]
+)
+def test_a_failed_attack_on_few_samples_is_no_verdict_but_a_successful_one_is(robust, level):
+    verdict = judge([counted(99, robust, n=110)], [])
+    assert verdict.level == level
+    (few,) = [finding for finding in verdict.findings if finding.startswith("Only 99 samples are right")]
+    low, high = Rate(robust, 99).interval
+    assert f"{100 * low:.0f} to {100 * high:.0f} % in ℓ∞" in few
+    assert ("100 right ones are needed" in verdict.headline) == (level == "too few samples")
+    enough = judge([counted(100, robust, n=110)], [])
+    assert enough.level not in ("too few samples", "no better than guessing")
+    assert not any("samples are right" in finding for finding in enough.findings)
+
+
+@pytest.mark.parametrize(
+    ("clean", "n", "chance", "guesses"),
+    [
+        (78, 1000, 0.1, True),  # nearly constant
+        (98, 1000, 0.1, True),  # all weights are zero
+        (118, 1000, 0.1, True),  # above it, but not beyond chance
+        (140, 1000, 0.1, False),
+        (400, 1000, 0.4, True),  # always the commonest label
+        (4, 40, 0.1, True),
+        (38, 40, 0.1, False),
+        (0, 50, 0.1, True),
+        (500, 1000, None, False),  # a file of an older version
+    ],
+)
+def test_what_is_not_above_chance_is_never_robust(clean, n, chance, guesses):
+    norms = [counted(clean, clean, p, n=n, chance=chance) for p in (math.inf, 2.0)]
+    verdict = judge(norms, [])
+    assert (verdict.level == "no better than guessing") == guesses
+    if guesses:
+        assert f"{Rate(clean, n).percent} right without attack" in verdict.headline
+        assert f"ignore the input reach {100 * chance:.1f} %" in verdict.headline
+        assert verdict.decided_by is None
+
+
+RAISED = Flag("zero gradients", True, "12 of 64 are zero.", "why")
+
+
+def in_norm(flag, p):
+    return dataclasses.replace(flag, p=p)
+
+
+def test_a_flag_of_one_norm_decides_that_norm_alone():
+    """Doubt about one norm cannot be answered by, nor asked of, what is proven in another."""
+    flagged = (in_norm(RAISED, math.inf),)
+    proven = curve(math.inf, 190)
+    for order in (1, -1):
+        # Flagged, but proven to be robust; the other norm is neither flagged nor proven.
+        norms = [counted(200, 198, flags=flagged, certified=proven), counted(200, 190, 2.0)][::order]
+        assert judge(norms, []).level == "robust"
+        # Flagged and not proven.
+        norms = [counted(200, 198, flags=flagged), counted(200, 190, 2.0, certified=curve(2.0, 190))][::order]
+        verdict = judge(norms, [])
+        assert (verdict.level, verdict.decided_by) == ("unclear", math.inf)
+        (distrust,) = [finding for finding in verdict.findings if "Do not trust" in finding]
+        assert distrust == "Do not trust the robust accuracy in ℓ∞ (zero gradients). 12 of 64 are zero."
+
+
+def test_what_belongs_to_the_model_puts_every_norm_in_doubt_that_is_not_proven():
+    verdict = judge([counted(200, 198), counted(200, 190, 2.0)], [], [RAISED])
+    assert verdict.level == "unclear"
+    assert verdict.findings[0] == "Do not trust any robust accuracy here (zero gradients). 12 of 64 are zero."
+    one = judge([counted(200, 198, certified=curve(math.inf, 197)), counted(200, 190, 2.0)], [], [RAISED])
+    assert one.findings[0] == "Do not trust the robust accuracy in ℓ₂ (zero gradients). 12 of 64 are zero."
+
+
+@pytest.mark.parametrize(("proven", "stands"), [(198, True), (196, True), (195, False), (0, False)])
+def test_flags_give_way_where_proof_and_attack_meet_within_a_point(proven, stands):
+    flagged = (in_norm(RAISED, math.inf),)
+    norm = counted(200, 198, flags=flagged, certified=curve(math.inf, proven))
+    assert bool(doubts([norm], [RAISED])[math.inf]) == (not stands)
+    verdict = judge([norm], [], [RAISED])
+    assert any("Do not trust" in finding for finding in verdict.findings) == (not stands)
+    assert verdict.level == ("unclear" if proven == 0 else "robust")
+
+
+def test_an_attack_that_succeeded_needs_no_trust():
+    assert judge([counted(200, 30, flags=(in_norm(RAISED, math.inf),))], []).level == "fragile"
+
+
+def universal(p, kind, hits, eps=0.1):
+    return UniversalResult(
+        p, eps, kind, "how", 100, Rate(hits, 100), (Rate(2, 100), Rate(4, 100)), Rate(90 - hits, 100)
+    )
+
+
+def test_the_universal_perturbations_number_is_the_best_of_those_found():
+    norms = [
+        norm_result(math.inf, universal=(universal(math.inf, "fitted", 20), universal(math.inf, "data-free", 35))),
+        norm_result(2.0, universal=(universal(2.0, "fitted", 12), universal(2.0, "data-free", 3))),
+    ]
+    assert [norm.best_universal.fooled.hits for norm in norms] == [35, 12]
+    (finding,) = [finding for finding in judge(norms, []).findings if "One and the same" in finding]
+    assert "35.0 % within ℓ∞ 0.1 (data-free; random ones of equal size 3.0 % on average and at most 4.0 %)" in finding
+    assert "12.0 % within ℓ₂ 0.1 (fitted;" in finding
+    assert "20.0 %" not in finding
+    assert norm_result().best_universal is None
 
 
 def test_nothing_right_is_not_robust():

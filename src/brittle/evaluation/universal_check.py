@@ -216,8 +216,8 @@ def judge_universal(
         seed: Of the split, the candidates and the random perturbations.
 
     Returns:
-        A ``fitted`` and, where the weights suggest one, a ``data-free`` result: measured on these samples, estimates.
-        None at all when there are fewer than two samples.
+        A ``fitted`` and, where the weights suggest one, a ``data-free`` result, the one that fools more samples first:
+        measured on these samples, estimates. None at all when there are fewer than two samples.
 
     Raises:
         InputError: An argument is out of range, or the model or the samples cannot be used.
@@ -248,7 +248,7 @@ def judge_universal(
         random = [eps * (part.sign() if math.isinf(p) else part / lp_norm(part, 2))[0] for part in noise]
         controls = [is_right(judging, u) for u in random]
     n = int(clean.sum())
-    return [
+    results = [
         UniversalResult(
             p=float(p),
             eps=float(eps),
@@ -261,3 +261,4 @@ def judge_universal(
         )
         for kind, name, still_right in judged
     ]
+    return sorted(results, key=lambda result: -result.fooled.hits)

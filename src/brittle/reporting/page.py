@@ -14,6 +14,7 @@ from brittle.reporting import figures
 from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
+from brittle.reporting.verdict import doubts
 from brittle.results import Audit, Setting
 from brittle.results.wording import budget, norm_name, number
 from brittle.storage.files import write_text
@@ -36,6 +37,7 @@ def report_html(audit: Audit) -> str:
     drawn = {name: draw(audit) for name, draw in FIGURES.items()}
     columns = layer_columns(audit.layers)
     flags = [*audit.flags, *(flag for norm in audit.norms for flag in norm.flags)]
+    in_doubt = doubts(audit.norms, audit.flags)
     checks = dict.fromkeys(flag.name for flag in flags)
     reasons = dict.fromkeys(item.reason for item in audit.not_measured)
     # JSON that cannot close the <script> it stands in; it parses to the same document.
@@ -48,6 +50,11 @@ def report_html(audit: Audit) -> str:
             figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
             columns=columns,
             flags=flags,
+            deciding=next(
+                (norm for norm in audit.norms if norm.evaluation and norm.p == audit.verdict.decided_by), None
+            ),
+            raised=[flag for flag in flags if flag.raised],
+            doubted=[p for p, raised in in_doubt.items() if raised],
             checks={name: [flag for flag in flags if flag.name == name] for name in checks},
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=VISIBLE_GROUPS,

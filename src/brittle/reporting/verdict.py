@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from brittle.results import (
     FRACTIONS,
+    Evaluation,
     Flag,
     LayerResult,
     LipschitzResult,
     NormResult,
+    Rate,
     Verdict,
 )
-from brittle.results.methods import UniversalKind
 from brittle.results.wording import budget, norm_name, number
 
 LEVELS = {"robust": 0.9, "weakened": 0.5, "fragile": 0.1, "broken": 0.0}
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
+REST_ON_FAILURE = ("robust", "weakened")
+"""Levels that rest on attacks that failed, not on examples that were found."""
 HEADLINES = {
     "robust": "The network holds up",
     "weakened": "The network is weakened by attacks",
     "fragile": "The network is fragile",
     "broken": "The network breaks under attack",
     "unclear": "It is unclear how robust the network is",
+    "too few samples": "Too few samples to say how robust the network is",
+    "no better than guessing": "The network is no better than guessing",
 }
 """How the headline begins, by level."""
+ENOUGH = 100
+"""Right samples from which on a failed attack says that a network is robust: of so many, all of which survive, at most
+3.7 % of the others break (95 % interval)."""
+MEET = 0.01
+"""Most undecided samples, as a share of all, at which proof and attack are said to meet: the number stands then,
+whatever the checks say of the attack."""
 
 
 def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Sequence[Flag] = ()) -> Verdict:
@@ -36,9 +47,9 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
         layers: What was measured of each layer.
         flags: The checks that belong to no norm.
     """
-    raised = [flag for flag in (*flags, *(flag for norm in norms for flag in norm.flags)) if flag.raised]
     findings = (
-        *_distrust(raised),
+        *_distrust(norms, flags),
+        *_few(norms),
         *_attacked_and_proven(norms),
         *_concentration(layers),
         *_in_the_layers(norms),
@@ -49,35 +60,113 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
     if not evaluations:
         alone = f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
         return Verdict("not attacked", alone, findings)
-    level, clean = _level(norms, bool(raised)), evaluations[0].clean_accuracy
-    robust = " and ".join(f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}" for e in evaluations)
-    headline = f"{HEADLINES[level]}: {clean.percent} right without attack, {robust} under the worst attack."
-    return Verdict(level, headline, findings)
+    level, deciding = _level([norm for norm in norms if norm.evaluation], flags)
+    return Verdict(level, _headline(level, deciding, evaluations), findings, deciding)
 
 
-def _level(norms: Sequence[NormResult], doubted: bool) -> str:
-    """The level of the share of the clean accuracy that the worst standard budget leaves."""
+def doubts(norms: Sequence[NormResult], flags: Sequence[Flag] = ()) -> dict[float, list[Flag]]:
+    """The raised flags that put the robust accuracy in each norm in doubt.
 
-    def of_least(shares: Iterable[float]) -> str:
-        least = min(shares, default=0.0)
-        return next(level for level, smallest in LEVELS.items() if least >= smallest)
+    A flag of one norm says nothing of another, and where proof and attack meet no flag counts.
 
-    pairs = [(norm.evaluation, norm.certified) for norm in norms if norm.evaluation and norm.evaluation.clean_correct]
-    level = of_least(evaluation.robust_correct / evaluation.clean_correct for evaluation, _ in pairs)
-    if level not in ("robust", "weakened") or not doubted:
-        return level
-    # These two levels rest on attacks that failed: where those are in doubt, certificates have to say the same.
-    proven = of_least(curve.at(e.eps).hits / e.clean_correct if curve else 0.0 for e, curve in pairs)
-    return level if level == proven else "unclear"
+    Args:
+        norms: What was found in each norm.
+        flags: The checks that belong to no norm.
+
+    Returns:
+        By norm, those that were attacked; the model's own flags first.
+    """
+    return {
+        norm.p: [] if _stands(norm) else [flag for flag in (*flags, *norm.flags) if flag.raised]
+        for norm in norms
+        if norm.evaluation
+    }
 
 
-def _distrust(raised: Sequence[Flag]) -> Iterator[str]:
-    for name in dict.fromkeys(flag.name for flag in raised):
-        same = [flag for flag in raised if flag.name == name]
-        norms = [norm_name(flag.p) for flag in same if flag.p is not None]
-        what = f"the robust accuracy in {' and '.join(norms)}" if norms else "any robust accuracy here"
-        found = [f"{norm_name(f.p)}: {f.finding}" if f.p is not None and len(same) > 1 else f.finding for f in same]
-        yield f"Do not trust {what} ({name}). {' '.join(found)}"
+def _stands(norm: NormResult) -> bool:
+    """Whether the samples between proof and attack are so few that the robust accuracy needs no trust."""
+    e, proven = norm.evaluation, norm.certified
+    return bool(e and e.n and proven and proven.undecided(e).hits <= MEET * e.n)
+
+
+def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, float | None]:
+    """The level, of the norm whose budget leaves the smallest share of the clean accuracy, and that norm."""
+    in_doubt = doubts(norms, flags)
+
+    def survives(norm: NormResult) -> float:
+        e = norm.evaluation
+        return e.robust_correct / e.clean_correct if e and e.clean_correct else 0.0
+
+    def is_sure(norm: NormResult) -> float:
+        """The share that survives; where the attack is in doubt, the share that is proven to."""
+        e, proven = norm.evaluation, norm.certified
+        if not in_doubt[norm.p] or not e or not e.clean_correct:
+            return survives(norm)
+        return proven.at(e.eps).hits / e.clean_correct if proven else 0.0
+
+    def level_of(share: float) -> str:
+        return next(level for level, smallest in LEVELS.items() if share >= smallest)
+
+    first = norms[0].evaluation
+    if first and first.chance is not None and not first.clean_accuracy.exceeds(first.chance):
+        return "no better than guessing", None
+    worst, least_sure = min(norms, key=survives), min(norms, key=is_sure)
+    level = level_of(survives(worst))
+    if level not in REST_ON_FAILURE:
+        return level, worst.p
+    if first and first.clean_correct < ENOUGH:
+        return "too few samples", worst.p
+    return (level, worst.p) if level_of(is_sure(least_sure)) == level else ("unclear", least_sure.p)
+
+
+def _headline(level: str, deciding: float | None, evaluations: Sequence[Evaluation]) -> str:
+    """The level in a sentence, with the accuracies that it rests on and the norm that decided it."""
+    clean, chance = evaluations[0].clean_accuracy, evaluations[0].chance
+    if level == "no better than guessing" and chance is not None:
+        return (
+            f"{HEADLINES[level]}: {clean.percent} right without attack, where answers that ignore the input reach"
+            f" {100 * chance:.1f} %, so that no robust accuracy means anything."
+        )
+
+    def mark(e: Evaluation) -> str:
+        return " (which decides the level)" if e.p == deciding and len(evaluations) > 1 else ""
+
+    robust = " and ".join(
+        f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}{mark(e)}" for e in evaluations
+    )
+    few = f" ({clean.counts}; {ENOUGH} right ones are needed)" if level == "too few samples" else ""
+    return f"{HEADLINES[level]}: {clean.percent} right without attack{few}, {robust} under the worst attack."
+
+
+def _distrust(norms: Sequence[NormResult], flags: Sequence[Flag]) -> Iterator[str]:
+    in_doubt = doubts(norms, flags)
+    raised = [(p, flag) for p, same in in_doubt.items() for flag in same]
+    for name in dict.fromkeys(flag.name for _, flag in raised):
+        found: dict[str, list[float]] = {}  # a check of the model found the same in every norm
+        for p, flag in raised:
+            if flag.name == name:
+                found.setdefault(flag.finding, []).append(p)
+        concerned = [p for ps in found.values() for p in ps]
+        everything = len(concerned) == len(in_doubt) and all(flag.p is None for _, flag in raised if flag.name == name)
+        where = " and ".join(norm_name(p) for p in concerned)
+        what = "any robust accuracy here" if everything else f"the robust accuracy in {where}"
+        texts = [text if len(found) == 1 else f"{norm_name(ps[0])}: {text}" for text, ps in found.items()]
+        yield f"Do not trust {what} ({name}). {' '.join(texts)}"
+
+
+def _few(norms: Sequence[NormResult]) -> Iterator[str]:
+    """How little a share of few samples says."""
+    attacked = [norm.evaluation for norm in norms if norm.evaluation and norm.evaluation.clean_correct]
+    if attacked and attacked[0].clean_correct < ENOUGH:
+        intervals = [Rate(e.robust_correct, e.clean_correct).interval or (0.0, 1.0) for e in attacked]
+        parts = [
+            f"{100 * low:.0f} to {100 * high:.0f} % in {norm_name(e.p)}"
+            for e, (low, high) in zip(attacked, intervals, strict=True)
+        ]
+        yield (
+            f"Only {attacked[0].clean_correct} samples are right without attack: the share of right answers that"
+            f" survives is known to no more than {' and '.join(parts)} (95 % intervals); give more samples."
+        )
 
 
 def _attacked_and_proven(norms: Sequence[NormResult]) -> Iterator[str]:
@@ -174,13 +263,13 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
 def _universal(norms: Sequence[NormResult]) -> Iterator[str]:
     parts = []
     for norm in norms:
-        by_kind = {result.kind: result for result in norm.universal}
-        fitted, free = by_kind.get(UniversalKind.FITTED), by_kind.get(UniversalKind.DATA_FREE)
-        if fitted and fitted.fooled.n:
-            of_weights = f"one read from the weights alone {free.fooled.percent}, " if free else ""
+        if (best := norm.best_universal) and best.fooled.n:
             parts.append(
-                f"{fitted.fooled.percent} in {norm_name(norm.p)} ({of_weights}random ones of equal size"
-                f" {fitted.random_mean.percent} on average and at most {fitted.random_range[1].percent})"
+                f"{best.fooled.percent} within {norm_name(norm.p)} {budget(best.eps)} ({best.kind}; random ones of"
+                f" equal size {best.random_mean.percent} on average and at most {best.random_range[1].percent})"
             )
     if parts:
-        yield f"One and the same perturbation fools, of the held-out samples that were right, {' and '.join(parts)}."
+        yield (
+            "One and the same perturbation, the best of those found, fools of the held-out samples that were right"
+            f" {' and '.join(parts)}."
+        )

@@ -69,6 +69,9 @@ class Evaluation:
         proven: Samples that were not attacked because they are proven robust at the budget.
         forwards: Samples put through the network without gradient, re-checks included.
         backwards: Samples put through the network with a gradient: what the attacks cost.
+        chance: Accuracy of answers that ignore the input: one over the number of classes, or the agreement that
+            shuffled answers would have with the labels, whichever is larger. None in results of older versions.
+        warnings: What is probably not meant as it was given, a sentence each: labels, budget, normalisation, inputs.
         samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
     """
 
@@ -87,6 +90,8 @@ class Evaluation:
     proven: int = 0
     forwards: int = 0
     backwards: int = 0
+    chance: float | None = None
+    warnings: tuple[str, ...] = ()
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
 
     @property

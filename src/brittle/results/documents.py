@@ -61,15 +61,19 @@ class Verdict:
 
     Attributes:
         level: ``robust``, ``weakened``, ``fragile`` or ``broken`` by the share of clean accuracy that survives the
-            standard budgets (at least 90 %, 50 %, 10 %, less); ``unclear`` where one of the first two would rest on
-            attacks that an honesty flag puts in doubt; or ``not attacked``.
+            standard budgets (at least 90 %, 50 %, 10 %, less); in place of one of the first two ``too few samples``
+            where fewer than 100 are right without attack, ``unclear`` where it would rest on attacks that an honesty
+            flag puts in doubt; ``no better than guessing`` where the clean accuracy is not above chance; or
+            ``not attacked``.
         headline: One sentence.
         findings: What was found and why, most important first.
+        decided_by: The norm that decided the level; None where none did.
     """
 
     level: str
     headline: str
     findings: tuple[str, ...]
+    decided_by: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class NormResult:
         curve: Robust accuracy over a range of budgets; None without data.
         certified: Certified accuracy over a range of budgets; None without data or without a certified bound.
         responses: What the attack's perturbation does at each layer, in the order of the layers.
-        universal: Universal perturbations within ``eps``.
+        universal: Universal perturbations within ``eps``, the one that fools most first.
         flags: The checks of whether the robust accuracy in this norm can be trusted.
     """
 
@@ -173,6 +177,11 @@ class NormResult:
     responses: tuple[LayerResponse, ...] = ()
     universal: tuple[UniversalResult, ...] = ()
     flags: tuple[Flag, ...] = ()
+
+    @property
+    def best_universal(self) -> UniversalResult | None:
+        """The universal perturbation that fools most, of all kinds that were tried; None where none was."""
+        return max(self.universal, key=lambda result: result.fooled.hits, default=None)
 
 
 @dataclass(frozen=True)
