@@ -112,6 +112,33 @@ def in_place(s, x):
     return out
 
 
+def option_a():
+    """Two blocks whose second one halves the image and doubles the channels, by zeros, in its shortcut."""
+    parts = {"stem": nn.Conv2d(3, 4, 3, padding=1), "a": nn.Conv2d(4, 8, 3, 2, 1), "b": nn.Conv2d(8, 8, 3, padding=1)}
+
+    def forward(s, x):
+        x = F.relu(s.stem(x))
+        return F.relu(F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0) + s.b(F.relu(s.a(x)))).mean((2, 3))
+
+    return Apply(forward, **parts)
+
+
+def shuffled():
+    """The unit of ShuffleNetV2: one half of the channels beside a convolution of the other, shuffled."""
+
+    def forward(s, x):
+        first, second = x.chunk(2, dim=1)
+        x = torch.cat((first, s.a(second)), dim=1)
+        n, c, h, w = x.size()
+        return torch.transpose(x.view(n, 2, c // 2, h, w), 1, 2).contiguous().view(n, c, h, w).split([1, 3], 1)[1]
+
+    return Apply(forward, a=nn.Conv2d(2, 2, 3, padding=1))
+
+
+def transposed(layer):
+    return nn.Sequential(nn.BatchNorm2d(3), layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())
+
+
 def pool(kind, *arguments, **options):
     return cnn(nn.Conv2d(3, 4, 3), nn.ReLU(), kind(*arguments, **options), nn.AdaptiveAvgPool2d(2), out=4, pixels=4)
 
@@ -162,6 +189,53 @@ NETWORKS = {
     "broadcast constant": (lambda: with_constant(lambda s, x: s.a(x) + s.b, 1, 9), (4,)),
     "tokens with batch norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(3)), (3, 4)),
     "square tokens with batch norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (4, 4)),
+    "every second pixel": (lambda: Apply(lambda s, x: s.a(x[:, :, ::2, 1::2]), a=nn.Conv2d(3, 4, 3)), IMAGE),
+    "every second pixel beside": (lambda: option_a(), IMAGE),
+    "some channels": (lambda: Apply(lambda s, x: s.a(x[:, 1:3]) - s.a(x[:, [2, 0]]), a=nn.Conv2d(2, 4, 3)), IMAGE),
+    "one pixel": (lambda: Apply(lambda s, x: s.a(x[..., 1, -1]), a=nn.Linear(3, 4)), IMAGE),
+    "half of a known size": (lambda: Apply(lambda s, x: s.a(x[:, :, : x.shape[2] // 2]), a=nn.Conv2d(3, 2, 3)), IMAGE),
+    "parts side by side": (lambda: shuffled(), (4, 6, 6)),
+    "zero padding of one axis": (lambda: Apply(lambda s, x: s.a(F.pad(x, (2, 1))), a=nn.Conv2d(3, 4, 3)), IMAGE),
+    "padding by constants": (lambda: cnn(nn.ConstantPad2d((1, -1, 2, 0), 7.0), nn.Conv2d(3, 4, (10, 8)), out=4), IMAGE),
+    "channels of zeros": (lambda: Apply(lambda s, x: s.a(F.pad(x, (0, 0, 0, 0, 1, 2))), a=nn.Conv2d(6, 4, 3)), IMAGE),
+    "reflected": (lambda: cnn(nn.ReflectionPad2d(2), nn.Conv2d(3, 4, 12), out=4), IMAGE),
+    "repeated at the border": (lambda: cnn(nn.ReplicationPad2d((3, 0, 1, 1)), nn.AvgPool2d(5), out=3, pixels=4), IMAGE),
+    "circular by function": (
+        lambda: Apply(lambda s, x: s.a(F.pad(x, (1, 1, 0, 2), "circular")), a=nn.Conv2d(3, 2, 3)), IMAGE,
+    ),
+    "with a constant beside": (
+        lambda: Apply(lambda s, x: s.a(torch.cat([s.b, x, x.new_ones(1, 2)], 1)), a=nn.Linear(7, 3),
+                      b=nn.Parameter(torch.ones(1, 1))), (4,),
+    ),
+    "with zeros beside": (
+        lambda: Apply(lambda s, x: s.a(torch.cat([x, torch.zeros_like(x), 2 * x], 1)), a=nn.Conv2d(9, 2, 3)), IMAGE,
+    ),
+    "with nothing of itself": (
+        lambda: Apply(lambda s, x: s.a(torch.cat([x, x.mul(0)], 1)), a=nn.Conv2d(6, 2, 3)), IMAGE,
+    ),
+    "transposed convolution": (lambda: transposed(nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1)), IMAGE),
+    "grouped transposed convolution": (lambda: transposed(nn.ConvTranspose2d(3, 6, 3, 1, 1, groups=3)), IMAGE),
+    "dilated transposed convolution": (
+        lambda: transposed(nn.ConvTranspose2d(3, 4, 2, 1, dilation=3, output_padding=2)), IMAGE,
+    ),
+    "transposed convolution of one axis": (lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 4, 3, 2), nn.ReLU()), (2, 7)),
+    "upsampled": (lambda: cnn(nn.Upsample(scale_factor=2), nn.Conv2d(3, 4, 9), nn.AdaptiveAvgPool2d(1), out=4), IMAGE),
+    "upsampled to corners": (
+        lambda: cnn(nn.Upsample((5, 11), mode="bilinear", align_corners=True), nn.Conv2d(3, 4, 5), out=4, pixels=7),
+        IMAGE,
+    ),
+    "upsampled by half": (
+        lambda: Apply(lambda s, x: s.a(F.interpolate(x, scale_factor=1.7, mode="bilinear")), a=nn.Conv2d(3, 4, 3)),
+        IMAGE,
+    ),
+    "resized to another": (
+        lambda: Apply(lambda s, x: x + F.interpolate(s.a(x), x.shape[-2:]), a=nn.Conv2d(3, 3, 3, 2)), IMAGE,
+    ),
+    "shuffled pixels": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.PixelShuffle(2), nn.Conv2d(1, 2, 3)), IMAGE),
+    "pooled by its size": (
+        lambda: Apply(lambda s, x: s.a(F.avg_pool2d(x, x.size(3)).view(x.size(0), -1)), a=nn.Linear(3, 4)), IMAGE,
+    ),
+    "clamped": (lambda: Apply(lambda s, x: s.a(x.clamp(0, 1)) + torch.clamp(x, min=0.5), a=nn.Linear(4, 4)), (4,)),
     "sum changed in place": (lambda: two(changed_in_place), (4,)),
 }  # fmt: skip
 ACTIVATIONS = {
@@ -170,6 +244,10 @@ ACTIVATIONS = {
     "Hardsigmoid": nn.Hardsigmoid(), "Hardtanh": nn.Hardtanh(), "Softplus": nn.Softplus(beta=3), "GELU": nn.GELU(),
     "GELU of tanh": nn.GELU("tanh"), "SiLU": nn.SiLU(), "Mish": nn.Mish(), "Hardswish": nn.Hardswish(),
     "Softmax": nn.Softmax(1), "F.relu": Apply(lambda s, x: F.relu(x)), "torch.tanh": Apply(lambda s, x: torch.tanh(x)),
+    "SELU": nn.SELU(), "CELU": nn.CELU(), "wide CELU": nn.CELU(2.5), "F.celu": Apply(lambda s, x: F.celu(x, 0.3)),
+    "F.elu": Apply(lambda s, x: F.elu(x, 2.0)), "F.leaky_relu": Apply(lambda s, x: F.leaky_relu(x, -2.0)),
+    "F.selu": Apply(lambda s, x: F.selu(x)), "F.softplus": Apply(lambda s, x: F.softplus(x, 3)),
+    "F.softmax": Apply(lambda s, x: F.softmax(x, dim=1)), "abs": Apply(lambda s, x: -x.abs()),
     "x.sigmoid": Apply(lambda s, x: x.sigmoid()), "F.relu6": Apply(lambda s, x: F.relu6(x)),
 }  # fmt: skip
 
@@ -252,6 +330,56 @@ def test_sums_add_and_concatenations_combine(p):
     added, joined = lambda s, x: s.a(x) + s.b(x), lambda s, x: torch.cat([s.a(x), s.b(x)], 1)
     assert product(Apply(added, a=a, b=b), p, input_shape=(4,)) == pytest.approx(one + two)
     assert product(Apply(joined, a=a, b=b), p) == pytest.approx(both_ways)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1),
+        nn.ConvTranspose2d(4, 6, 2, 2, groups=2),
+        nn.ConvTranspose1d(2, 2, 3, 1, 1, dilation=2),
+    ],
+)
+def test_a_transposed_convolution_has_the_norms_of_its_matrix(layer):
+    layer, shape = prepared(layer), (layer.in_channels, 7, 6)[: layer.weight.ndim - 1]
+    J = jacobian(layer, torch.zeros(shape, dtype=torch.float64))
+    assert upper(layer, math.inf, input_shape=shape) == pytest.approx(np.linalg.norm(J, math.inf), rel=1e-9)
+    assert upper(layer, math.inf) >= np.linalg.norm(J, math.inf) * (1 - 1e-12)
+    for known in (shape, None):
+        assert 1 - 1e-12 <= upper(layer, 2, input_shape=known) / np.linalg.norm(J, 2) <= 1.25
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Upsample(scale_factor=3), 3.0),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), 2.0),
+        (nn.Upsample(size=(2, 2)), 1.0),
+        (nn.ReflectionPad2d(1), 2.0),
+        (nn.ReplicationPad2d((2, 0, 0, 0)), math.sqrt(3)),
+        (nn.PixelShuffle(2), 1.0),
+    ],
+)
+def test_resizing_and_padding_by_pixels_count_as_often_as_they_repeat(layer, expected):
+    assert upper(nn.Sequential(layer), 2, input_shape=(4, 6, 6)) == pytest.approx(expected, rel=1e-9)
+    assert upper(nn.Sequential(layer), math.inf, input_shape=(4, 6, 6)) == pytest.approx(1, rel=1e-9)
+
+
+def test_a_shortcut_of_slices_and_zeros_is_bounded_as_the_convolution_that_it_is():
+    """Every second pixel, and channels of zeros on both sides, are one tap of a strided convolution."""
+    model = prepared(option_a())
+    short = nn.Conv2d(4, 8, 1, 2, bias=False).double()
+    short.weight.data = F.pad(torch.eye(4, dtype=torch.float64), (0, 0, 2, 2))[..., None, None]
+
+    def forward(s, x):
+        x = F.relu(s.stem(x))
+        return F.relu(s.short(x) + s.b(F.relu(s.a(x)))).mean((2, 3))
+
+    other = Apply(forward, stem=model.stem, a=model.a, b=model.b, short=short)
+    for p, bound in network_bounds(model, (2, math.inf), input_shape=IMAGE).items():
+        expected = lipschitz_upper_bound(other, p, input_shape=IMAGE)
+        for name in ("product of norms", "multipliers" if p == 2 else "chain"):
+            assert dict(bound.arguments)[name] == pytest.approx(dict(expected.arguments)[name], rel=1e-6)
 
 
 @both
@@ -385,7 +513,24 @@ REFUSED = {
     "attention": (Apply(lambda s, x: s.heads(x, x, x)[0], heads=nn.MultiheadAttention(4, 2)).eval(), "heads"),
     "recurrent": (Apply(lambda s, x: s.memory(x)[0], memory=nn.LSTM(4, 4)).eval(), "memory"),
     "bilinear": (Apply(lambda s, x: s.pairs(x, x), pairs=nn.Bilinear(4, 4, 4)).eval(), "pairs"),
-    "transposed convolution": (nn.Sequential(nn.ConvTranspose2d(1, 1, 2)).eval(), "0"),
+    "slice of the batch": (Apply(lambda s, x: x[:2]).eval(), "getitem"),
+    "one sample": (Apply(lambda s, x: x[0]).eval(), "getitem"),
+    "samples behind a new axis": (Apply(lambda s, x: x[None]).eval(), "getitem"),
+    "entries taken twice": (Apply(lambda s, x: x[:, [0, 0, 1]]).eval(), "getitem"),
+    "a mask": (Apply(lambda s, x: x[x > 0]).eval(), ""),
+    "entries chosen by the input": (Apply(lambda s, x: x[:, x.argmax().item() :]).eval(), ""),
+    "parts of the batch": (Apply(lambda s, x: x.chunk(2)[0]).eval(), ""),
+    "all parts together": (Apply(lambda s, x: torch.cat(x.chunk(2, 1), 1)).eval(), ""),
+    "parts that make a longer list": (Apply(lambda s, x: (x.chunk(2, 1) + x.chunk(2, 1))[3]).eval(), ""),
+    "padding of the batch": (Apply(lambda s, x: F.pad(x, (0, 0, 1, 1))).eval(), "pad"),
+    "cubic resizing": (nn.Sequential(nn.Upsample(scale_factor=2, mode="bicubic")).eval(), "0"),
+    "smoothed resizing": (
+        Apply(lambda s, x: F.interpolate(x, 3, mode="bilinear", antialias=True)).eval(),
+        "interpolate",
+    ),
+    "clamp between tensors": (Apply(lambda s, x: x.clamp(max=x.flip(1))).eval(), ""),
+    "CELU that grows": (nn.Sequential(nn.CELU(-1.0)).eval(), "0"),
+    "noise": (Apply(lambda s, x: torch.cat([x, torch.rand_like(x)], 1)).eval(), "rand_like"),
     "max pooling with indices": (nn.Sequential(nn.MaxPool2d(2, return_indices=True)).eval(), "0"),
     "pooling with another divisor": (nn.Sequential(nn.AvgPool2d(2, divisor_override=1)).eval(), "0"),
     "unequal windows": (nn.Sequential(nn.AvgPool2d(3, 2, 1, count_include_pad=False)).eval(), "0"),

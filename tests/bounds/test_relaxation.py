@@ -69,6 +69,22 @@ def _batch_norm(net: nn.Module) -> nn.Module:
     return net
 
 
+class OptionA(nn.Module):
+    """A block whose shortcut takes every second pixel and adds channels of zeros, and one with a constant beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 8, 3, 2, 1)
+        self.b, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(7 * 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.stem(x))
+        h = F.relu(self.b(F.relu(self.a(h))) + F.pad(h[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)))
+        first, second = h[:, 1:6].chunk(2, 1)
+        h = torch.cat([first, torch.ones_like(h[:, :2]), second], 1)
+        return self.head(h.mean(2).view(x.size(0), -1))
+
+
 KINDS = {
     "linear": lambda: _dense(72, 3),
     "one hidden layer": lambda: _dense(72, 12, 3),
@@ -99,6 +115,15 @@ KINDS = {
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AvgPool2d(2, 1), nn.Conv2d(4, 3, 2), nn.ReLU()
     ),
     "residual": Residual,
+    "slices and zeros": OptionA,
+    "transposed": lambda: _images(
+        nn.ConvTranspose2d(2, 4, 3, 2, 1, output_padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.ConvTranspose2d(4, 2, 2, groups=2), nn.ReLU(), nn.Conv2d(2, 3, 5, 3),
+    ),
+    "resized": lambda: _images(
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.ReflectionPad2d(1),
+        nn.Conv2d(3, 2, 3, 2), nn.ReLU(), nn.Upsample((3, 4)),
+    ),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brittle.bounds import graph, lipschitz, relaxation
@@ -31,6 +32,7 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    TransposedConv,
     spatial_axes,
 )  # fmt: skip
 from brittle.bounds.lipschitz.gram import gram_bound
@@ -86,12 +88,18 @@ CONV.weight.data = normal(3, 3, 2, 3, 3)
 NORM = nn.BatchNorm2d(2).double().eval()
 NORM.weight.data = torch.tensor([-2.0, 0.5], dtype=torch.float64)
 POOL, MEAN, SOFT = nn.MaxPool2d(2, 1), nn.AvgPool2d(2), nn.Softmax(1)
+BACK = nn.ConvTranspose2d(2, 4, 3, 2, 1, output_padding=1, groups=2).double()
+BACK.weight.data = normal(4, 2, 2, 3, 3)
+BACK_GEOMETRY = ConvGeometry((2, 2), ((1, 1), (1, 1)), (1, 1), 2)
+THIRD = Conv(torch.eye(2, dtype=torch.float64)[1:].view(1, 2, 1, 1), ConvGeometry((3, 3), ((0, 0),) * 2, (1, 1), 1))
+UPSAMPLED = nn.Upsample(scale_factor=2, mode="bilinear")
 SCALE = NORM.weight.detach() * (NORM.running_var.double() + NORM.eps).rsqrt()
 
 CASES = [
     Case(Input(), IMAGE, IMAGE, reads=0),
     Case(Dense(DENSE.weight.detach()), VECTOR, (1, 3), DENSE, DENSE),
     Case(Conv(CONV.weight.detach(), ConvGeometry.of(CONV)), IMAGE, (1, 3, 4, 4), CONV, CONV),
+    Case(TransposedConv(BACK.weight.detach(), BACK_GEOMETRY), IMAGE, (1, 4, 8, 8), BACK, BACK),
     Case(Scale(SCALE), IMAGE, IMAGE, NORM, NORM),
     Case(Slope(0.0, 1.0, kinked=True), IMAGE, IMAGE, nn.ReLU(), torch.relu),
     Case(Slope(-0.13, 1.13), IMAGE, IMAGE, nn.GELU(), nn.GELU()),
@@ -102,9 +110,23 @@ CASES = [
     Case(Rearrange(nn.Flatten(), flattens=True), IMAGE, (1, 32), nn.Flatten(), nn.Flatten()),
     Case(Rearrange(lambda d: d.transpose(1, 2)), IMAGE, (1, 4, 2, 4), "transpose", lambda x: x.transpose(1, 2)),
     Case(Rearrange(None), IMAGE, (1, 32), "reshape"),
+    Case(
+        Rearrange(lambda d: d[:, 1:, ::3, ::3], conv=THIRD), IMAGE, (1, 1, 2, 2), "slice", lambda x: x[:, 1:, ::3, ::3]
+    ),
+    Case(Rearrange(lambda d: F.pad(d, (1, -1))), IMAGE, IMAGE, F.pad, lambda x: F.pad(x, (1, -1), value=7.0)),
+    Case(Average(UPSAMPLED, 2.0, axes=2), IMAGE, (1, 2, 8, 8), UPSAMPLED, UPSAMPLED),
     Case(Sum((1, -1)), IMAGE, IMAGE, torch.sub, torch.sub, reads=2),
     Case(Concat(1), IMAGE, (1, 4, 4, 4), torch.cat, lambda x, y: torch.cat([x, y], 1), reads=2),
     Case(Concat(-1), IMAGE, (1, 2, 4, 8), torch.cat, lambda x, y: torch.cat([x, y], -1), reads=2),
+    Case(Concat(1, (1, 2)), IMAGE, (1, 5, 4, 4), F.pad, lambda x: F.pad(x, (0, 0, 0, 0, 1, 2), value=3.0)),
+    Case(
+        Concat(1, (0, 3, 0)),
+        IMAGE,
+        (1, 7, 4, 4),
+        torch.cat,
+        lambda x, y: torch.cat([x, x.new_ones(1, 3, 4, 4), y], 1),
+        reads=2,
+    ),
     Case(Multiple(-0.5), IMAGE, IMAGE, torch.mul, lambda x: -0.5 * x),
     Case(Softmax(), VECTOR, VECTOR, SOFT, SOFT),
 ]
@@ -326,7 +348,9 @@ def test_factors_radii_and_weights_are_not_below_a_jacobian(case):
         assert float(torch.linalg.eigvalsh(above - J @ J.mT)[0]) >= -1e-12 * float(t.max())
 
 
-@pytest.mark.parametrize("case", [c for c in UNARY if not isinstance(c.rule, Slope | MaxPool | Softmax)], ids=name_of)
+@pytest.mark.parametrize(
+    "case", [c for c in UNARY if not isinstance(c.rule, Slope | MaxPool | Softmax | Concat)], ids=name_of
+)
 def test_linear_maps_are_their_operation(case):
     linear, J = relaxed(case)[0].maps[1], jacobian(case, 0)
     d, g = normal(11, *case.before), normal(12, *case.after)

@@ -43,6 +43,21 @@ def apply(K: Tensor, geometry: ConvGeometry, x: Tensor) -> Tensor:
     return conv(x, K, stride=geometry.stride, dilation=geometry.dilation, groups=geometry.groups)
 
 
+def apply_transposed(K: Tensor, geometry: ConvGeometry, y: Tensor, size: Sequence[int]) -> Tensor:
+    """The transposed convolution without bias: ``A^T y``, ``(N, out, *)`` to ``(N, in, *size)``.
+
+    Args:
+        K: Kernel of the convolution A, ``(out, in / groups, *kernel)``.
+        geometry: How A walks, padded with zeros. Where A would yield more positions than y has, they count as zero.
+        y: What is read.
+        size: Spatial size of the result.
+    """
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[K.ndim - 3]
+    whole = transposed(y, K, None, geometry.stride, 0, 0, geometry.groups, geometry.dilation)
+    axes = list(zip(whole.shape[2:], size, geometry.padding, strict=True))
+    return F.pad(whole, [width for full, n, (before, _) in reversed(axes) for width in (-before, n + before - full)])
+
+
 def _adjoint(K: Tensor, geometry: ConvGeometry, x: Tensor, y: Tensor | None = None) -> Tensor:
     """``A^T y`` for inputs of x's shape (y: ones when left out)."""
     with torch.enable_grad():

@@ -28,7 +28,8 @@ class Trace:
         model: The network; the graph shares its parameters, buffers and leaf modules. Trace again after changing it.
         graph: Its operations in the order of execution; only read.
         input_shape: Shape of one input without the batch axis; then every tensor's shape, with a batch of one, stands
-            in its node's ``meta["shape"]``. None where it is not known.
+            in its node's ``meta["shape"]``, and what is computed of sizes alone in ``meta["size"]``. None where it is
+            not known.
         gradients: Whether the graph has the network's gradients as well as its values: a forward that switches
             gradients off on the way leaves no sign of it in the graph.
     """
@@ -126,14 +127,23 @@ def where(node: fx.Node) -> str:
     return f"{inside}.{node.name}" if inside else node.name
 
 
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether an operation asks a tensor for its size, its type or its device."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
+
+
 def _record_shapes(graph: fx.GraphModule, model: nn.Module, input_shape: Sequence[int]) -> None:
-    """Run once on zeros, writing every tensor's shape into its node's ``meta``."""
+    """Run once on zeros, writing every tensor's shape, and every size, into its node's ``meta``."""
 
     class Shapes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
             if isinstance(result, Tensor):
                 n.meta["shape"] = tuple(result.shape)
+            elif asks_for_size(n) or (n.all_input_nodes and all("size" in node.meta for node in n.all_input_nodes)):
+                n.meta["size"] = result
             return result
 
     try:

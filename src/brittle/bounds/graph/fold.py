@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from brittle.bounds.graph.rules import Conv, Dense, Op, Rearrange, Rule, Scale, users
+from brittle.bounds.graph.rules import Conv, Dense, Op, Rearrange, Rule, Scale, TransposedConv, users
 
 
 def fold(ops: Sequence[Op]) -> tuple[Op, ...]:
@@ -30,7 +30,7 @@ def fold(ops: Sequence[Op]) -> tuple[Op, ...]:
 def _merge(ops: list[Op], number: int) -> list[Op] | None:
     """The list with operation ``number`` merged into the one that it alone reads; None if they do not merge."""
     op = ops[number]
-    if not isinstance(op.rule, Dense | Conv | Scale):  # nothing else has a product
+    if not isinstance(op.rule, Dense | Conv | TransposedConv | Scale):  # nothing else has a product
         return None
     before, read_by = ops[op.inputs[0]], users(ops)
     if len(read_by[op.inputs[0]]) > 1:
@@ -68,6 +68,11 @@ def _product(rule: Rule, before: Rule, shape: tuple[int, ...] | None) -> Rule | 
         case Conv(K, geometry), Scale(s):
             columns = s.view(geometry.groups, 1, -1, *[1] * (K.ndim - 2))
             return Conv((K.double().unflatten(0, (geometry.groups, -1)) * columns).flatten(0, 1), geometry)
+        case Scale(s), TransposedConv(K, geometry):
+            channels = s.view(geometry.groups, 1, -1, *[1] * (K.ndim - 2))
+            return TransposedConv((K.double().unflatten(0, (geometry.groups, -1)) * channels).flatten(0, 1), geometry)
+        case TransposedConv(K, geometry), Scale(s):
+            return TransposedConv(_along(s, K.ndim, 0) * K.double(), geometry)
         case Scale(s), Dense(W) if vector:
             return Dense(s[:, None] * W.double())
         case Dense(W), Scale(s) if vector:

@@ -16,13 +16,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from brittle.bounds.graph.calls import Context, argument
 from brittle.bounds.graph.fold import fold
+from brittle.bounds.graph.places import SPLITS, taken
 from brittle.bounds.graph.rules import Concat, Input, Multiple, Op, Rule, Sum, spatial_axes
-from brittle.bounds.graph.tables import SAME_MEMORY, Context, argument, function_rule, module_rule
-from brittle.models.trace import NoRule, Trace, trace_unless_given, where
+from brittle.bounds.graph.tables import AS_MODULES, SAME_MEMORY, function_rule, module_rule
+from brittle.models.trace import NoRule, Trace, asks_for_size, trace_unless_given, where
 
-CONSTANT, SIZE = -1, -2
-"""In place of an operation's number: what a node yields does not depend on the input, or is a size of a tensor."""
+CONSTANT, SIZE, PARTS = -1, -2, -3
+"""In place of an operation's number: what a node yields does not depend on the input, is a size of a tensor, or is
+several parts of one."""
+FILLED = (torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros", "new_ones", "new_full")
+"""What yields a constant, whatever tensor it reads."""
 
 
 def read_graph(
@@ -93,8 +98,10 @@ def _writes_in_place(node: fx.Node, graph: fx.GraphModule) -> bool:
         return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
     if isinstance(node.target, str):
         return node.target.endswith("_")
-    in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv, torch.relu_)
-    return node.target in in_place or argument(node, 1, "inplace", False) is True
+    in_place = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    names: tuple[str, ...] = AS_MODULES[node.target][1] if node.target in AS_MODULES else ("inplace",)
+    flagged = "inplace" in names and argument(node, 1 + names.index("inplace"), "inplace", False) is True
+    return flagged or node.target in in_place or getattr(node.target, "__name__", "").endswith("_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +125,12 @@ class Reading:
         read = [self.places[source] for source in node.all_input_nodes]
         if all(place == CONSTANT for place in read if place != SIZE) and (CONSTANT in read or not read):
             return CONSTANT
-        asks = node.op == "call_method" and node.target in ("size", "dim")
-        asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype"))
-        if asks or all(place == SIZE for place in read):
+        if node.op != "call_module" and node.target in FILLED:
+            return CONSTANT
+        if asks_for_size(node) or all(place == SIZE for place in read):
             return SIZE
+        if node.op != "call_module" and node.target in SPLITS:
+            return PARTS
         # What is overwritten changes for everyone else who reads it.
         if any(len(written.users) > 1 for written in overwritten_by(node, self.context.traced.graph)):
             raise NoRule(f"{where(node)}: written in place of a tensor that is used elsewhere")
@@ -151,6 +160,8 @@ class Reading:
         """Number of the operation that yields a tensor, or CONSTANT."""
         if self.places[node] == SIZE:
             raise NoRule(f"{node.name}: a size is used as a number")
+        if self.places[node] == PARTS:
+            raise NoRule(f"{node.name}: parts of a tensor are used together")
         return self.places[node]
 
     def needed_for(self, last: int) -> tuple[Op, ...]:
@@ -184,14 +195,34 @@ def _add(node: fx.Node, reading: Reading) -> tuple[Rule | None, tuple[int, ...]]
 
 
 def _concatenate(node: fx.Node, reading: Reading) -> tuple[Rule, tuple[int, ...]]:
-    listed = argument(node, 0, "tensors", None)
+    listed = node.args[0] if node.args else node.kwargs.get("tensors")
     axis = argument(node, 1, "dim", 0)
     if not isinstance(listed, tuple | list) or not isinstance(axis, int):
         raise NoRule(f"{where(node)}: a concatenation of an unknown number of tensors")
-    inputs = tuple(reading.place(part) for part in listed if isinstance(part, fx.Node))
-    if CONSTANT in inputs:
-        raise NoRule(f"{where(node)}: a concatenation with a constant")
-    return Concat(axis), inputs
+    parts = [part for part in listed if isinstance(part, fx.Node)]
+    places = [reading.place(part) for part in parts]
+    inputs = tuple(place for place in places if place != CONSTANT)
+    if len(inputs) == len(places):
+        return Concat(axis), inputs
+    gaps = [0]
+    for part, place in zip(parts, places, strict=True):
+        shape = part.meta.get("shape")
+        if place != CONSTANT:
+            gaps.append(0)
+        elif shape is None:
+            raise NoRule(f"{where(node)}: a concatenation with a constant is bounded only for a known input_shape")
+        else:
+            gaps[-1] += shape[axis]
+    return Concat(axis, tuple(gaps)), inputs
+
+
+def _take(node: fx.Node, reading: Reading) -> tuple[Rule | None, tuple[int, ...]]:
+    """A slice, or one of the parts of a tensor."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if reading.places[source] == PARTS:
+        return taken(node), (reading.place(source.all_input_nodes[0]),)
+    return taken(node), (reading.place(source),)
 
 
 def _multiply(node: fx.Node, reading: Reading) -> tuple[Rule, tuple[int, ...]]:
@@ -209,5 +240,6 @@ QUOTIENTS: tuple[Any, ...] = (operator.truediv, torch.div, "div")
 COMBINATIONS: Mapping[Any, Combination] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_", *DIFFERENCES), _add),
     **dict.fromkeys((torch.cat, torch.concat), _concatenate),
+    operator.getitem: _take,
     **dict.fromkeys((operator.mul, torch.mul, "mul", *QUOTIENTS), _multiply),
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
+import torch
 from torch import Tensor
 
 from brittle.linear.conv_geometry import ConvGeometry
@@ -34,6 +35,14 @@ class Dense:
 @dataclass(frozen=True, eq=False)
 class Conv:
     """A convolution; K ``(out, in / groups, *kernel)``."""
+
+    K: Tensor
+    geometry: ConvGeometry
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedConv:
+    """The transpose of a convolution: K ``(in, out / groups, *kernel)``, and how that convolution walks."""
 
     K: Tensor
     geometry: ConvGeometry
@@ -98,10 +107,17 @@ class Average:
 
 @dataclass(frozen=True, eq=False)
 class Rearrange:
-    """A permutation of the entries, or one that adds zeros; ``flattens`` keeps their order."""
+    """Entries of the input in other places, none of them twice; the others are left out, and zeros may be added.
+
+    Attributes:
+        run: The map itself; None where it is not understood.
+        flattens: Whether all entries keep their order.
+        conv: The same as a convolution, where it is one.
+    """
 
     run: Run | None
     flattens: bool = False
+    conv: Conv | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +129,32 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Concat:
-    """Inputs side by side."""
+    """Inputs side by side, perhaps with constants between them.
+
+    Attributes:
+        axis: Along which they lie.
+        gaps: Lengths of the constants before every input and behind the last; empty where there are none.
+    """
 
     axis: int
+    gaps: tuple[int, ...] = ()
+
+    def join(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """The inputs' differences side by side along an axis; those of constants are zero."""
+        if not self.gaps:
+            return torch.cat(list(parts), axis)
+        pieces: list[Tensor] = []
+        for gap, part in zip(self.gaps, [*parts, parts[-1]], strict=True):
+            shape = list(part.shape)
+            shape[axis] = gap
+            pieces += [part.new_zeros(shape), part]
+        return torch.cat(pieces[:-1], axis)
+
+    def parts(self, joined: Tensor, axis: int, lengths: Sequence[int]) -> list[Tensor]:
+        """What belongs to every input, of these lengths along an axis, and not to the constants."""
+        gaps = self.gaps or (0,) * (len(lengths) + 1)
+        ends = [gaps[0], *(size for pair in zip(lengths, gaps[1:], strict=True) for size in pair)]
+        return list(joined.split(ends, axis)[1::2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +170,8 @@ class Softmax:
 
 
 Rule = (
-    Input | Dense | Conv | Scale | Slope | MaxPool | Average | Rearrange | Sum | Concat | Multiple | Softmax
+    Input | Dense | Conv | TransposedConv | Scale | Slope | MaxPool | Average | Rearrange | Sum | Concat | Multiple
+    | Softmax
 )  # fmt: skip
 
 
@@ -179,7 +219,7 @@ def spatial_axes(rule: object, op: Op) -> int:
 
 
 @spatial_axes.register
-def _(rule: Conv, op: Op) -> int:
+def _(rule: Conv | TransposedConv, op: Op) -> int:
     return rule.K.ndim - 2
 
 

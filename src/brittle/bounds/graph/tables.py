@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from brittle.bounds.graph.rules import Average, Conv, Dense, MaxPool, Rearrange, Rule, Scale, Slope, Softmax
-from brittle.linear.conv_geometry import conv_geometry, has_hooks, is_stock
+from brittle.bounds.graph.calls import Context, Shape, argument, depend, settings
+from brittle.bounds.graph.places import SPLITS, padding, padding_module, resizing, resizing_module
+from brittle.bounds.graph.rules import (
+    Average,
+    Conv,
+    Dense,
+    MaxPool,
+    Multiple,
+    Rearrange,
+    Rule,
+    Scale,
+    Slope,
+    Softmax,
+    TransposedConv,
+)
+from brittle.linear.conv_geometry import ConvGeometry, conv_geometry, has_hooks, is_stock
 from brittle.linear.spectrum import largest_singular_value
 from brittle.models.normalize import Normalize
-from brittle.models.trace import NoRule, Trace, where
+from brittle.models.trace import NoRule, where
 
-Shape = tuple[int, ...] | None
-"""Shape of what a module reads, with a batch of one; None when it is not known."""
 ModuleReader = Callable[[str, Any, Shape], Rule | None]
 """Name, module and input shape to the module's rule; None for a module that changes nothing."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a reader may have to know beside its node.
-
-    Attributes:
-        traced: The network's trace.
-        training: The modules that are in training mode outside the reading, for which all are in evaluation mode.
-    """
-
-    traced: Trace
-    training: frozenset[nn.Module]
 
 
 FunctionReader = Callable[[fx.Node, Context], Rule | None]
@@ -158,6 +156,19 @@ def _bent(name: str, module: Any, shape: Shape) -> Slope:
     return Slope(low, high, kinked=isinstance(module, nn.LeakyReLU) and 0 <= low <= high <= 1)
 
 
+def _celu(name: str, module: Any, shape: Shape) -> Slope:
+    if module.alpha <= 0:
+        raise NoRule(f"{name}: CELU of a negative alpha has no steepest slope")
+    return Slope(0.0, 1.0)
+
+
+def _transposed(name: str, module: Any, shape: Shape) -> TransposedConv:
+    """The transpose of the convolution that the same weight is."""
+    widths = tuple((width, width) for width in module.padding)
+    geometry = ConvGeometry(module.stride, widths, module.dilation, module.groups)
+    return TransposedConv(module.weight.detach().cpu(), geometry)
+
+
 def _per_axis(module: nn.Module, *names: str) -> list[tuple[Any, ...]]:
     """Settings of a pooling with one entry a spatial axis."""
     kind = next(kind for kind in type(module).__mro__ if kind in MODULES)
@@ -177,24 +188,46 @@ MODULES: Mapping[type[nn.Module], ModuleReader] = {
         (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), lambda name, module, shape: None
     ),
     nn.Flatten: lambda name, module, shape: Rearrange(module, flattens=True),
-    **dict.fromkeys((nn.Unflatten, nn.ZeroPad2d), lambda name, module, shape: Rearrange(module)),
+    **dict.fromkeys(
+        (nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+        lambda name, module, shape: Rearrange(module),
+    ),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
+    **dict.fromkeys(
+        (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+        partial(padding_module, "constant"),
+    ),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), partial(padding_module, "reflect")),
+    **dict.fromkeys(
+        (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), partial(padding_module, "replicate")
+    ),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), partial(padding_module, "circular")),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), resizing_module),
     nn.Softmax: lambda name, module, shape: Softmax(),
     nn.Softplus: _softplus,
     **dict.fromkeys((nn.LeakyReLU, nn.PReLU), _bent),
     nn.ELU: lambda name, module, shape: Slope(min(0.0, module.alpha), max(1.0, module.alpha)),
+    nn.CELU: _celu,
 }
 
 
 # --- functions and methods ------------------------------------------------------------------------------------
 
 
-def _pool(node: fx.Node, context: Context) -> Rule | None:
-    """Functional pooling, through the module of the same arguments."""
-    kind, names = POOLING[node.target]
-    values = dict(zip(names, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in names}
-    if _depend(values.values()):
-        raise NoRule(f"{where(node)}: pooling whose window depends on the input")
+def _as_module(node: fx.Node, context: Context) -> Rule | None:
+    """A function through the module of the same arguments."""
+    kind, names = AS_MODULES[node.target]
+    positional, named = settings(node)
+    values = dict(zip(names, positional, strict=False)) | {k: v for k, v in named.items() if k in names}
+    if depend(values.values()):
+        raise NoRule(f"{where(node)}: settings that depend on the input")
     return _stock_rule(where(node), kind(**values), node.all_input_nodes[0].meta.get("shape"))
+
+
+def _clamp(node: fx.Node, context: Context) -> Slope:
+    if depend([*node.args[1:], *node.kwargs.values()]):
+        raise NoRule(f"{where(node)}: a clamp whose limits are tensors")
+    return Slope(0.0, 1.0)
 
 
 def _drop(node: fx.Node, context: Context) -> None:
@@ -224,7 +257,7 @@ def _mean(node: fx.Node, context: Context) -> Average:
     shape = node.all_input_nodes[0].meta.get("shape")
     axes = argument(node, 1, "dim", None)
     keep = bool(argument(node, 2, "keepdim", False))
-    if shape is None or axes is None or _depend([axes]):
+    if shape is None or axes is None or depend([axes]):
         raise NoRule(f"{where(node)}: a mean is bounded only over given axes of a known input_shape")
     reduced = sorted(axis % len(shape) for axis in (axes if isinstance(axes, tuple | list) else [axes]))
     if 0 in reduced:
@@ -236,10 +269,10 @@ def _mean(node: fx.Node, context: Context) -> Average:
 
 def _rearrange(node: fx.Node, context: Context) -> Rearrange:
     """What keeps the order of the entries as a reshape to the recorded shape, what may change it as the call itself."""
-    shape, rest, options = node.meta.get("shape"), node.args[1:], dict(node.kwargs)
+    shape, (rest, options) = node.meta.get("shape"), settings(node)
     if shape is not None and node.target in _FLATTENING:
         return Rearrange(lambda d: d.reshape(shape), flattens=True)
-    if shape is None or _depend([*rest, *options.values()]):
+    if shape is None or depend([*rest, *options.values()]):
         return Rearrange(None)
     function = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return Rearrange(lambda d: function(d, *rest, **options))
@@ -253,32 +286,23 @@ def _owner_trains(node: fx.Node, context: Context) -> bool:
     return module in context.training
 
 
-def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
-    """An argument of a call, by its place or its name."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-def _depend(arguments: Iterable[Any]) -> bool:
-    """Whether an argument of a call, or an entry of one, is computed by the network."""
-    entries = [value if isinstance(value, tuple | list) else [value] for value in arguments]
-    return any(isinstance(entry, fx.Node) for entry in chain(*entries))
-
-
 SLOPES: Mapping[Any, Slope] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"), Slope(0.0, 1.0, kinked=True)),
     **dict.fromkeys((nn.ReLU6, F.relu6, nn.Tanh, torch.tanh, F.tanh, "tanh"), Slope(0.0, 1.0)),
     **dict.fromkeys((nn.Hardtanh, nn.Softsign, nn.LogSigmoid), Slope(0.0, 1.0)),
     **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), Slope(0.0, 0.25)),
-    nn.Hardsigmoid: Slope(0.0, 1 / 6),
+    **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), Slope(0.0, 1 / 6)),
+    **dict.fromkeys((torch.abs, "abs"), Slope(-1.0, 1.0)),
     # The extreme slopes of these are rounded outwards; theory page, section "Networks".
     **dict.fromkeys((nn.GELU, F.gelu), Slope(-0.13, 1.13)),
     **dict.fromkeys((nn.SiLU, F.silu), Slope(-0.0999, 1.0999)),
     **dict.fromkeys((nn.Mish, F.mish), Slope(-0.1127, 1.0887)),
+    **dict.fromkeys((nn.SELU, F.selu, torch.selu, torch.selu_), Slope(0.0, 1.7581)),
     **dict.fromkeys((nn.Hardswish, F.hardswish), Slope(-0.5, 1.5)),
 }
 """Modules, functions and methods that work elementwise between two fixed slopes."""
 _WINDOW = ("kernel_size", "stride", "padding")
-POOLING: Mapping[Any, tuple[Any, tuple[str, ...]]] = {
+AS_MODULES: Mapping[Any, tuple[Any, tuple[str, ...]]] = {
     F.max_pool1d: (nn.MaxPool1d, (*_WINDOW, "dilation", "ceil_mode")),
     F.max_pool2d: (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode")),
     torch.max_pool2d: (nn.MaxPool2d, (*_WINDOW, "dilation", "ceil_mode")),
@@ -286,20 +310,30 @@ POOLING: Mapping[Any, tuple[Any, tuple[str, ...]]] = {
     F.avg_pool2d: (nn.AvgPool2d, (*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override")),
     F.adaptive_avg_pool1d: (nn.AdaptiveAvgPool1d, ("output_size",)),
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
+    F.elu: (nn.ELU, ("alpha", "inplace")),
+    F.celu: (nn.CELU, ("alpha", "inplace")),
+    F.leaky_relu: (nn.LeakyReLU, ("negative_slope", "inplace")),
+    F.softplus: (nn.Softplus, ("beta", "threshold")),
+    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), (nn.Softmax, ("dim",))),
 }
+"""Functions that are a module with the same settings, behind what they read."""
 _FLATTENING = (
     torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
     "flatten", "reshape", "view", "squeeze", "unsqueeze",
 )  # fmt: skip
-_PERMUTING = (torch.permute, torch.transpose, "permute", "transpose")
-_UNCHANGED = ("contiguous", "clone")
-SAME_MEMORY: frozenset[Any] = frozenset({*_FLATTENING, *_PERMUTING, *_UNCHANGED})
+_PERMUTING = (torch.permute, torch.transpose, "permute", "transpose", F.pixel_shuffle, F.pixel_unshuffle)
+_UNCHANGED = ("contiguous", "clone", "detach")
+SAME_MEMORY: frozenset[Any] = frozenset({*_FLATTENING, *_PERMUTING, *_UNCHANGED, *SPLITS, operator.getitem})
 """Functions and methods whose result may lie in the memory of what they read."""
 FUNCTIONS: Mapping[Any, FunctionReader] = {
     **dict.fromkeys(_UNCHANGED, lambda node, context: None),
     **dict.fromkeys((*_FLATTENING, *_PERMUTING), _rearrange),
-    **dict.fromkeys(POOLING, _pool),
+    **dict.fromkeys(AS_MODULES, _as_module),
     **dict.fromkeys((F.dropout, F.dropout2d), _drop),
     **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.clamp, "clamp", "clamp_", "clamp_min", "clamp_max", F.hardtanh, torch.clip), _clamp),
+    **dict.fromkeys((operator.neg, torch.neg, "neg"), lambda node, context: Multiple(-1.0)),
     F.batch_norm: _functional_batch_norm,
+    F.pad: padding,
+    **dict.fromkeys((F.interpolate, F.upsample), resizing),
 }

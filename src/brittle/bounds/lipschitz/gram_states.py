@@ -30,6 +30,7 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    TransposedConv,
     no_rule,
 )
 from brittle.bounds.lipschitz.gram_multipliers import Stuck, largest_eigenvalue
@@ -127,15 +128,22 @@ def weights_after(rule: object, op: Op, t: Tensor, before: tuple[int, ...]) -> T
         ``(C',)``, one weight a channel of the result.
 
     Raises:
-        Stuck: A linear map, sum or concatenation: it is done on a joint matrix, or not at all.
+        Stuck: A linear map, sum or concatenation of several: it is done on a joint matrix, or not at all.
         NoRule: The rule is unknown.
     """
     raise no_rule(op, "weights")
 
 
 @weights_after.register
-def _(rule: Input | Dense | Conv | Sum | Concat, op: Op, t: Tensor, before: tuple[int, ...]) -> Tensor:
+def _(rule: Input | Dense | Conv | TransposedConv | Sum, op: Op, t: Tensor, before: tuple[int, ...]) -> Tensor:
     raise Stuck
+
+
+@weights_after.register
+def _(rule: Concat, op: Op, t: Tensor, before: tuple[int, ...]) -> Tensor:
+    if len(op.inputs) > 1 or rule.axis != 1:
+        raise Stuck
+    return rule.join([t], 0)  # channels that are constant weigh nothing
 
 
 @weights_after.register
@@ -212,7 +220,9 @@ def rows_after(rule: object, op: Op, state: Joint) -> Rows:
 
 
 @rows_after.register
-def _(rule: Input | Dense | Conv | Slope | MaxPool | Average | Rearrange | Softmax, op: Op, state: Joint) -> Rows:
+def _(
+    rule: Input | Dense | Conv | TransposedConv | Slope | MaxPool | Average | Rearrange | Softmax, op: Op, state: Joint
+) -> Rows:
     raise Stuck
 
 
@@ -224,7 +234,7 @@ def _(rule: Sum, op: Op, state: Joint) -> Rows:
 
 @rows_after.register
 def _(rule: Concat, op: Op, state: Joint) -> Rows:
-    return lambda R: torch.cat([R[:, state.rows(source)] for source in op.inputs], 1)
+    return lambda R: rule.join([R[:, state.rows(source)] for source in op.inputs], 1)
 
 
 @rows_after.register

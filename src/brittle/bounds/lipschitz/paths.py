@@ -29,9 +29,10 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    TransposedConv,
     no_rule,
 )
-from brittle.linear.convolution import apply
+from brittle.linear.convolution import apply, apply_transposed
 from brittle.linear.spectrum import WALK_ROUNDING
 from brittle.models.trace import NoRule
 
@@ -109,6 +110,14 @@ def _(rule: Conv, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
 
 
 @carry.register
+def _(rule: TransposedConv, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
+    if op.shape is None:
+        raise NoRule(f"{op.name}: a transposed convolution is understood only for a known input_shape")
+    K = rule.K.double()
+    return apply_transposed(K.abs() if absolute else K, rule.geometry, read[0], op.shape[2:])
+
+
+@carry.register
 def _(rule: Scale, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
     factors = rule.factors.abs() if absolute else rule.factors
     return read[0] * factors.view(1, -1, *[1] * (read[0].ndim - 2))
@@ -141,7 +150,7 @@ def _(rule: Sum, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
 
 @carry.register
 def _(rule: Concat, op: Op, read: Sequence[Tensor], absolute: bool) -> Tensor:
-    return torch.cat(list(read), rule.axis)
+    return rule.join(read, rule.axis)
 
 
 @carry.register

@@ -20,6 +20,7 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    TransposedConv,
     no_rule,
 )
 from brittle.linear.convolution import bounds_of
@@ -70,6 +71,13 @@ def _(rule: Conv, op: Op, before: tuple[int, ...] | None, p: float) -> float:
     if math.isinf(upper):
         raise NoRule(f"{op.name}: {rule.geometry.mode} padding is bounded only for a known input_shape")
     return upper
+
+
+@own_factor.register
+def _(rule: TransposedConv, op: Op, before: tuple[int, ...] | None, p: float) -> float:
+    """The convolution's norm in the dual norm; what it reads has the shape of the transpose's result."""
+    size = None if op.shape is None else op.shape[2:]
+    return bounds_of(rule.K, rule.geometry, 1 if math.isinf(p) else 2, size, search=False).upper
 
 
 @own_factor.register
@@ -147,7 +155,7 @@ def constant_after(
 
 @constant_after.register
 def _(
-    rule: Dense | Conv | Scale | Slope | MaxPool | Average | Rearrange | Multiple | Softmax,
+    rule: Dense | Conv | TransposedConv | Scale | Slope | MaxPool | Average | Rearrange | Multiple | Softmax,
     op: Op, factor: float, read: Sequence[float], shapes: Sequence[tuple[int, ...] | None], p: float,
 ) -> float:  # fmt: skip
     return factor * read[0]

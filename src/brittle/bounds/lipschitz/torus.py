@@ -27,6 +27,7 @@ from brittle.bounds.graph.rules import (
     Slope,
     Softmax,
     Sum,
+    TransposedConv,
     no_rule,
 )
 from brittle.linear.conv_geometry import ConvGeometry
@@ -54,7 +55,7 @@ def as_convolution(rule: object, op: Op, before: tuple[int, ...] | None) -> Conv
 
 @as_convolution.register
 def _(
-    rule: Input | Dense | Scale | Slope | MaxPool | Rearrange | Sum | Concat | Multiple | Softmax,
+    rule: Input | Dense | TransposedConv | Scale | Slope | MaxPool | Sum | Concat | Multiple | Softmax,
     op: Op, before: tuple[int, ...] | None,
 ) -> None:  # fmt: skip
     return None
@@ -63,6 +64,11 @@ def _(
 @as_convolution.register
 def _(rule: Conv, op: Op, before: tuple[int, ...] | None) -> Conv | None:
     return rule if rule.geometry.mode == "zeros" else None
+
+
+@as_convolution.register
+def _(rule: Rearrange, op: Op, before: tuple[int, ...] | None) -> Conv | None:
+    return rule.conv
 
 
 @as_convolution.register
@@ -95,7 +101,7 @@ def _(rule: Concat, op: Op) -> bool:
 
 
 @is_local.register
-def _(rule: Input | Dense | Conv | MaxPool | Average | Rearrange | Softmax, op: Op) -> bool:
+def _(rule: Input | Dense | Conv | TransposedConv | MaxPool | Average | Rearrange | Softmax, op: Op) -> bool:
     return False
 
 

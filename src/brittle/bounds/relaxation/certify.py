@@ -65,8 +65,9 @@ def read_relaxation(
 ) -> Relaxation:
     """Read a network and prepare what its certificates share.
 
-    Covered are dense layers, convolutions padded with zeros, batch norm in evaluation mode, ``Normalize``, ReLU and
-    LeakyReLU (slopes from 0 to 1), max and average pooling, sums, concatenations and rearrangements.
+    Covered are dense layers, convolutions padded with zeros, also transposed, batch norm in evaluation mode,
+    ``Normalize``, ReLU and LeakyReLU (slopes from 0 to 1), max and average pooling, upsampling, padding, slices, sums,
+    concatenations and rearrangements.
 
     Args:
         model: Any module that ``torch.fx`` can trace, from ``(N, *input_shape)`` to logits ``(N, K)``; read in

@@ -27,6 +27,7 @@ from brittle.bounds.graph.rules import (
     Scale,
     Slope,
     Sum,
+    TransposedConv,
     no_rule,
 )
 from brittle.bounds.relaxation.interval import Ball, Interval, Network, Reach, activation
@@ -91,12 +92,12 @@ def _(rule: Sum, op: Op, number: int, g: Tensor, network: Network, through: Thro
 @pull_through.register
 def _(rule: Concat, op: Op, number: int, g: Tensor, network: Network, through: Through) -> Sequence[Tensor]:
     axis = rule.axis % (g.ndim - 1)  # an axis of (N, *shape)
-    return g.split([network.shape(source)[axis - 1] for source in op.inputs], axis + 1)
+    return rule.parts(g, axis + 1, [network.shape(source)[axis - 1] for source in op.inputs])
 
 
 @pull_through.register
 def _(
-    rule: Dense | Conv | Scale | Average | Rearrange | Multiple,
+    rule: Dense | Conv | TransposedConv | Scale | Average | Rearrange | Multiple,
     op: Op, number: int, g: Tensor, network: Network, through: Through,
 ) -> Sequence[Tensor]:  # fmt: skip
     return (network.maps[number].transpose(g.flatten(0, 1)).unflatten(0, g.shape[:2]),)

@@ -27,6 +27,7 @@ from brittle.bounds.graph.rules import (
     Scale,
     Slope,
     Sum,
+    TransposedConv,
     no_rule,
 )
 from brittle.bounds.relaxation.linear_maps import Map, unit_roundoff
@@ -80,7 +81,9 @@ def _(rule: Slope | MaxPool, op: Op) -> bool:
 
 
 @is_curved.register
-def _(rule: Input | Dense | Conv | Scale | Average | Rearrange | Multiple | Sum | Concat, op: Op) -> bool:
+def _(
+    rule: Input | Dense | Conv | TransposedConv | Scale | Average | Rearrange | Multiple | Sum | Concat, op: Op
+) -> bool:
     return False
 
 
@@ -244,7 +247,12 @@ def _(rule: Slope | MaxPool, op: Op, number: int, state: Propagation) -> None:
 
 
 @pass_on.register
-def _(rule: Dense | Conv | Scale | Average | Rearrange | Multiple, op: Op, number: int, state: Propagation) -> None:
+def _(
+    rule: Dense | Conv | TransposedConv | Scale | Average | Rearrange | Multiple,
+    op: Op,
+    number: int,
+    state: Propagation,
+) -> None:
     """A linear map; its rounding holds between any two points.
 
     An entry rounds by at most ``rounding`` times the magnitudes of its summands, at either point; twice the same of
@@ -282,5 +290,5 @@ def _(rule: Sum, op: Op, number: int, state: Propagation) -> None:
 @pass_on.register
 def _(rule: Concat, op: Op, number: int, state: Propagation) -> None:
     mids, rads = zip(*(state.moved[n] for n in op.inputs), strict=True)
-    state.moved[number] = (torch.cat(mids, rule.axis), torch.cat(rads, rule.axis))
+    state.moved[number] = (rule.join(mids, rule.axis), rule.join(rads, rule.axis))
     state.errors[number] = mids[0].new_zeros(len(mids[0]))

@@ -27,8 +27,10 @@ from brittle.bounds.graph.rules import (
     Scale,
     Slope,
     Sum,
+    TransposedConv,
     no_rule,
 )
+from brittle.linear.convolution import apply, apply_transposed
 from brittle.models.normalize import Normalize
 from brittle.models.trace import NoRule
 
@@ -161,6 +163,27 @@ def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) 
 
 
 @as_map.register
+def _(rule: TransposedConv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
+    assert op.shape is not None
+    K, geometry, after, axes = rule.K.to(like), rule.geometry, op.shape[2:], rule.K.ndim - 2
+
+    def back(g: Tensor) -> Tensor:
+        g = apply(K, geometry, g)
+        for axis, n in enumerate(shape[2:], 2):  # a convolution of an image with output_padding may yield more
+            g = g.narrow(axis, 0, n)
+        return g
+
+    rows = K.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)  # all that a channel may read
+    terms = max(rows.shape[1], K[0].numel())  # forwards and backwards
+    lengths = rows.norm(dim=1).view(1, -1, *[1] * axes)
+    transposed = Map(
+        lambda d: apply_transposed(K, geometry, d, after), lambda r: apply_transposed(K.abs(), geometry, r, after),
+        back, terms, float(rows.abs().sum(1).max()), lengths,
+    )  # fmt: skip
+    return _with_rounding(transposed, like, _offset(op, None, called), reduced_precision(like, convolution=True))
+
+
+@as_map.register
 def _(rule: Average, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
     average = Map(rule.run, rule.run, _adjoint(op, rule.run, shape, like), math.prod(shape[1:]), 1.0)
     return _with_rounding(average, like)
@@ -224,7 +247,7 @@ def _offset(op: Op, factors: Tensor | None, called: object) -> float:
         assert mean is not None
         shifted = (mean.detach().cpu() * factors.cpu()).abs()
         return float((shifted if bias is None else shifted + bias.detach().cpu().abs()).max())
-    if isinstance(called, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(called, nn.Linear | nn.modules.conv._ConvNd):
         return 0.0 if called.bias is None else float(called.bias.detach().abs().max())
     raise NoRule(f"{op.name}: the constants that it adds are not known")
 
