@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from brittle.errors import InputError
 from brittle.models.build import build_model, fcn, resnet18_cifar
 from brittle.models.checkpoints import fill, read_state, save_state
 from helpers.hostile import Hostile
+from helpers.networks import seeded
 
 
 class Wrapper(nn.Module):
@@ -190,6 +193,48 @@ def test_contents_are_checked(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
+def test_a_state_that_contains_itself_is_refused(tmp_path):
+    for way in ("model", "state_dict"):
+        content: dict[str, object] = {"w": torch.ones(2)}
+        content[way] = {"model": content} if way == "state_dict" else content
+        with pytest.raises(InputError, match=f"only dense tensors by name; got dict under '{way}'"):
+            read_state(saved(tmp_path / "m.pt", content))
+
+
+def test_tensors_that_claim_more_values_than_they_store_are_refused(tmp_path):
+    for tensor in (
+        torch.ones(1).expand(2**32),
+        torch.ones(3, 1).expand(3, 4),
+        torch.ones(9).as_strided((8, 8), (1, 0)),
+    ):
+        with pytest.raises(InputError, match=r"expected tensors that store all their values; got shape .* under 'w'"):
+            read_state(saved(tmp_path / "m.pt", {"w": tensor}))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(tmp_path):
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+        with pytest.raises(InputError):
+            read_state(saved(tmp_path / "m.pt", {"w": nested}))
+
+
+def test_archives_that_grow_in_memory_are_not_unpacked(tmp_path):
+    torch.save({"w": torch.zeros(10**7)}, tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for info in whole.infolist():
+            bomb.writestr(info.filename, whole.read(info), compress_type=zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"uncompressed; got members of 4\d{7} bytes in a file of \d{5}$"):
+        read_state(tmp_path / "bomb.pt")
+
+
+@pytest.mark.timeout(20)
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.pt")
+    with pytest.raises(InputError, match="got no regular file there"):
+        read_state(tmp_path / "m.pt")
+
+
 def refused(path: Path) -> str:
     with pytest.raises(InputError, match="code is never unpickled") as caught:
         read_state(path)
@@ -279,6 +324,16 @@ def test_fill_copies():
     state["weight"].zero_()
     assert (model.weight == 1).all()
     assert model.weight.requires_grad
+
+
+def test_old_checkpoints_without_batch_counters_fill_a_model():
+    """As ``load_state_dict(strict=True)`` takes them: torch's batch norms count batches only since version 0.4.1."""
+    model, state = (seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), seed) for seed in (0, 1))
+    model[1].num_batches_tracked.fill_(7)
+    old = {f"module.{key}": tensor for key, tensor in state.state_dict().items() if "num_batches" not in key}
+    fill(nn.DataParallel(model), old)
+    fill(model, {key.removeprefix("module."): tensor for key, tensor in old.items()})
+    assert same(model.state_dict(), state.state_dict() | {"1.num_batches_tracked": torch.tensor(7)})
 
 
 FITTING = fcn(4, 3, 6, 2).state_dict()

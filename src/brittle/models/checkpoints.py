@@ -6,6 +6,7 @@ import errno
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 """Keys under which training scripts keep the weights, in the order in which they are tried."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DataParallel and torch.compile put before every name."""
+MOST_GROWTH = 2**24
+"""Bytes by which a checkpoint may grow when it is unpacked: torch.save compresses nothing, TorchScript its code."""
 REMEDY = "save the weights instead: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
 
 
@@ -44,7 +47,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        instead = "a folder" if path.is_dir() else "nothing"
+        instead = "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing"
         raise InputError(f"{path}: expected a file of weights (.safetensors, .pt, .pth); got {instead} there")
     state = _find_state(path, _read_file(path))
     check_finite(state.items(), str(path))
@@ -55,7 +58,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy ``state`` into ``model``: every name once, every shape equal; the model keeps its dtypes and devices.
 
-    The prefixes that :func:`read_state` removes may be absent from ``state`` where ``model`` has them.
+    The prefixes that :func:`read_state` removes may be absent from ``state`` where ``model`` has them, and so may the
+    batch norms' ``num_batches_tracked``, which old checkpoints lack: it then stays as it is.
 
     Args:
         model: The model to fill.
@@ -67,7 +71,9 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """
     own: dict[str, Tensor] = model.state_dict()
     full = {short: key for key, short in _unwrap(own).items()}
-    given = {full.get(key, key): tensor for key, tensor in state.items()}
+    # Counters that torch's batch norms did not have before version 0.4.1, and that evaluation does not read.
+    counters = {key: tensor for key, tensor in own.items() if key.split(".")[-1] == "num_batches_tracked"}
+    given = counters | {full.get(key, key): tensor for key, tensor in state.items()}
     if problems := _describe_mismatches(own, given):
         raise InputError(f"state: expected the model's names and shapes; got {'; '.join(problems)}")
     cast = {key: tensor.to(own[key].dtype) for key, tensor in given.items()}
@@ -114,6 +120,8 @@ def _read_file(path: Path) -> object:
             return safetensors.torch.load_file(str(path))
         except Exception as error:  # the reader has an exception of its own beside OSError and others
             raise InputError(f"{path}: expected a whole safetensors file; reading it failed: {error}") from error
+    if grown := _grown(path):
+        raise InputError(f"{path}: expected a checkpoint as torch.save writes it, uncompressed; got {grown}")
     try:
         with warnings.catch_warnings():  # about foreign pickles and TorchScript, both refused below in our words
             warnings.simplefilter("ignore")
@@ -130,13 +138,24 @@ def _read_file(path: Path) -> object:
         ) from error
 
 
+def _grown(path: Path) -> str | None:
+    """How much larger an archive's content is than its file, in words; None where that costs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # torch will say what is wrong with it
+        return None
+    size = path.stat().st_size
+    return f"members of {total} bytes in a file of {size}" if total > size + MOST_GROWTH else None
+
+
 def _find_state(path: Path, content: object) -> dict[str, Tensor]:
     """Take the weights out of what a file held."""
-    while isinstance(content, Mapping):
+    seen = set[int]()
+    while isinstance(content, Mapping) and id(content) not in seen:  # a dictionary may hold itself
+        seen.add(id(content))
         inner = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
+        content = content if inner is None else inner
     if not isinstance(content, Mapping) or not content:
         got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
         raise InputError(f"{path}: expected a state dict, tensors by name; got {got}")
@@ -152,9 +171,15 @@ def _check_tensors(state: Mapping[Any, object], where: str) -> None:
             or value.layout != torch.strided
             or value.is_quantized
             or value.is_meta
+            or value.is_nested
         ):
             got = f"{type(value).__name__} under {key!r}"
             raise InputError(f"{where}: expected only dense tensors by name; got {got}")
+        # Expanded tensors may claim any size: checking them would need that much memory.
+        stored = value.untyped_storage().nbytes()
+        if value.numel() * value.element_size() > stored:
+            got = f"shape {tuple(value.shape)} on {stored} bytes under {key!r}"
+            raise InputError(f"{where}: expected tensors that store all their values; got {got}")
 
 
 def _unwrap(keys: Iterable[str]) -> dict[str, str]:
