@@ -20,6 +20,7 @@ from brittle.evaluation.accuracy import check_norms, choose_attacks
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
+from brittle.evaluation.likely_mistakes import Glance, Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk, Part
 from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
@@ -140,9 +141,12 @@ def audit(
                 Case(replace(battery, p=q), budget, tuple(share * budget for share in CURVE), certificates[q].margins)
                 for q, budget in budgets.items()
             )
-            read = StreamDigest(first.total)
+            glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
             closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
-            norms, flags, unmeasured = _attack_and_look(closer, cases, certificates, first, read.over(chunks))
+            norms, flags, unmeasured = _attack_and_look(
+                closer, cases, certificates, first, read.over(tally.over(chunks))
+            )
+            norms = [_with_warnings(norm, tally, glance) for norm in norms]
             missing += [*left_out, *unmeasured]
             fingerprint = read.hexdigest()
         settings: dict[str, Setting] = {
@@ -339,6 +343,11 @@ def _unavailable(
     missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in silent_layers]
     unchecked = [check for look in looks for check in look.unchecked]
     return missing + (unchecked if honesty else [NotMeasured("honesty flags", "switched off")])
+
+
+def _with_warnings(norm: NormResult, tally: Tally, glance: Glance) -> NormResult:
+    """The norm with what is probably a mistake in what was given."""
+    return norm if norm.evaluation is None else replace(norm, evaluation=with_warnings(norm.evaluation, tally, glance))
 
 
 def _certified(bound: NetworkBound) -> LipschitzResult:

@@ -200,6 +200,7 @@ def _attack(
     if data is None:
         raise InputError(f"data: expected one of {FORMS}; got none")
     from brittle.evaluation import Threat, attack
+    from brittle.results import warnings_of
 
     with _execution(output, execution, devices) as how:
         result = attack(model, data, Threat(**threat), p=norms, eps=eps, name=network.model.name, execution=how)
@@ -207,7 +208,9 @@ def _attack(
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
-        print("\n".join([*(evaluation.summary for evaluation in result.evaluations), result.signature.line]))
+        said = [evaluation.summary for evaluation in result.evaluations]
+        said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
+        print("\n".join([*said, result.signature.line]))
         print(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
 
 

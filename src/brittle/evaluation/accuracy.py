@@ -14,6 +14,7 @@ from brittle.attacks.region import check_budget
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
+from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk
 from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
@@ -58,8 +59,9 @@ def evaluate(
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
         threat = choose_attacks(threat, model, first)[0]
-        plan = Plan((Case(threat, eps),), execution)
-        return summarise([outcome.part for (outcome,) in run_parts(model, plan, first, chunks)], threat, eps)
+        plan, glance, tally = Plan((Case(threat, eps),), execution), glance_at(model, first.x), Tally()
+        outcomes = run_parts(model, plan, first, tally.over(chunks))
+        return with_warnings(summarise([outcome.part for (outcome,) in outcomes], threat, eps), tally, glance)
 
 
 def attack(
@@ -95,8 +97,8 @@ def attack(
         first, chunks = read_chunks(data, execution, threat.bounds)
         battery, left_out = choose_attacks(threat, model, first)
         cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
-        read = StreamDigest(first.total)
-        outcomes = list(run_parts(model, Plan(cases, execution), first, read.over(chunks)))
+        glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
+        outcomes = list(run_parts(model, Plan(cases, execution), first, read.over(tally.over(chunks))))
         signature = signature_of(
             model,
             read.hexdigest(),
@@ -112,7 +114,7 @@ def attack(
             },
         )
     evaluations = tuple(
-        summarise([of_cases[number].part for of_cases in outcomes], case.threat, case.eps)
+        with_warnings(summarise([parts[number].part for parts in outcomes], case.threat, case.eps), tally, glance)
         for number, case in enumerate(cases)
     )
     return AttackResult(

@@ -14,6 +14,7 @@ from brittle.results import (
     NormResult,
     Rate,
     Verdict,
+    warnings_of,
 )
 from brittle.results.wording import budget, norm_name, number
 
@@ -48,6 +49,7 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
         flags: The checks that belong to no norm.
     """
     findings = (
+        *(f"Warning: {warning}" for warning in warnings_of([norm.evaluation for norm in norms if norm.evaluation])),
         *_distrust(norms, flags),
         *_few(norms),
         *_attacked_and_proven(norms),

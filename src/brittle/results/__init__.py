@@ -7,6 +7,7 @@ from brittle.results.attacks import (
     SampleResult,
     SecurityCurve,
     UniversalResult,
+    warnings_of,
 )
 from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, Flag, NormResult, Signature, Verdict
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
@@ -39,4 +40,5 @@ __all__ = [
     "UniversalKind",
     "UniversalResult",
     "Verdict",
+    "warnings_of",
 ]

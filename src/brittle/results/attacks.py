@@ -240,6 +240,11 @@ class UniversalResult:
         return rates[0], rates[-1]
 
 
+def warnings_of(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """The warnings of several evaluations, each once."""
+    return tuple(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
+
+
 def samples_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     """All per-sample results, one row a sample and budget."""
     import pandas as pd
