@@ -6,7 +6,7 @@ Each is a certified upper bound; one that does not apply to a network is left ou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +17,15 @@ from torch import Tensor
 from brittle.bounds.chain import chain_bounds, coordinate_bounds
 from brittle.bounds.graph.rules import Dense, Input, Multiple, Op, Rearrange, Slope
 from brittle.bounds.lipschitz.conv_pairs import paired_factors
-from brittle.bounds.lipschitz.gram import GramBound, gram_bound, tighten
+from brittle.bounds.lipschitz.gram import GramBound, descend, gram_bound
 from brittle.bounds.lipschitz.paths import radii, steepest_jacobian
 from brittle.bounds.lipschitz.product import own_factors, product_bound
 from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.trace import NoRule
 from brittle.results.methods import Argument
 
+MOST_FOR_TWO_STARTS = 1e10
+"""Real multiplications of one recursion, some seconds, up to which it is begun in two ways."""
 MOST_MARGINS = 2000
 """Classes up to which every pair gets a bound of its own."""
 WIDEST_FOR_EXPONENTS = 1024
@@ -82,7 +84,7 @@ class Arguments:
         """Bounds in l_2 beside the product of norms."""
         values: dict[str, float] = {}
         if self.gram is not None:
-            values[Argument.MULTIPLIERS] = self.gram.upper
+            values[Argument.MULTIPLIERS] = self.gram.two
         if self.conv_pairs is not None:
             values[Argument.CONV_PAIRS] = self.conv_pairs
         if self.weights is not None:
@@ -102,12 +104,9 @@ class Arguments:
                     float((self.paths.abs().sum(1) + self.distances[-1][0]).max()) / 2 * (1 + WALK_ROUNDING)
                 )
         if self.gram is not None:
-            two = self.gram.upper if self.conv_pairs is None else min(self.gram.upper, self.conv_pairs)
+            two = self.gram.two if self.conv_pairs is None else min(self.gram.two, self.conv_pairs)
             values[Argument.CROSS_NORM] = raised(math.sqrt(self.inputs) * two)
-        if self.weighted is not None:
-            values[Argument.MULTIPLIERS] = math.sqrt(max(float(self.weighted.diagonal().max()), 0.0)) * (
-                1 + WALK_ROUNDING
-            )
+            values[Argument.MULTIPLIERS] = min(bound.sup for bound in (self.gram, self.rows) if bound is not None)
         if self.weights is not None:
             values |= dict(chain_bounds(self.weights, math.inf).values)
         return values
@@ -150,9 +149,21 @@ class Arguments:
         return None
 
     @cached_property
-    def gram(self) -> GramBound | None:
-        """The recursion in l_2."""
-        return self.recursion(None)
+    def gram(self) -> _Least | None:
+        """What the recursion bounds in both norms, steepest for l_2; None without shapes or without a rule."""
+        return _least(self.recursions(None, 2))
+
+    @cached_property
+    def rows(self) -> _Least | None:
+        """The same with steps, and weights of the input's entries where it is a vector, that are for l_inf."""
+        if not self.shapes_known:
+            return None
+        start = None
+        if self.vector_input:
+            start = torch.ones(self.inputs, dtype=torch.float64) if self.columns is None else self.columns
+        if not self.steps and self.columns is None:
+            return None  # the same as without weights
+        return _least(self.recursions(start, math.inf))
 
     @cached_property
     def conv_pairs(self) -> float | None:
@@ -163,17 +174,15 @@ class Arguments:
         return None if paired is None else raised(product_bound(self.ops, paired, 2))
 
     @cached_property
-    def weighted(self) -> Tensor | None:
-        r"""``c J diag(t) J^T`` with ``c = sum_j 1 / t_j``: its diagonal bounds the rows' squared l_1 norms."""
+    def columns(self) -> Tensor | None:
+        """Weights of an input that is a vector, one over the columns' lengths of the steepest Jacobian."""
         if self.paths is None or not self.vector_input:
             return None
         columns = self.paths.square().mean(0).sqrt()
         if not float(columns.max()):
             return None
         t = 1 / columns.clamp_min(0.01 * float(columns.max()))
-        t = t / t.min()
-        bound = self.recursion(t)
-        return None if bound is None else bound.gram * float((1 / t).sum())
+        return t / t.min()
 
     @cached_property
     def vector_input(self) -> bool:
@@ -184,17 +193,22 @@ class Arguments:
         (reader,) = readers
         return isinstance(reader.rule, Rearrange) and reader.rule.flattens and len(reader.shape or ()) == 2
 
-    def recursion(self, start: Tensor | None) -> GramBound | None:
-        """The bound of ``J diag(start) J^T``, optimised; None without shapes, without a rule or where it overflows."""
+    def recursions(self, start: Tensor | None, p: float) -> Iterator[GramBound]:
+        """Bounds of ``J diag(start) J^T``: closed forms, then step by step down from the better one in the norm p.
+
+        Twice down: for the constant and for the margins, which without weights are the same in both norms.
+        """
         if not all(op.shape is not None and len(op.shape) > 1 for op in self.ops):
-            return None
-        try:
-            bound = gram_bound(self.ops, self.factors_two, start=start)
-            if not math.isfinite(bound.upper):
-                return None
-            return tighten(bound, self.ops, self.factors_two, self.steps, start=start)
-        except NoRule:
-            return None
+            return
+        with suppress(NoRule):
+            first = [gram_bound(self.ops, self.factors_two, start=start)]
+            if first[0].spent < MOST_FOR_TWO_STARTS:
+                first.append(gram_bound(self.ops, self.factors_two, start=start, uniform=True))
+            yield from first
+            best = min(first, key=lambda bound: bound.constant(p))
+            yield from descend(best, self.ops, self.factors_two, self.steps, p=p)
+            if 1 < len(best.gram) <= MOST_MARGINS and (p == 2 or start is not None):
+                yield from descend(best, self.ops, self.factors_two, self.steps, p=p, margins=True)
 
     @cached_property
     def weights(self) -> list[Tensor] | None:
@@ -236,8 +250,8 @@ class Arguments:
         if K is None or K > MOST_MARGINS:
             return None
         tables = [torch.full((K, K), (math.sqrt(2) if p == 2 else 2.0) * upper, dtype=torch.float64)]
-        if self.gram is not None and len(self.gram.gram) == K:
-            tables.append(_differences(self.gram.gram) * (1.0 if p == 2 else math.sqrt(self.inputs)))
+        if self.gram is not None:
+            tables += self.gram.tables(p, K)
         if math.isinf(p):
             tables += self.margins_inf(K)
         best = torch.stack(tables).amin(0) * (1 + WALK_ROUNDING)
@@ -246,9 +260,9 @@ class Arguments:
 
     def margins_inf(self, K: int) -> list[Tensor]:
         """Upper bounds of all pairs' differences in l_inf, ``(K, K)``: one table an argument that applies."""
-        tables = []
-        if self.weighted is not None and len(self.weighted) == K:
-            tables.append(_differences(self.weighted))
+        tables: list[Tensor] = []
+        if self.rows is not None:
+            tables += self.rows.tables(math.inf, K)
         if self.distances is not None:
             chain = self.chain_margins()
             tables.append(chain)
@@ -274,8 +288,38 @@ class Arguments:
         return d[:, None] + d
 
 
-def _differences(gram: Tensor) -> Tensor:
-    """``sqrt(g_ii + g_jj - 2 g_ij)``; infinite where the matrix is not of the outputs."""
-    energy = gram.diagonal()
-    squares = energy[:, None] + energy - 2 * gram
-    return (squares.clamp_min(0) + 1e-12 * (energy[:, None] + energy)).sqrt()
+@dataclass(frozen=True)
+class _Least:
+    """The least of what several Gram matrices bound, each of them certified.
+
+    Attributes:
+        two: Upper bound of the constant in l_2.
+        sup: Upper bound of the constant in l_inf.
+        differences: Upper bounds, before rounding, of all differences of two outputs in l_2 and in l_inf.
+        spent: Real multiplications of one recursion.
+    """
+
+    two: float
+    sup: float
+    differences: tuple[Tensor, Tensor]
+    spent: float
+
+    def tables(self, p: float, K: int) -> list[Tensor]:
+        """The differences in one norm, where they are of K outputs."""
+        table = self.differences[0 if p == 2 else 1]
+        return [table] if len(table) == K else []
+
+
+def _least(bounds: Iterable[GramBound]) -> _Least | None:
+    """The least of all that are finite; None where none is."""
+    least = None
+    for bound in bounds:
+        two, sup = bound.constant(2), bound.constant(math.inf)
+        if not math.isfinite(two):
+            continue
+        tables = bound.differences(2), bound.differences(math.inf)
+        if least is not None:
+            two, sup = min(two, least.two), min(sup, least.sup)
+            tables = torch.minimum(tables[0], least.differences[0]), torch.minimum(tables[1], least.differences[1])
+        least = _Least(two, sup, tables, bound.spent)
+    return least

@@ -12,8 +12,8 @@ of an activation. Where that does not go on (a stride, a max pooling), P is rela
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,27 +22,60 @@ from brittle.bounds.graph.rules import Op
 from brittle.bounds.lipschitz.gram_walk import Walk
 from brittle.linear.spectrum import WALK_ROUNDING
 
+RATE = 0.1
+"""Adam's first step size, of the logarithms of multipliers and weights."""
+HALVED_AFTER = 20
+"""Steps after which it is half of that; it falls as ``1 / (1 + step / 20)``, whatever the number of steps."""
+SHARPNESS = (8.0, 4.0)
+"""Exponent of the smooth maximum at first, and what every step adds: in the end only the largest values count."""
+
 
 @dataclass(frozen=True)
 class GramBound:
-    """``J J^T <= gram`` for every Jacobian of the output.
+    """``J diag(start) J^T <= gram`` for every Jacobian of the output.
 
     Attributes:
         gram: ``(K, K)``, or ``(1, 1)`` when only the norm is bounded.
         multipliers: The diagonal of T at every activation that was eliminated, by operation.
         spent: Real multiplications of one recursion.
+        skipped: Stretches that count with their product of norms.
+        inputs: Entries of one input.
+        start: Weights of the input's entries ``(inputs,)``; None for ones.
     """
 
     gram: Tensor
     multipliers: dict[int, Tensor]
     spent: float
+    skipped: int
+    inputs: int
+    start: Tensor | None
 
     @property
     def upper(self) -> float:
         """Upper bound of the l_2 Lipschitz constant; infinite where the numbers overflowed."""
+        return self.constant(2)
+
+    def constant(self, p: float) -> float:
+        """Upper bound of the Lipschitz constant in l_2 or l_inf; infinite where the numbers overflowed."""
         if not bool(self.gram.isfinite().all()):
             return math.inf
-        return math.sqrt(max(float(torch.linalg.eigvalsh(self.gram.detach())[-1]), 0.0)) * (1 + WALK_ROUNDING)
+        gram = self.gram.detach()
+        largest = torch.linalg.eigvalsh(gram)[-1] if p == 2 else gram.diagonal().max()
+        return math.sqrt(max(float(largest * self.scale(p)), 0.0)) * (1 + WALK_ROUNDING)
+
+    def differences(self, p: float) -> Tensor:
+        """Upper bounds, before rounding, of the constants of all differences of two outputs, of gram's shape."""
+        gram = self.gram.detach()
+        energy = gram.diagonal()
+        squares = energy[:, None] + energy - 2 * gram
+        return ((squares.clamp_min(0) + 1e-12 * (energy[:, None] + energy)) * self.scale(p)).sqrt()
+
+    def scale(self, p: float) -> Tensor:
+        """What the weights cost: ``|g|^2 <= scale * g diag(start) g^T`` for all rows g, in the norm dual to p."""
+        if self.start is None:
+            return torch.tensor(1.0 if p == 2 else float(self.inputs), dtype=torch.float64)
+        weights = 1 / self.start
+        return weights.max() if p == 2 else weights.sum()
 
 
 def gram_bound(
@@ -51,6 +84,7 @@ def gram_bound(
     *,
     start: Tensor | None = None,
     multipliers: Mapping[int, Tensor] | None = None,
+    uniform: bool = False,
 ) -> GramBound:
     r"""Certified upper bound of ``J J^T`` over all Jacobians of a network, in the Loewner order.
 
@@ -60,65 +94,84 @@ def gram_bound(
         start: Positive weights of the input's entries, for an input that is a vector or is flattened at once:
             bounds ``J diag(start) J^T``; ones by default.
         multipliers: Diagonals of T to use, by operation; where absent they are chosen in closed form.
+        uniform: Choose one multiplier for all units of a layer, the norm of what it reads, in place of the best of
+            several forms: better for networks whose layers stretch all directions alike.
 
     Returns:
         The bound. With multipliers given that are not feasible, the affected segment falls back to norms.
     """
-    walk = Walk(ops, factors, dict(multipliers or {}))
+    walk = Walk(ops, factors, dict(multipliers or {}), uniform)
     gram = walk.run(start)
-    return GramBound(gram, walk.multipliers, walk.spent)
+    return GramBound(gram, walk.multipliers, walk.spent, walk.skipped, math.prod(ops[0].shape or ()), start)
 
 
-def tighten(
-    bound: GramBound,
-    ops: Sequence[Op],
-    factors: Sequence[float],
-    steps: int,
-    *,
-    start: Tensor | None = None,
-    rate: float = 0.1,
-) -> GramBound:
-    """The bound after steps of optimisation (Adam) of all multipliers together; never worse than before.
+def descend(
+    bound: GramBound, ops: Sequence[Op], factors: Sequence[float], steps: int, *, p: float = 2, margins: bool = False
+) -> Iterator[GramBound]:
+    """Bounds met on the way down from one: Adam on all multipliers together, and in l_inf on the input's weights.
 
-    The loss is a smooth maximum of the eigenvalues of the output's Gram matrix. Multipliers that are not feasible are
-    raised by two percent until they are.
+    What falls is a smooth maximum of the eigenvalues of the output's Gram matrix for p = 2, and of its diagonal, times
+    what the weights cost, for p = inf; or the mean of the logarithms of all margins. Multipliers that are not feasible
+    are raised by two percent until they are. Each bound is certified by itself, and the first ones are the same for
+    every number of steps: the least of more steps is never larger.
 
     Args:
-        bound: What :func:`gram_bound` gave; its multipliers are where the steps start.
+        bound: What :func:`gram_bound` gave; its multipliers and weights are where the steps start.
         ops: The network; shapes must be known.
         factors: Upper bound of every operation's own l_2 constant.
-        steps: Number of steps, each a recursion and its gradient; 0 returns ``bound``.
-        start: Weights of the input's entries, as for ``bound``.
-        rate: Adam's step size, of the multipliers' logarithms.
+        steps: Number of steps, each a recursion and its gradient.
+        p: The norm: 2 or inf.
+        margins: Whether the constants of all differences of two outputs shall fall, on average, in place of the
+            network's own; there must be two outputs or more.
 
-    Returns:
-        The least certified upper bound met.
+    Yields:
+        The bound of every step with feasible multipliers.
     """
-    best, keys, logs = bound, list(bound.multipliers), [t.log() for t in bound.multipliers.values()]
-    if not steps or not logs:
-        return best
+    keys, learn = list(bound.multipliers), p != 2 and bound.start is not None
+    logs = [t.log() for t in [*bound.multipliers.values(), *([bound.start] if learn else [])] if t is not None]
+    if not logs:
+        return
     # Adam by hand: its bias corrections count infeasible steps as well, which torch.optim.Adam never sees. Without them
     # bounds come out up to 0.4 percent different, in either direction (29 small networks, 40 steps).
     means, squares = [torch.zeros_like(t) for t in logs], [torch.zeros_like(t) for t in logs]
     for step in range(1, steps + 1):
         logs = [t.detach().requires_grad_() for t in logs]
         with torch.enable_grad():
-            multipliers = {key: t.exp() for key, t in zip(keys, logs, strict=True)}
+            multipliers = {key: t.exp() for key, t in zip(keys, logs, strict=False)}
+            start = logs[-1].exp() if learn else bound.start
             now = gram_bound(ops, factors, start=start, multipliers=multipliers)
-            feasible = now.gram.requires_grad and bool(now.gram.isfinite().all())
+            feasible = now.gram.requires_grad and now.skipped == bound.skipped and bool(now.gram.isfinite().all())
             if feasible:
-                values = torch.linalg.eigvalsh(now.gram).clamp_min(1e-300)
-                loss = torch.logsumexp(8 * values.log(), 0) / 8
+                loss = _mean_margin(now) if margins else _smooth_constant(now, p, SHARPNESS[0] + SHARPNESS[1] * step)
+                loss = loss + now.scale(p).log()
                 slopes = torch.autograd.grad(loss, logs, allow_unused=True, materialize_grads=True)
         if not feasible:
-            logs = [t.detach() + 0.02 for t in logs]
+            logs = [t.detach() + (0.02 if place < len(keys) else 0) for place, t in enumerate(logs)]
             continue
-        if now.upper < best.upper:
-            best = GramBound(now.gram.detach(), {k: t.detach() for k, t in now.multipliers.items()}, now.spent)
+        yield _detached(now)
         means = [0.9 * mean + 0.1 * slope for mean, slope in zip(means, slopes, strict=True)]
         squares = [0.99 * square + 0.01 * slope**2 for square, slope in zip(squares, slopes, strict=True)]
+        rate = RATE / (1 + step / HALVED_AFTER)
         logs = [
             t.detach() - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-12)
             for t, mean, square in zip(logs, means, squares, strict=True)
         ]
-    return best
+
+
+def _smooth_constant(bound: GramBound, p: float, sharpness: float) -> Tensor:
+    """Logarithm of a smooth maximum of the values whose largest is the squared constant, before the weights' cost."""
+    values = torch.linalg.eigvalsh(bound.gram) if p == 2 else bound.gram.diagonal()
+    return torch.logsumexp(sharpness * values.clamp_min(1e-300).log(), 0) / sharpness
+
+
+def _mean_margin(bound: GramBound) -> Tensor:
+    """Mean logarithm of the squared constants of all differences of two outputs."""
+    energy, (i, j) = bound.gram.diagonal(), torch.triu_indices(len(bound.gram), len(bound.gram), 1)
+    return (energy[i] + energy[j] - 2 * bound.gram[i, j]).clamp_min(1e-300).log().mean()
+
+
+def _detached(bound: GramBound) -> GramBound:
+    """The same numbers without their history."""
+    multipliers = {key: t.detach() for key, t in bound.multipliers.items()}
+    start = None if bound.start is None else bound.start.detach()
+    return replace(bound, gram=bound.gram.detach(), multipliers=multipliers, start=start)

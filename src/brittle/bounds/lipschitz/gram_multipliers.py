@@ -73,6 +73,22 @@ def choose_multipliers(
     raise Stuck
 
 
+def uniform_multipliers(Q: Tensor) -> tuple[Tensor, Tensor]:
+    """One multiplier for all units, the norm of what they read ``(F, n, n)``, and its factor.
+
+    The choice of ECLipsE-Fast (Xu & Sivaranjani 2024). With t the largest eigenvalue of Q, any eigenvalue q becomes
+    ``t^2 / (2t - q)``: the largest stays, and no other comes closer to it than half as far.
+
+    Raises:
+        Stuck: Q is zero or not finite.
+    """
+    t = torch.full((Q.shape[-1],), largest_eigenvalue(Q), dtype=torch.float64)
+    L = factor(Q.detach(), t) if bool(t.isfinite().all()) else None
+    if L is None:
+        raise Stuck
+    return t, L
+
+
 def outer_norms(readers: Sequence[Reader], n: int) -> Tensor:
     """Column norms ``(n,)`` of all readers of a result of n channels together; 1 for any reading that is not linear."""
     total = torch.zeros(n, dtype=torch.float64)

@@ -23,6 +23,7 @@ from brittle.bounds.lipschitz.gram_multipliers import (
     choose_multipliers,
     dominating_diagonal,
     outer_norms,
+    uniform_multipliers,
 )
 from brittle.bounds.lipschitz.gram_states import (
     Diagonal,
@@ -54,13 +55,17 @@ class Walk:
         ops: The network; shapes must be known.
         factors: Upper bound of every operation's own l_2 constant.
         multipliers: Of the activations; those that are chosen on the way are added.
+        uniform: Whether the same multiplier is chosen for all units of a layer.
         spent: Real multiplications so far.
+        skipped: Stretches so far that count with their product of norms.
     """
 
     ops: Sequence[Op]
     factors: Sequence[float]
     multipliers: dict[int, Tensor]
+    uniform: bool = False
     spent: float = 0.0
+    skipped: int = 0
 
     def run(self, start: Tensor | None) -> Tensor:
         """The Gram matrix above all Jacobians of the output, ``(K, K)``, or ``(1, 1)`` when only the norm is bounded.
@@ -85,6 +90,7 @@ class Walk:
             except Stuck:
                 number = self.cuts.index(True, number)
                 state = self.skip(last_cut, number)
+                self.skipped += 1
             if state.alone is not None and self.cuts[number]:
                 last_cut = state
             number += 1
@@ -269,7 +275,9 @@ class Walk:
         n, total = Q.shape[-1], Q.shape[-1] + state.height(later)
         self.afford(len(Q), total, float(n) ** 3, float(n) ** 2 * total, float(n) * total**2)
         t, L = self.multipliers.get(number), None
-        if t is None:
+        if t is None and self.uniform:
+            t, L = uniform_multipliers(Q)
+        elif t is None:
             t, L = choose_multipliers(Q, self.linear_readers(self.readers[number]), state.grid, (low, high))
         elif (L := factor(Q, t)) is None:
             raise Stuck
