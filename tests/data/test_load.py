@@ -496,7 +496,7 @@ def test_svhn_missing_file_or_variable_names_the_path(tmp_path):
     with pytest.raises(InputError, match=r"train_32x32\.mat: expected .*got no file, and nothing is downloaded"):
         load_data("svhn", root=tmp_path, split="train")
     savemat(tmp_path / "test_32x32.mat", {"X": np.zeros((32, 32, 3, 1), np.uint8)})
-    with pytest.raises(InputError, match=r"test_32x32\.mat: expected .*reading it failed: 'y'"):
+    with pytest.raises(InputError, match=r"test_32x32\.mat: expected .*reading it failed: there is no y"):
         load_data("svhn", root=tmp_path)
 
 
@@ -766,7 +766,7 @@ def test_images_beyond_half_of_the_memory_are_refused_before_they_are_read(tmp_p
     contents = [file.read_bytes() for file in files]
     for file in files[1:]:
         file.write_bytes(b"broken")
-    monkeypatch.setattr(folders, "_memory", lambda: 2 * 4 * 5 * 4 * 3 * 7)  # half holds seven images of float32
+    monkeypatch.setattr(folders, "machine_memory", lambda: 2 * 4 * 5 * 4 * 3 * 7)  # half holds seven images of float32
     with pytest.raises(InputError, match=r"20 images of .*\(3, 5, 4\), .* GB; give limit, at most \d+") as e:
         load_data(f"folder:{tmp_path}")
     assert str(tmp_path) in str(e.value)
@@ -777,7 +777,7 @@ def test_images_beyond_half_of_the_memory_are_refused_before_they_are_read(tmp_p
     assert len(load_data(f"folder:{tmp_path}", limit=most).labels) == most
     with pytest.raises(InputError, match="give limit"):
         load_data(f"folder:{tmp_path}", limit=most + 1)
-    monkeypatch.setattr(folders, "_memory", lambda: None)
+    monkeypatch.setattr(folders, "machine_memory", lambda: None)
     assert len(load_data(f"folder:{tmp_path}").labels) == 20
 
 
@@ -876,7 +876,7 @@ def test_npz_one_array_missing_folder_and_truncation(tmp_path):
     with pytest.raises(InputError, match="expected an npz file of plain arrays; reading it failed"):
         load_data(f"npz:{tmp_path / 'one.npy'}")
     for path in (tmp_path / "none.npz", tmp_path):
-        with pytest.raises(InputError, match="expected an npz file; got no file"):
+        with pytest.raises(InputError, match="expected an npz file of plain arrays; got no file"):
             load_data(f"npz:{path}")
     write_npz(tmp_path / "a.npz", x=np.zeros((9, 99)), y=np.zeros(9, int))
     content = (tmp_path / "a.npz").read_bytes()

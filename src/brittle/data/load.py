@@ -37,8 +37,8 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """The usual mean and standard deviation of each channel of the training inputs, in units of inputs in [0, 1]."""
-
-
+MOST_CLASSES = 2**20
+"""A label far above all others is damage, and a network would be given an output for each."""
 READERS = {"mnist": read_mnist, "cifar10": read_cifar10, "cifar100": read_cifar100, "svhn": read_svhn}
 """Readers of the sets that lie under the data root by their own names."""
 
@@ -139,6 +139,8 @@ def load_data(
             x, y, classes = read_npz(Path(root or "", Path(path).expanduser()), split, choose)
         case _:
             raise InputError(f"data: expected one of {FORMS}; got {spec!r}")
+    if classes > MOST_CLASSES:
+        raise InputError(f"{spec}: expected at most {MOST_CLASSES} classes; got {classes}")
     inputs, labels = _scale(x), torch.from_numpy(y.astype(np.int64))
     del x  # before the checks take memory
     try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brittle.data.readers.contents import Array, Choose, Read
+from brittle.data.readers.contents import BYTES_PER_VALUE, Array, Choose, Read, machine_memory
 from brittle.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CROP, SHORTER_SIDE = 224, 256
 """ImageNet's evaluation: the shorter side is resized to 256 pixels and the centre of 224 x 224 is kept."""
-BYTES_PER_VALUE = 13
-"""Memory for every pixel value at the worst moment, measured: the float32 that stays, and its check."""
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what these files may hold; others, whatever they are called, are not opened: some run programs."""
+MOST_PIXELS = 2**26
+"""Of an image, also while it is resized; 8,192 x 8,192."""
 
 
 def read_folder(path: Path, split: str, image_size: tuple[int, int] | None, choose: Choose) -> Read:
@@ -43,7 +45,10 @@ def read_folder(path: Path, split: str, image_size: tuple[int, int] | None, choo
     def resize(image: Image) -> Image:
         from PIL.Image import Resampling
 
-        return image if image_size is None else image.resize(image_size[::-1], Resampling.BILINEAR)
+        if image_size is None:
+            return image
+        _check_pixels("image_size", image_size)
+        return image.resize(image_size[::-1], Resampling.BILINEAR)
 
     return _read(path, choose, resize, grey=True)
 
@@ -72,6 +77,7 @@ def read_imagenet(root: Path, split: str, image_size: tuple[int, int] | None, ch
         shorter = round(max(height, width) * SHORTER_SIDE / CROP)
         longer = int(shorter * max(image.size) / min(image.size))
         wide, high = (shorter, longer) if image.width <= image.height else (longer, shorter)
+        _check_pixels("image, resized to be cropped", (wide, high))
         left, top = round((wide - width) / 2), round((high - height) / 2)
         return image.resize((wide, high), Resampling.BILINEAR).crop((left, top, left + width, top + height))
 
@@ -118,7 +124,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
 
 
 def _check_same_classes(train: Path, held_out: Path) -> None:
@@ -132,7 +138,7 @@ def _check_same_classes(train: Path, held_out: Path) -> None:
 
 def _check_memory(path: Path, n: int, shape: Sequence[int]) -> None:
     """Refuse to read more than half of the machine's memory, before it is done."""
-    needed, memory = BYTES_PER_VALUE * n * int(np.prod(shape)), _memory()
+    needed, memory = BYTES_PER_VALUE * n * int(np.prod(shape)), machine_memory()
     if memory is not None and needed > memory / 2:
         raise InputError(
             f"{path}: expected images that need at most half of this machine's {memory / 1e9:.1f} GB of memory; "
@@ -141,25 +147,26 @@ def _check_memory(path: Path, n: int, shape: Sequence[int]) -> None:
         )
 
 
-def _memory() -> int | None:
-    """The machine's memory in bytes; None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     """Read one image as uint8 ``(C, H, W)``: C is 1 for greyscale where ``grey`` allows it and 3 otherwise."""
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":
-                raise InputError(f"{path}: expected 8 bits per channel; got Pillow's mode {image.mode}")
-            pixels = np.asarray(fit(image.convert("L" if grey and image.mode in ("1", "L", "LA") else "RGB")))
+        with warnings.catch_warnings():  # of damage that is harmless, and of sizes, which are looked at here
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                _check_pixels(str(path), image.size)
+                if image.mode[0] in "IF":
+                    raise InputError(f"{path}: expected 8 bits per channel; got Pillow's mode {image.mode}")
+                pixels = np.asarray(fit(image.convert("L" if grey and image.mode in ("1", "L", "LA") else "RGB")))
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
         raise InputError(f"{path}: expected an image; reading it failed: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _check_pixels(what: str, size: tuple[int, int]) -> None:
+    """Refuse an image that would be too large in memory, before it is unpacked or resized."""
+    if size[0] * size[1] > MOST_PIXELS:
+        raise InputError(f"{what}: expected at most {MOST_PIXELS} pixels; got {size[0]} x {size[1]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from brittle.data.readers.contents import Array, Choose, Read, contents
+from brittle.data.readers.contents import Array, Choose, Read, check_memory, check_unpacked, opened
 from brittle.errors import InputError
 
 
@@ -30,11 +30,21 @@ def _read_idx(path: Path, axes: int) -> Array:
     """Read an idx file of unsigned bytes, or its ``.gz`` when only that is there."""
     packed = path.with_name(path.name + ".gz")
     path = packed if packed.exists() and not path.exists() else path
-    content = contents(path, f"an idx file of unsigned bytes with {axes} axes")
     start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
-    if len(content) < start or content[:4] != magic:
-        raise InputError(f"{path}: expected the idx magic {magic.hex()} at the start; got {content[:4].hex() or None}")
-    shape = struct.unpack(f">{axes}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise InputError(f"{path}: expected the {math.prod(shape)} values it announces; got {len(content) - start}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    with opened(path, f"an idx file of unsigned bytes with {axes} axes") as file:
+        head, size = file.read(start), path.stat().st_size
+        if len(head) < start or head[:4] != magic:
+            raise InputError(f"{path}: expected the idx magic {magic.hex()} at the start; got {head[:4].hex() or None}")
+        shape = struct.unpack(f">{axes}I", head[4:])
+        announced = math.prod(shape)
+        if path == packed:
+            check_unpacked(path, size, announced)
+            content = file.read(announced + 1)
+            there = f"{len(content)}" if len(content) <= announced else "more"
+        else:
+            check_memory(path, size)
+            content = file.read()
+            there = f"{len(content)}"
+    if len(content) != announced:
+        raise InputError(f"{path}: expected the {announced} values it announces; got {there}")
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
-from brittle.data.readers.contents import Array, Choose, Read
+from brittle.data.readers.contents import Array, Choose, Read, check_unpacked, opened
 from brittle.errors import InputError
+
+EXPECTED = "an npz file of plain arrays"
 
 
 def read_npz(path: Path, split: str, choose: Choose) -> Read:
@@ -16,14 +21,8 @@ def read_npz(path: Path, split: str, choose: Choose) -> Read:
     Raises:
         InputError: The file is missing, broken, asks for code to be unpickled, or holds no labelled inputs.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: expected an npz file; got no file, and nothing is downloaded")
-    try:
-        x, y, classes = _npz_arrays(path, split)
-    except InputError:
-        raise
-    except Exception as error:  # a broken archive raises by what is broken: zip, header, compression, pickle
-        raise InputError(f"{path}: expected an npz file of plain arrays; reading it failed: {error}") from error
+    with opened(path, EXPECTED) as file, zipfile.ZipFile(file) as archive:
+        x, y, classes = _stored_arrays(path, archive, split)
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise InputError(f"{path}: expected inputs of uint8 or floating in [0, 1]; got {x.dtype}")
     if y.dtype.kind not in "iu" or y.ndim != 1 or len(y) == 0:
@@ -36,18 +35,44 @@ def read_npz(path: Path, split: str, choose: Choose) -> Read:
             "store x.transpose(0, 3, 1, 2)"
         )
     chosen = choose(len(x))
-    return x[chosen], y[chosen], int(y.max()) + 1 if classes is None else classes
+    return np.ascontiguousarray(x[chosen]), y[chosen], int(y.max()) + 1 if classes is None else classes
 
 
-def _npz_arrays(path: Path, split: str) -> tuple[Array, Array, int | None]:
-    """Load inputs, labels and, where it is stored, the number of classes."""
+def _stored_arrays(path: Path, archive: zipfile.ZipFile, split: str) -> tuple[Array, Array, int | None]:
+    """Inputs, labels and, where it is stored, the number of classes."""
     pairs = [(f"x_{split}", f"y_{split}"), ("x", "y"), ("inputs", "labels"), ("images", "labels")]
-    with np.load(path, allow_pickle=False) as stored:
-        names = next((pair for pair in pairs if set(pair) <= set(stored.files)), None)
-        if names is None:
-            forms = ", ".join(" and ".join(pair) for pair in pairs)
-            raise InputError(f"{path}: expected one of the pairs {forms}; got {', '.join(stored.files)}")
-        classes = stored["classes"] if "classes" in stored.files else None
-        if classes is not None and (classes.shape != () or classes.dtype.kind not in "iu"):
-            raise InputError(f"{path}: expected one integer as classes; got {classes.dtype} of shape {classes.shape}")
-        return stored[names[0]], stored[names[1]], None if classes is None else int(classes)
+    stored = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    names = next((pair for pair in pairs if set(pair) <= set(stored)), None)
+    if names is None:
+        forms = ", ".join(" and ".join(pair) for pair in pairs)
+        raise InputError(f"{path}: expected one of the pairs {forms}; got {', '.join(stored) or 'no array'}")
+    classes = _stored_array(path, archive, "classes") if "classes" in stored else None
+    if classes is not None and (classes.shape != () or classes.dtype.kind not in "iu"):
+        raise InputError(f"{path}: expected one integer as classes; got {classes.dtype} of shape {classes.shape}")
+    x, y = (_stored_array(path, archive, name) for name in names)
+    return x, y, None if classes is None else int(classes)
+
+
+def _stored_array(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
+    """One array, read only when its header, its size and its packed size agree."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{path}: expected arrays as numpy stores them; got {name} packed in another way")
+    check_unpacked(path, member.compress_size, member.file_size)
+    with archive.open(member) as file:
+        version = npy.read_magic(file)
+        if version != (1, 0):  # numpy writes later ones for named fields alone, and their headers may be of any size
+            raise InputError(f"{path}: expected {EXPECTED}; got {name} in version {version[0]}.{version[1]} of npy")
+        shape, fortran, dtype = npy.read_array_header_1_0(file)
+        if dtype.hasobject or dtype.shape or dtype.names:
+            raise InputError(f"{path}: expected {EXPECTED}; reading it failed: {name} holds {dtype!s:.80}, no numbers")
+        size = dtype.itemsize * math.prod(shape)
+        if min(shape, default=0) < 0 or size != member.file_size - file.tell():
+            raise InputError(
+                f"{path}: expected {name} to hold the {shape} of {dtype} that it announces; got "
+                f"{member.file_size - file.tell()} bytes"
+            )
+        content = file.read(
+            size
+        )  # a size given: without one, a false size of the member would not bound what is unpacked
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from brittle.data.readers.contents import Choose, Read
+from brittle.data.readers.matlab import read_matrices
 from brittle.errors import InputError
 
 
@@ -17,17 +18,9 @@ def read_svhn(root: Path, split: str, choose: Choose) -> Read:
         InputError: The file is missing, broken, or holds something else.
     """
     path = root / f"{split}_32x32.mat"
-    if not path.is_file():
-        raise InputError(f"{path}: expected a MATLAB file; got no file, and nothing is downloaded")
-    from scipy.io import loadmat
-
-    try:
-        stored = loadmat(path, appendmat=False, variable_names=["X", "y"])
-        x, y = (np.asarray(stored[name]) for name in ("X", "y"))
-    except Exception as error:  # scipy raises by what is broken: header, compression, a variable that is not there
-        raise InputError(f"{path}: expected a MATLAB file with X and y; reading it failed: {error}") from error
+    x, y = read_matrices(path, ("X", "y"))
     fits = x.ndim == 4 and x.shape[:3] == (32, 32, 3) and y.shape in ((x.shape[3], 1), (x.shape[3],))
-    if x.dtype != np.uint8 or y.dtype.kind not in "iuf" or not fits:
+    if x.dtype != np.uint8 or not fits:
         raise InputError(
             f"{path}: expected X (32, 32, 3, N) of uint8 and y (N, 1) of numbers; "
             f"got X {x.shape} of {x.dtype}, y {y.shape} of {y.dtype}"
