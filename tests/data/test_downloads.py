@@ -106,6 +106,15 @@ def test_an_interruption_leaves_nothing_and_passes(tmp_path, fetch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("spec", ["svhn"])
+def test_what_a_killed_download_left_goes_with_the_next(tmp_path, fetch, spec):
+    (tmp_path / ".svhn-download").mkdir()
+    (tmp_path / ".svhn-download" / "train_32x32.mat").write_text("half")
+    fetch("svhn")
+    download("svhn", tmp_path)
+    assert files(tmp_path) == dict.fromkeys(SETS["svhn"][1], "fetched")
+
+
 @pytest.mark.parametrize("spec", SETS)
 def test_torchvision_itself_without_a_network(tmp_path, spec):
     with pytest.raises(InputError, match=rf"^{spec}: .*{SETS[spec][0]} .*no network here") as caught:

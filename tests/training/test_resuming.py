@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,23 @@ def test_an_interrupted_training_goes_on_from_its_last_epoch(name, tmp_path):
     result = train(varied(), some(), RECIPES[name], folder=tmp_path, callback=moments.append)
     assert {moment.epoch for moment in moments} == {2}
     assert same(result, train(varied(), some(), RECIPES[name]))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made anew"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_folder_that_is_removed_meanwhile_is_an_error(epoch, again, tmp_path):
+    folder = tmp_path / "run"
+
+    def remove(moment):
+        if moment.epoch == epoch and moment.row is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            (tmp_path / "other").mkdir(exist_ok=True)  # takes the place of the folder's number on disk
+            if again:
+                folder.mkdir()
+
+    with pytest.raises(FileNotFoundError, match="expected the run's folder; it was removed meanwhile"):
+        train(small(), some(), MOMENTUM, folder=folder, callback=remove)
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_a_low_rank_network_with_a_refreshed_penalty_goes_on_bit_for_bit(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from pathlib import Path
 
 from brittle.errors import InputError, MissingExtra, one_line
@@ -47,11 +47,16 @@ def download(spec: str, root: Path | None) -> None:
         raise MissingExtra("torchvision", "vision", f"downloading {spec}") from None
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{spec}-") as beside:
+        beside = root / f".{spec}-download"
+        shutil.rmtree(beside, ignore_errors=True)  # what a download that was killed left
+        beside.mkdir()
+        try:
             for product in missing:
-                getattr(datasets, name)(beside, download=True, **products[product])
+                getattr(datasets, name)(str(beside), download=True, **products[product])
             for product in missing:
-                os.replace(Path(beside, product), root / product)
+                os.replace(beside / product, root / product)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     except Exception as error:  # torchvision passes on whatever urllib, tarfile, gzip or the disk raise
         message = f"{spec}: expected a download of torchvision.datasets.{name} to {root}; got {one_line(error)}"
         raise InputError(message) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +103,7 @@ def train(
         InputError: Data that are no labelled inputs in [0, 1], a model that cannot run on them, an unknown penalty or
             constraint, a folder that holds the state of another training, or a loss that is no longer finite.
         MissingExtra: Lightning is needed and not installed.
+        OSError: Writing to the folder failed, or it was removed meanwhile.
     """
     recipe = recipe or Recipe()
     names = check_devices(devices, recipe)
@@ -170,6 +173,10 @@ class _Loop:
         self.best_weights: dict[str, Tensor] = {}
         self.sums = torch.zeros(4, dtype=torch.float64, device=host.device)  # of this epoch, see Learner.step
         self.saved_at = time.monotonic()
+        self.folder = None if host.rank else job.folder  # where this process writes
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder_status = self.folder.stat()
 
     def run(self) -> Training:
         """All epochs that are left, then the selected weights."""
@@ -240,8 +247,9 @@ class _Loop:
         standing.epoch, standing.step, standing.seconds = epoch, 0, 0.0
         self._report(row)
         self.sums.zero_()
-        if self.job.folder is not None and self.host.rank == 0:
-            write_history(self.job.folder, standing.epochs, standing.layers)
+        if self.folder is not None:
+            self._check_folder(self.folder)
+            write_history(self.folder, standing.epochs, standing.layers)
             self._save(self.sums)
 
     def _select(self, row: EpochRow) -> None:
@@ -300,14 +308,20 @@ class _Loop:
 
     def _save(self, sums: Tensor) -> None:
         """Write the state to go on from, with each process's share of this epoch's sums."""
-        if self.host.rank or self.job.folder is None:
+        if self.folder is None:
             return
+        self._check_folder(self.folder)
         self._check_finite(self._named_weights())
         tensors = {**self.learner.tensors(), **with_prefix("best", self.best_weights), "sums": sums}
         facts = {"identity": self.job.identity, "progress": dataclasses.asdict(self.standing)}
         # One number more an epoch than it has steps: the state after its last step is not that after the epoch.
-        write_snapshot(self.job.folder, tensors, facts, self.standing.epoch * (self.steps + 1) + self.standing.step)
+        write_snapshot(self.folder, tensors, facts, self.standing.epoch * (self.steps + 1) + self.standing.step)
         self.saved_at = time.monotonic()
+
+    def _check_folder(self, folder: Path) -> None:
+        """Raise where the folder has been removed: made anew, it would lack what was written before."""
+        if not folder.is_dir() or not os.path.samestat(folder.stat(), self.folder_status):
+            raise FileNotFoundError(errno.ENOENT, "expected the run's folder; it was removed meanwhile", str(folder))
 
     def _resume(self) -> None:
         """Take over the state in the folder, if there is one of this very training."""
@@ -332,8 +346,9 @@ class _Loop:
         model.load_state_dict(self.best_weights)
         for parameter in model.parameters():
             parameter.grad = None
-        if self.job.folder is not None and self.host.rank == 0:
-            save_state(model, self.job.folder / WEIGHTS)
-            remove_snapshot(self.job.folder)
+        if self.folder is not None:
+            self._check_folder(self.folder)
+            save_state(model, self.folder / WEIGHTS)
+            remove_snapshot(self.folder)
         standing = self.standing
         return Training(model, standing.best_epoch, tuple(standing.epochs), tuple(standing.layers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -167,6 +168,7 @@ def train_run(
 
     Raises:
         InputError: As ``train``, or a part of the request that does not fit the data.
+        OSError: As ``train``.
     """
     if request.start is not None and folder.resolve() in (request.start.resolve(), request.start.resolve().parent):
         raise InputError(
@@ -181,7 +183,10 @@ def train_run(
         remove_files(folder, RUN_FILES)
         remove_snapshot(folder)
     write_text(folder / CONFIG, to_json(config))
-    return run_job(job, devices=names, callback=callback)
+    training = run_job(job, devices=names, callback=callback)
+    if not (folder / CONFIG).is_file():  # someone is emptying the folder: a run without it cannot be opened
+        raise FileNotFoundError(errno.ENOENT, "expected the run's configuration; it was removed meanwhile", str(folder))
+    return training
 
 
 def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]:

@@ -54,7 +54,9 @@ def read_snapshot(folder: Path) -> tuple[Tensors, dict[str, Any]] | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(str(folder / Path(facts["tensors"]).name))
+        read = safetensors.torch.load_file(str(folder / Path(facts["tensors"]).name))
+        # Clones, for those of a file begin anywhere in memory, and sums of single precision depend on that.
+        tensors = {name: tensor.clone() for name, tensor in read.items()}
     except Exception as error:  # the reader of safetensors has an exception of its own
         raise InputError(
             f"folder: expected a training state that can be read, or --overwrite; got {folder}, whose state cannot be "
