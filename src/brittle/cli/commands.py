@@ -6,12 +6,14 @@ input (one line, no traceback), 130 interrupted.
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +43,7 @@ from brittle.cli.options import (
 )
 from brittle.cli.progress import stage_bars, training_bar
 from brittle.errors import InputError
+from brittle.results.wording import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +66,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]  # typer offers its
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin cost much beside other load
+    _repeat_lost_interrupts()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -96,8 +100,31 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"brittle: {' '.join(message.split())}", file=sys.stderr)
+    print(printable(f"brittle: {' '.join(message.split())}"), file=sys.stderr)
     return code
+
+
+def _say(*lines: str) -> None:
+    """Print lines, with what would act on the terminal written out: names in them come from files."""
+    print("\n".join(map(printable, lines)))
+
+
+def _repeat_lost_interrupts() -> None:
+    """Let Ctrl-C end the program also where Python can only report it: in a finaliser, or a callback of compiled code.
+
+    It is raised again a moment later, when that code is over, and again if it is lost once more.
+    """
+    report = sys.unraisablehook
+
+    def repeat(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            report(unraisable)
+            return
+        timer = threading.Timer(0.05, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = repeat
 
 
 def _usage(error: Any, arguments: list[str]) -> str:
@@ -156,24 +183,23 @@ def _audit(
     model, data = _opened(network, samples, threads, devices[0], threat["seed"])
     from brittle.auditing import audit
     from brittle.evaluation import Threat
-    from brittle.reporting import write_report
+    from brittle.reporting.page import report_html
 
     with _execution(output, execution, devices) as how:
         result = audit(
             model, data, Threat(**threat), p=norms, eps=eps, input_shape=shape, tighten=tighten,
             name=network.model.name, execution=how,
         )  # fmt: skip
-    _write(result, output.out / "audit.json")
-    write_report(result, output.out / "report.html")
+    _write(result, output.out, "audit.json", report_html(result))
     if as_json:
         print(result.to_json(), end="")
         return
     if not output.quiet:
-        print("\n".join([result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings)]))
+        _say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
         if result.not_measured:
-            print(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
-        print(result.signature.line)
-    print(f"Report: {output.out / 'report.html'}")
+            _say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
+        _say(result.signature.line)
+    _say(f"Report: {output.out / 'report.html'}")
 
 
 @app.command("attack")
@@ -204,14 +230,14 @@ def _attack(
 
     with _execution(output, execution, devices) as how:
         result = attack(model, data, Threat(**threat), p=norms, eps=eps, name=network.model.name, execution=how)
-    _write(result, output.out / "attack.json")
+    _write(result, output.out, "attack.json")
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
         said = [evaluation.summary for evaluation in result.evaluations]
         said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
-        print("\n".join([*said, result.signature.line]))
-        print(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
+        _say(*said, result.signature.line)
+        _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
 
 
 @app.command("train")
@@ -250,8 +276,8 @@ def _train(
     if not output.quiet:
         row = result.epochs[result.epoch - 1]
         validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
-        print(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{validation}")
-        print(f"Run: {output.out}; next: brittle audit {output.out}")
+        _say(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{validation}")
+        _say(f"Run: {output.out}; next: brittle audit {output.out}")
 
 
 @app.command("demo")
@@ -272,7 +298,7 @@ def _demo(
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much beside other load
     with stage_bars(quiet) as progress:
         comparison = run_demo(out, seed=seed, progress=progress)
-    print("\n".join([*comparison.lines, f"Report: {out / 'report.html'}"]))
+    _say(*comparison.lines, f"Report: {out / 'report.html'}")
 
 
 @app.command("report")
@@ -285,14 +311,14 @@ def _report(
     Example: brittle report brittle-audit/audit.json -o report.html
     """
     if not audit.is_file():
-        raise InputError(f"audit: expected an audit.json; {audit} is {'a folder' if audit.is_dir() else 'not there'}")
+        raise InputError(f"audit: expected an audit.json; got {audit}, {'no file' if audit.exists() else 'not there'}")
     if out.resolve() == audit.resolve():
         raise InputError(f"out: expected another file than the audit itself; got {out}")
     from brittle.reporting import write_report
     from brittle.results import Audit
 
     write_report(Audit.load(audit), out)
-    print(f"Report: {out}")
+    _say(f"Report: {out}")
 
 
 def _opened(
@@ -320,16 +346,21 @@ def _execution(output: Output, chosen: Values, devices: tuple[str, ...]) -> Iter
             output.out.rmdir()
 
 
-def _write(result: Audit | AttackResult, path: Path) -> None:
-    """Write a result as JSON and, beside it, its samples if any were attacked; the parts it was made of go."""
+def _write(result: Audit | AttackResult, out: Path, name: str, page: str | None = None) -> None:
+    """Write a result as JSON and, beside it, its samples if any were attacked, and its page: all of them or none.
+
+    The JSON takes its place last, as it says that there is a result; then the parts that it was made of go.
+    """
     from brittle.storage.files import replacing
 
     samples = result.samples_frame()
-    if len(samples):
-        with replacing(path.parent / "samples.parquet") as beside:
-            samples.to_parquet(beside, index=False)
-    result.save(path)
-    shutil.rmtree(path.parent / "parts", ignore_errors=True)
+    with ExitStack() as files:  # which take their places in the opposite order, when all are written
+        files.enter_context(replacing(out / name)).write_text(result.to_json(), encoding="utf-8")
+        if len(samples):
+            samples.to_parquet(files.enter_context(replacing(out / "samples.parquet")), index=False)
+        if page is not None:
+            files.enter_context(replacing(out / "report.html")).write_text(page, encoding="utf-8")
+    shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def _prepare_process(threads: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from brittle.errors import MissingExtra
 from brittle.progress import Progress
+from brittle.results.wording import printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -25,7 +26,7 @@ def stage_bars(quiet: bool) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     columns = (
-        rich.TextColumn("{task.description:<22}"),
+        rich.TextColumn("{task.description:<22}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         rich.TextColumn("{task.fields[rate]}"),
@@ -37,7 +38,7 @@ def stage_bars(quiet: bool) -> Iterator[Progress]:
 
         def progress(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, rate="")
+                tasks[stage] = bars.add_task(printable(stage), total=total, rate="")
             speed = bars.tasks[tasks[stage]].speed
             bars.update(tasks[stage], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 

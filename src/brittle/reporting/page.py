@@ -16,7 +16,7 @@ from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
 from brittle.reporting.verdict import doubts
 from brittle.results import Audit, Setting
-from brittle.results.wording import budget, norm_name, number
+from brittle.results.wording import all_printable, budget, norm_name, number
 from brittle.storage.files import write_text
 
 FIGURES = {
@@ -34,14 +34,15 @@ FIGURES = {
 
 def report_html(audit: Audit) -> str:
     """The report: one HTML page without references to anything outside it; the same audit gives the same text."""
+    # JSON that cannot close the <script> it stands in; it parses to the same document.
+    data = audit.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    audit = all_printable(audit)
     drawn = {name: draw(audit) for name, draw in FIGURES.items()}
     columns = layer_columns(audit.layers)
     flags = [*audit.flags, *(flag for norm in audit.norms for flag in norm.flags)]
     in_doubt = doubts(audit.norms, audit.flags)
     checks = dict.fromkeys(flag.name for flag in flags)
     reasons = dict.fromkeys(item.reason for item in audit.not_measured)
-    # JSON that cannot close the <script> it stands in; it parses to the same document.
-    data = audit.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return (
         environment()
         .get_template("report.html.j2")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import unicodedata
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
+from typing import Any
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode's categories of what is no sign: control and formatting (of the terminal, of directions), breaks of lines."""
 _ROUNDING = {"lower": ROUND_FLOOR, "upper": ROUND_CEILING, "nearest": ROUND_HALF_EVEN}
 
 
@@ -46,3 +51,33 @@ def budget(eps: float) -> str:
     if 0 < steps < 255 and abs(255 * eps - steps) < 1e-4 and abs(float(short) - eps) > 1e-6 * eps:
         return f"{steps}/255"
     return f"{eps:.3g}"
+
+
+def printable(text: str) -> str:
+    r"""A text with everything that would act on a terminal, break the line or turn it around written out.
+
+    Names of files, layers and classes come from others: they could clear the screen, or look like another name.
+
+    >>> printable("a\x1b[2Jb\nc ä é 8/255")
+    'a\\x1b[2Jb\\nc ä é 8/255'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign.encode("unicode_escape").decode() if unicodedata.category(sign) in UNPRINTABLE else sign for sign in text
+    )
+
+
+def all_printable(value: Any) -> Any:
+    """A result with every text in it as :func:`printable` writes it; per-sample results stay as they are."""
+    match value:
+        case str():
+            return printable(value)
+        case tuple():
+            return tuple(map(all_printable, value))
+        case dict():
+            return {all_printable(key): all_printable(entry) for key, entry in value.items()}
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = [field.name for field in dataclasses.fields(value) if field.metadata.get("json", True)]
+            return dataclasses.replace(value, **{name: all_printable(getattr(value, name)) for name in names})
+    return value
