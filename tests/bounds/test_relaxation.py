@@ -22,6 +22,7 @@ from brittle.models.normalize import Normalize
 from brittle.models.trace import NoRule
 from helpers.matrices import quick
 from helpers.networks import few, generator, mlp, seeded, uniform, untidy, untouched
+from helpers.patterned import Apply
 
 both = pytest.mark.parametrize("p", [2, math.inf])
 sparing = settings(quick, max_examples=15)
@@ -561,6 +562,14 @@ def test_what_has_no_relaxation_is_refused(what):
     make, shape = REFUSED[what]
     with pytest.raises(NoRule):
         read_relaxation(seeded(make).eval(), shape)
+
+
+def test_sums_that_broadcast_are_refused():
+    """One pixel added to every pixel, from either side: backwards its coefficients would have to be added up."""
+    parts = {"mean": nn.AdaptiveAvgPool2d(1), "head": nn.Sequential(nn.Flatten(), nn.Linear(9, 2))}
+    for form in (lambda s, x: s.head(x + s.mean(x)), lambda s, x: s.head(s.mean(x) - x)):
+        with pytest.raises(NoRule, match="a sum of results of different shapes"):
+            read_relaxation(Apply(form, **parts).eval(), (1, 3, 3))
 
 
 def test_refusals_name_the_module():

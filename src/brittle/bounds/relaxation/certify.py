@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from brittle.bounds.graph.read import overwritten_by, read_operations
-from brittle.bounds.graph.rules import Op
+from brittle.bounds.graph.rules import Op, Sum
 from brittle.bounds.relaxation.grouped import Groups, group
 from brittle.bounds.relaxation.interval import Ball, Network
 from brittle.bounds.relaxation.linear_maps import as_map
@@ -189,6 +189,8 @@ def _as_maps(ops: tuple[Op, ...], graph: fx.GraphModule, like: Tensor) -> tuple[
     for number, op in enumerate(ops):
         node, before = nodes[op.node], ops[op.inputs[0]] if op.inputs else op
         assert before.shape is not None
+        if isinstance(op.rule, Sum) and any(ops[source].shape != op.shape for source in op.inputs):
+            raise NoRule(f"{op.name}: no linear relaxation for a sum of results of different shapes")
         called = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         linear = as_map(op.rule, op, before.shape, called, like)
         if linear is not None:
