@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from brittle.attacks import pgd
-from brittle.auditing.directions import energy_shares, layer_responses
+from brittle.auditing.directions import (
+    energy_read,
+    energy_shares,
+    first_order_distances,
+    layer_responses,
+    leading_directions,
+    other_class,
+)
 from brittle.bounds import lipschitz_upper_bound
 from brittle.linear.spectrum import top_right_singular_vectors
 from brittle.models.layers import read_layers
@@ -289,3 +296,69 @@ def test_without_samples_the_model_is_not_run():
         net, read_layers(net).views, torch.rand(0, 1, 2, 2), torch.rand(0, 1, 2, 2), p=2
     )
     assert (response.n, response.excluded, silent) == (0, 0, [])
+
+
+# --- how much a layer enlarges, and how far it is to the boundary ---------------------------------------------
+
+
+def test_a_layers_step_is_the_geometric_mean_of_its_own_gains():
+    net, x = mlp(torch.float64), few(30, torch.float64)[0]
+    x_adv = x + 0.05 * gaussian(3, *x.shape)
+    responses, _ = layer_responses(net, read_layers(net).views, x, x_adv, p=2, batch_size=7)
+    change = (x_adv - x).flatten(1)
+    with torch.no_grad():
+        gains = (change @ net[1].weight.T).norm(dim=1) / change.norm(dim=1)
+    assert responses[0].step == pytest.approx(float(gains.log().mean().exp()))
+    assert responses[0].step_error == pytest.approx(float(gains.log().std() / math.sqrt(30)))
+    shares = energy_shares(leading_directions(read_layers(net).views)["1"], read_layers(net).views[0], change)
+    of_first = shares[:, responses[0].k[0] - 1]
+    assert responses[0].energy_error[0] == pytest.approx(float(of_first.std() / math.sqrt(30)))
+
+
+@pytest.mark.parametrize("make", [mlp, convnet, untidy])
+def test_a_step_never_exceeds_the_norm_of_the_layers_matrix(make):
+    """For convolutions too: the patches, each as often as it is read, are what the filter matrix is multiplied with."""
+    x = few(20)[0]
+    views = read_layers(make()).views
+    for response in layer_responses(make(), views, x, (x + 0.1).clamp(0, 1), p=math.inf)[0]:
+        view = next(view for view in views if view.name == response.layer)
+        sigma = float(torch.linalg.matrix_norm(view.matrix.double(), ord=2))
+        assert response.step is None or 0 < response.step <= sigma * (1 + 1e-5)
+        assert (response.step is None) == (not response.energy)
+
+
+@pytest.mark.parametrize(("options", "size"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_what_a_convolution_reads_is_all_its_patches(options, size):
+    layer = seeded(lambda: nn.Conv2d(2, 5, **options)).double()
+    a = gaussian(1, 3, 2, *size)
+    expected = (patches_of(a.numpy(), layer) ** 2).sum((1, 2))
+    np.testing.assert_allclose(energy_read(view_of(layer), a).numpy(), expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1], [3, 1, 3, 1, 3, 0, 0], [2, 0], [5, 5, 5], []]
+)
+def test_partners_are_of_another_class_wherever_there_are_enough(labels):
+    y = torch.tensor(labels, dtype=torch.int64)
+    rows, partners = other_class(y)
+    assert (y[rows] != y[partners]).all()
+    most = int(y.bincount().max()) if len(y) else 0
+    if 2 * most <= len(y):
+        assert sorted(rows.tolist()) == sorted(partners.tolist()) == list(range(len(y)))
+    else:
+        assert len(rows) >= min(len(y) - most, 1)
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_the_first_order_distance_is_exact_for_two_linear_classes(p):
+    net = seeded(lambda: nn.Linear(6, 2)).double()
+    x = gaussian(0, 20, 6)
+    y = net(x).argmax(1).detach()
+    found = first_order_distances(net, x, y, p, batch_size=7)
+    w = net.weight[0] - net.weight[1]
+    margin = (x @ w + net.bias[0] - net.bias[1]).abs()
+    dual = w.abs().sum() if p == math.inf else w.norm()
+    torch.testing.assert_close(found, (margin / dual).detach())
+    with untouched(net):
+        first_order_distances(net, x, y, p)
+    assert first_order_distances(net, x[:0], y[:0], p).shape == (0,)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks.losses import loss_and_gradient, margins
 from brittle.linear.convolution import apply
-from brittle.linear.norms import lp_norm
+from brittle.linear.norms import dual_exponent, lp_norm
 from brittle.linear.spectrum import top_right_singular_vectors
 from brittle.models.activations import watch_calls
-from brittle.models.borrow import device_of, frozen
+from brittle.models.borrow import Model, device_of, frozen
 from brittle.models.layers import LayerView
 from brittle.results import FRACTIONS, LayerResponse
 
@@ -34,12 +36,37 @@ def energy_shares(V: Tensor, view: LayerView, perturbation: Tensor) -> Tensor:
     V = V.to(perturbation)
     if view.geometry is None:
         flat = perturbation.flatten(1, -2) if perturbation.ndim > 2 else perturbation[:, None]
-        squares, total = (flat @ V).square().sum(1), flat.square().sum((1, 2))
+        squares = (flat @ V).square().sum(1)
     else:
         kernel = V.mT.reshape(-1, *view.weight.shape[1:])
         squares = apply(kernel, view.geometry, perturbation).square().flatten(2).sum(2)
-        total = apply(torch.ones_like(kernel[:1]), view.geometry, perturbation.square()).flatten(1).sum(1)
-    return squares.cumsum(1) / total[:, None]
+    return squares.cumsum(1) / energy_read(view, perturbation)[:, None]
+
+
+def energy_read(view: LayerView, perturbation: Tensor) -> Tensor:
+    """Squared l_2 norm of all that a layer's matrix is multiplied with: of the perturbation ``(N, ...)`` where the
+    layer is dense, of all patches that the filters see where it is a convolution without groups. ``(N,)``.
+    """
+    if view.geometry is None:
+        return perturbation.flatten(1).square().sum(1)
+    ones = torch.ones(1, *view.weight.shape[1:], dtype=perturbation.dtype, device=perturbation.device)
+    return apply(ones, view.geometry, perturbation.square()).flatten(1).sum(1)
+
+
+def other_class(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of samples of different classes: rows, and for each the row of its partner, ``(M,)`` both.
+
+    Sorted by class, samples and their partners are as far apart as the most frequent class is large. Rows whose
+    partner is of the same class all the same (one class holds most samples) are left out.
+
+    Args:
+        y: Classes ``(N,)``, integers of at least 0.
+    """
+    order = y.argsort(stable=True)
+    partner = torch.empty_like(order)
+    partner[order] = order.roll(-int(y.bincount().max()) if len(y) else 0)
+    rows = (y[partner] != y).nonzero()[:, 0]
+    return rows, partner[rows]
 
 
 @dataclass
@@ -49,13 +76,15 @@ class _Collected:
     view: LayerView
     V: Tensor | None
     shares: list[Tensor] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
     relative: list[Tensor] = field(default_factory=list)
     gain: list[Tensor] = field(default_factory=list)
 
     def add(self, clean: tuple[Tensor, Tensor], adversarial: tuple[Tensor, Tensor], length: Tensor) -> None:
+        change = lp_norm(adversarial[1] - clean[1], 2)
         if self.V is not None:
             self.shares.append(energy_shares(self.V, self.view, adversarial[0] - clean[0]).cpu())
-        change = lp_norm(adversarial[1] - clean[1], 2)
+            self.steps.append((change / energy_read(self.view, adversarial[0] - clean[0]).sqrt()).cpu())
         self.relative.append((change / lp_norm(clean[1], 2)).cpu())
         self.gain.append((change / length).cpu())
 
@@ -63,8 +92,8 @@ class _Collected:
         """Means and medians over the samples where every ratio exists."""
         relative, gain = torch.cat(self.relative), torch.cat(self.gain)
         valid = torch.isfinite(relative) & torch.isfinite(gain)
-        k, energy, isotropic = self._energy(torch.cat(self.shares) if self.shares else None)
-        n = int(valid.sum())
+        k, energy, isotropic, errors = self._energy(torch.cat(self.shares) if self.shares else None)
+        n, (step, step_error) = int(valid.sum()), self._step()
         return LayerResponse(
             layer=self.view.name,
             p=float(p),
@@ -75,17 +104,36 @@ class _Collected:
             gain=float(gain[valid].median()) if n else None,
             n=n,
             excluded=len(valid) - n + unchanged,
+            energy_error=errors,
+            step=step,
+            step_error=step_error,
         )
 
-    def _energy(self, shares: Tensor | None) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    def _step(self) -> tuple[float | None, float | None]:
+        """Geometric mean of the layer's own gain, and the standard error of its logarithm."""
+        logarithms = torch.cat(self.steps).double().log() if self.steps else torch.empty(0)
+        logarithms = logarithms[torch.isfinite(logarithms)]  # the perturbation arrives, and comes out
+        if not len(logarithms):
+            return None, None
+        error = float(logarithms.std()) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else math.inf
+        return math.exp(float(logarithms.mean())), error
+
+    def _energy(
+        self, shares: Tensor | None
+    ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """Numbers of directions, mean shares in them, what an isotropic perturbation has, and standard errors."""
         shares = None if shares is None else shares[torch.isfinite(shares).all(1)]
         if shares is None or not len(shares) or not shares.shape[1]:  # none right, or a matrix of zeros
-            return (), (), ()
+            return (), (), (), ()
         m, n = self.view.matrix.shape
         ranks = {1, *(max(1, -(-int(f * 100) * min(m, n) // 100)) for f in FRACTIONS)}
         k = tuple(sorted({min(rank, shares.shape[1]) for rank in ranks}))
         means = shares.double().mean(0)
-        return k, tuple(float(means[i - 1]) for i in k), tuple(i / n for i in k)
+        errors = (
+            shares.double().std(0) / math.sqrt(len(shares)) if len(shares) > 1 else torch.full_like(means, math.inf)
+        )
+        shares_at, errors_at = (tuple(float(values[i - 1]) for i in k) for values in (means, errors))
+        return k, shares_at, tuple(i / n for i in k), errors_at
 
 
 def layer_responses(
@@ -132,6 +180,29 @@ def layer_responses(
                     entry.add(clean[entry.view.name], adversarial[entry.view.name], length)
     results = [entry.result(p, unchanged) for entry in collected if entry.view.name in ran]
     return results, [view.name for view in whole if view.name not in ran]
+
+
+def first_order_distances(model: Model, x: Tensor, y: Tensor, p: float, batch_size: int = 64) -> Tensor:
+    r"""To first order, the distance to the nearest wrong answer: ``m(x) / ||grad m(x)||_q``, ``(N,)``.
+
+    m is the margin ``s_y - max_{j != y} s_j`` and q dual to p. Exact for a linear classifier of two classes;
+    otherwise an estimate and no bound. 0 where the margin is not positive, and else infinite
+    where its gradient is zero.
+
+    Args:
+        model: Network to logits; left bit-equal.
+        x: Inputs ``(N, ...)`` that are right.
+        y: Labels ``(N,)``.
+        p: Norm of the distance: 2 or inf.
+        batch_size: Samples at once.
+    """
+    found = [torch.empty(0, dtype=x.dtype)]
+    with frozen(model):
+        for part in torch.arange(len(x), device=x.device).split(batch_size):
+            margin, _, gradient = loss_and_gradient(model, margins, x[part], y[part])
+            distance = margin / lp_norm(gradient, dual_exponent(p))
+            found.append(torch.where(margin > 0, distance, 0.0).cpu())
+    return torch.cat(found)
 
 
 def leading_directions(views: Sequence[LayerView]) -> dict[str, Tensor]:

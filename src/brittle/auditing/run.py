@@ -6,11 +6,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from brittle.auditing.directions import layer_responses, leading_directions
+from brittle.auditing.directions import first_order_distances, layer_responses, leading_directions, other_class
 from brittle.bounds.layer_table import input_sizes, measure_layer
 from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
@@ -27,6 +28,7 @@ from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.evaluation.worst_case import WorstCase, worst_case
+from brittle.linear.norms import lp_norm, per_sample
 from brittle.models.borrow import frozen
 from brittle.models.forward import logits_of
 from brittle.models.layers import LayerView, read_layers
@@ -38,6 +40,7 @@ from brittle.reporting.verdict import judge
 from brittle.results import (
     Audit,
     Flag,
+    LayerResponse,
     LayerResult,
     LipschitzResult,
     NormResult,
@@ -278,15 +281,7 @@ class _Closer:
                 self.network, worst, threat, eps, curve=curve, of_model=of_model, execution=self.execution
             )
             progress(f"{label} honesty", 1, 1)
-        rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
-        responses, silent_layers = layer_responses(
-            self.model,
-            self.views,
-            worst.x[rows],
-            self.examples(worst, rows, threat, eps),
-            p=threat.p,
-            directions=self.directions,
-        )
+        responses, silent_layers = self.responses(worst, threat, eps)
         progress(f"{label} directions", 1, 1)
         universal = judge_universal(
             self.model, (worst.x, worst.y), p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
@@ -299,11 +294,28 @@ class _Closer:
             evaluation=evaluation,
             curve=curve,
             certified=None if case.lipschitz is None else certified_curve(evaluation, [*curve.eps]),
-            responses=tuple(responses),
             universal=tuple(universal),
             flags=tuple(flag for flag in flags if flag.p is not None),
+            **responses,
         )
         return _Look(norm, tuple(flag for flag in flags if flag.p is None), tuple(silent_layers), unchecked)
+
+    def responses(
+        self, worst: WorstCase, threat: Threat, eps: float
+    ) -> tuple[dict[str, tuple[LayerResponse, ...]], list[str]]:
+        """What the attack, a random perturbation and the way to another class do at each layer, by the fields of
+        :class:`~brittle.results.NormResult`; and the layers that never ran as modules.
+        """
+        rows = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
+        x, (here, there) = worst.x[rows], other_class(worst.y[rows])
+        ends = {
+            "responses": (x, self.examples(worst, rows, threat, eps)),
+            "random_responses": (x, perturbed_at_random(x, eps, threat)),
+            "class_responses": (x[here], x[there]),
+        }
+        look = partial(layer_responses, self.model, self.views, p=threat.p, directions=self.directions)
+        found = {name: look(*pair) for name, pair in ends.items()}
+        return {name: tuple(of_layers) for name, (of_layers, _) in found.items()}, found["responses"][1]
 
     def examples(self, worst: WorstCase, rows: Tensor, threat: Threat, eps: float) -> Tensor:
         """Examples for the samples ``rows``; those that were left out, being proven robust, are attacked now."""
@@ -314,6 +326,13 @@ class _Closer:
             quiet = replace(self.execution, progress=None)
             x_adv[left_out] = worst_case(self.network, x, y, first_attack, eps, ids=ids, execution=quiet).x_adv
         return x_adv
+
+
+def perturbed_at_random(x: Tensor, eps: float, threat: Threat) -> Tensor:
+    """The inputs with random signs (p = inf) or in a random direction (p = 2), as far as the attacker may go."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(threat.seed)).to(x)
+    unit = noise.sign() if math.isinf(threat.p) else noise / per_sample(lp_norm(noise, 2), noise)
+    return (x + eps * unit).clamp(*threat.bounds)
 
 
 def add_curves(case: Case, parts: Sequence[Part]) -> SecurityCurve:
@@ -368,6 +387,8 @@ def _add_local_norms(result: LipschitzResult, model: nn.Module, worst: WorstCase
     """The same with the largest local norms and ratios that samples, and ascent from them, show from below."""
     x, (low, high) = worst.x[:RESPONSE_SAMPLES], threat.bounds
     logits_of(model, x[:1], worst.y[:1])  # refuses in our words what Jacobians cannot be taken of
+    right = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
+    first_order = first_order_distances(model, worst.x[right], worst.y[right], result.p)
     local = torch.cat([jacobian_norms(model, some, result.p).cpu() for some in x.split(JACOBIANS_AT_ONCE)])
     weights = sum(parameter.numel() for parameter in model.parameters())
     ascents = max(2, min(ASCENTS, int(ASCENT_WEIGHTS / max(1, weights))))
@@ -380,4 +401,5 @@ def _add_local_norms(result: LipschitzResult, model: nn.Module, worst: WorstCase
         median_lower=float(local.median()),
         n=len(local),
         largest_on_data=float(local.max()),
+        reach=float(first_order.median()) if len(first_order) else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from brittle.reporting.weighing import CONCENTRATED, exceeds_random, explanation
 from brittle.results import (
     FRACTIONS,
     Evaluation,
@@ -48,11 +49,14 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
         layers: What was measured of each layer.
         flags: The checks that belong to no norm.
     """
+    attacked = [norm for norm in norms if norm.evaluation]
+    level, deciding = _level(attacked, flags) if attacked else ("not attacked", None)
     findings = (
         *(f"Warning: {warning}" for warning in warnings_of([norm.evaluation for norm in norms if norm.evaluation])),
         *_distrust(norms, flags),
         *_few(norms),
         *_attacked_and_proven(norms),
+        *_explanation(level, [norm for norm in norms if norm.p == deciding], layers),
         *_concentration(layers),
         *_in_the_layers(norms),
         *_sensitivity([norm.lipschitz for norm in norms]),
@@ -61,8 +65,7 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
     evaluations = [norm.evaluation for norm in norms if norm.evaluation]
     if not evaluations:
         alone = f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
-        return Verdict("not attacked", alone, findings)
-    level, deciding = _level([norm for norm in norms if norm.evaluation], flags)
+        return Verdict(level, alone, findings)
     return Verdict(level, _headline(level, deciding, evaluations), findings, deciding)
 
 
@@ -197,32 +200,46 @@ def _attacked_and_proven(norms: Sequence[NormResult]) -> Iterator[str]:
         )
 
 
+def _explanation(level: str, deciding: Sequence[NormResult], layers: Sequence[LayerResult]) -> Iterator[str]:
+    """Whether compressibility explains the fragility in the norm that decided the level, where it can be said."""
+    if level == "unclear":
+        yield "Whether compressibility explains any fragility is not judged: the attack that would show it is in doubt."
+    for norm in deciding if level in LEVELS else ():
+        if sentence := explanation(norm, layers, fragile=level != "robust"):
+            yield sentence
+
+
 def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:
     tenth = FRACTIONS.index(0.10)
     live = [layer for layer in layers if not layer.degenerate and min(layer.shape) > 1]
     for p, what in ((2.0, "singular values"), (math.inf, "rows")) if live else ():
-        layer = max(live, key=lambda candidate: candidate.concentration(p))
+        layer = max(live, key=lambda candidate: candidate.excess(p))
+        if layer.excess(p) < CONCENTRATED:
+            continue
         error = (layer.spectral_error if p == 2 else layer.row_error)[tenth]
         yield (
             f"The most concentrated layer in {norm_name(p)} is “{layer.name}”: a tenth of its {what} holds"
             f" {100 * (1 - error):.0f} % of their sum, and the {norm_name(p)} norm of its matrix is"
-            f" {layer.concentration(p):.1f} times that of a flat matrix of the same Frobenius norm."
+            f" {layer.concentration(p):.1f} times that of a flat matrix of the same Frobenius norm,"
+            f" {layer.excess(p):.1f} times that of a random one."
         )
 
 
 def _in_the_layers(norms: Sequence[NormResult]) -> Iterator[str]:
     """Where the attack's energy lies when it comes in, and how the relative change grows through the layers."""
-    followed = [[response for response in norm.responses if response.energy] for norm in norms]
-    firsts = [responses[0] for responses in followed if responses]
-    if firsts:
-        first = firsts[0]
-        i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
-        shares = [f"{100 * r.energy[i]:.0f} % of the {norm_name(r.p)} attack's energy" for r in firsts]
-        where = "the direction" if first.k[i] == 1 else f"the {first.k[i]} directions"
-        yield (
-            f"At “{first.layer}”, where the attack comes in, {' and '.join(shares)} lies in {where} of largest"
-            f" gain; an aimless perturbation would put {100 * first.isotropic[i]:.0f} % there."
-        )
+    shares, k, where = [], 0, ""
+    for norm in norms:
+        random = {response.layer: response for response in norm.random_responses}
+        first = next((response for response in norm.responses if response.energy), None)
+        if first and first.layer in random and random[first.layer].k == first.k:
+            i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
+            if exceeds_random(first, random[first.layer], i):
+                by_chance = f"{100 * random[first.layer].energy[i]:.0f} % of a random one's"
+                shares.append(f"{100 * first.energy[i]:.0f} % of the {norm_name(norm.p)} attack's energy ({by_chance})")
+                where, k = first.layer, first.k[i]
+    if shares:
+        directions = "the direction" if k == 1 else f"the {k} directions"
+        yield (f"At “{where}”, where the attack comes in, {' and '.join(shares)} lies in {directions} of largest gain.")
     parts, names = [], ("", "")
     for norm in norms:
         changes = [(r.layer, 100 * r.amplification) for r in norm.responses if r.amplification is not None]

@@ -190,6 +190,10 @@ class LayerResponse:
         gain: Median of ``||z_adv - z||_2 / ||x_adv - x||_2`` at the layer's output.
         n: Samples counted in amplification and gain (energy: those whose perturbation arrives at the layer).
         excluded: Samples left out because the perturbation or the clean output was zero.
+        energy_error: Standard error of each mean in ``energy``; empty in results of older versions.
+        step: Geometric mean of the layer's own gain ``||W a||_2 / ||a||_2``, a the change of what its matrix reads
+            (for a convolution, of all patches together): at most ``||W||_2``. None where it has no energy.
+        step_error: Standard error of the logarithm of ``step``.
     """
 
     layer: str
@@ -201,6 +205,9 @@ class LayerResponse:
     gain: float | None
     n: int
     excluded: int
+    energy_error: tuple[float, ...] = ()
+    step: float | None = None
+    step_error: float | None = None
 
 
 @dataclass(frozen=True)

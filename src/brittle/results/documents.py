@@ -164,6 +164,9 @@ class NormResult:
         curve: Robust accuracy over a range of budgets; None without data.
         certified: Certified accuracy over a range of budgets; None without data or without a certified bound.
         responses: What the attack's perturbation does at each layer, in the order of the layers.
+        random_responses: What a random perturbation of equal size does at each layer (random signs, p = inf, or a
+            random direction, p = 2).
+        class_responses: What the way to a sample of another class does at each layer: what tells the classes apart.
         universal: Universal perturbations within ``eps``, the one that fools most first.
         flags: The checks of whether the robust accuracy in this norm can be trusted.
     """
@@ -177,6 +180,8 @@ class NormResult:
     responses: tuple[LayerResponse, ...] = ()
     universal: tuple[UniversalResult, ...] = ()
     flags: tuple[Flag, ...] = ()
+    random_responses: tuple[LayerResponse, ...] = ()
+    class_responses: tuple[LayerResponse, ...] = ()
 
     @property
     def best_universal(self) -> UniversalResult | None:
