@@ -395,11 +395,12 @@ def _add_local_norms(result: LipschitzResult, model: nn.Module, worst: WorstCase
     start = x[local.topk(min(ascents, len(local))).indices.to(x.device)]
     reach = (high - low) * (0.25 if math.isinf(result.p) else 0.1 * math.sqrt(x[0].numel()))
     ratios = largest_ratio(model, start, result.p, eps=reach, steps=ASCENT_STEPS, seed=threat.seed)
+    lower = float(ratios.max())  # in float64 and rounded down, where the local norms have the model's own precision
     return replace(
         result,
-        lower=max(float(local.max()), float(ratios.max())),
-        median_lower=float(local.median()),
+        lower=lower,
+        median_lower=min(float(local.median()), lower),
         n=len(local),
-        largest_on_data=float(local.max()),
+        largest_on_data=min(float(local.max()), lower),
         reach=float(first_order.median()) if len(first_order) else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ STEP_LENGTH = 0.3
 """How far the pair moves in a step, over the distance of its two points."""
 LOGIT_ROUNDING = 2.0**-40
 """Relative error granted to float64 logits before their difference counts: 2^13 unit roundoffs."""
+NORM_ROUNDING = 2.0**6
+"""Rounding errors of the precision in which the model ran by which the largest number found is lowered."""
 GRADIENT_ROUNDING = 2.0**13
 """Rounding errors of the largest entry below which sums of gradients count as 0."""
 
@@ -82,9 +85,10 @@ def largest_ratio(
     model that replaces its own (straight-through rounding) has no such bound.
 
     A module is run as a private copy in float64, and differences are lowered by a relative ``2^-40`` of the logits,
-    so that rounding cannot pass for sensitivity. A plain callable, or a module that runs in its own precision only,
-    is taken as it is; unless its logits are float64, only gradients count. The kinks' convention of
-    :func:`jacobian_norms` holds here too. Deterministic, and independent of the batch up to rounding.
+    so that rounding cannot pass for sensitivity. The result is lowered by 64 rounding errors: it stays below a
+    certified bound even where both are the constant itself, as in a linear network. A plain callable, or a module that
+    runs in its own precision only, is taken as it is; unless its logits are float64, only gradients count. The kinks'
+    convention of :func:`jacobian_norms` holds here too. Deterministic, and independent of the batch up to rounding.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
@@ -100,7 +104,7 @@ def largest_ratio(
             constant has none.
 
     Returns:
-        ``(N,)``, float64, in logit units per input unit; never below the Jacobian norm at x (in float64).
+        ``(N,)``, float64, in logit units per input unit; but for that rounding never below the Jacobian norm at x.
 
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
@@ -108,7 +112,7 @@ def largest_ratio(
     check_attack_norm(p)
     _check_search(x, eps, steps, restarts, bounds)
     with frozen(model):
-        model, x = _in_double(model, x.detach().to(device_of(model)))
+        model, x, roundoff = _in_double(model, x.detach().to(device_of(model)))
         box = (-math.inf, math.inf) if bounds is None else bounds
         x = x.clamp(*box)
         largest = jacobian_norms(model, x, p).double()
@@ -118,7 +122,7 @@ def largest_ratio(
             v = _direction(model, start, p, restart)
             v = torch.where(per_sample(v.flatten(1).any(1), v), v, aside)
             largest = torch.maximum(largest, _climb(model, start, v, p, eps, steps, box))
-    return largest
+    return largest * (1 - NORM_ROUNDING * roundoff)
 
 
 def _climb(model: Model, c: Tensor, v: Tensor, p: float, eps: float, steps: int, box: tuple[float, float]) -> Tensor:
@@ -229,22 +233,23 @@ def _random_unit(like: Tensor, p: float, seed: int) -> Tensor:
     return _steepest(noise[None], p)[0].to(like)
 
 
-def _in_double(model: Model, x: Tensor) -> tuple[Model, Tensor]:
-    """A copy of the (frozen) model that runs in float64, and x in float64; both as they are where there is none."""
+def _in_double(model: Model, x: Tensor) -> tuple[Model, Tensor, float]:
+    """A copy of the (frozen) model that runs in float64, x in float64, and the largest relative error of an operation.
+
+    Model and x come back as they are where no copy does.
+    """
     with torch.no_grad():
         logits = output_of(model, x[:1], "x")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.shape[1]:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"model: expected logits (N, classes); got {got}")
-    if not isinstance(model, nn.Module):
-        return model, x
-    try:
-        precise = copy.deepcopy(model).double()
-        with torch.no_grad():
-            precise(x[:1].double())
-    except (RuntimeError, TypeError):
-        return model, x
-    return precise, x.double()
+    with suppress(RuntimeError, TypeError):
+        if isinstance(model, nn.Module):
+            precise = copy.deepcopy(model).double()
+            with torch.no_grad():
+                logits = precise(x[:1].double())
+            model, x = precise, x.double()
+    return model, x, max(torch.finfo(logits.dtype).eps, torch.finfo(x.dtype).eps) / 2
 
 
 def _check_search(x: Tensor, eps: float, steps: int, restarts: int, bounds: tuple[float, float] | None) -> None:
