@@ -1,19 +1,24 @@
 """Networks that are built to look robust, and honest ones: which raise a flag.
 
-    python benchmarks/deceivers.py deceivers --data-root DATA   # caught of those that deceive the attacks
-    python benchmarks/deceivers.py honest --data-root DATA      # false alarms
-    python benchmarks/deceivers.py cost --data-root DATA        # passes of the checks beside those of the attack
+    python benchmarks/deceivers.py deceivers --data-root DATA            # caught of those that deceive the attacks
+    python benchmarks/deceivers.py honest --data-root DATA --zoo ZOO     # false alarms
+    python benchmarks/deceivers.py cost --data-root DATA                 # passes of the checks beside the attack's
 
 DATA holds ``MNIST/raw``. A deceiver (``tests/helpers/deceivers.py``) hides an ordinary network, two hidden layers of
-100, trained for three epochs on MNIST, some behind an untrained one. It deceives where the preset's robust accuracy is more than ten points above
-that of the network that it hides, and is caught where a flag of that norm, or of no norm, is raised.
+100, trained for three epochs on MNIST, some behind an untrained one. It deceives where the preset's robust accuracy
+is more than ten points above that of the network that it hides, and is caught where a flag of that norm, or of no norm,
+is raised. Honest networks are trained here, and read from ZOO where ``certified.py networks --cache ZOO`` and
+``hardened.py train --zoo ZOO`` left some.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,6 +32,7 @@ from brittle.evaluation.curves import security_curve
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.threat import for_classes
 from brittle.evaluation.worst_case import WorstCase, worst_case
+from brittle.models.network import Network
 from brittle.results import Flag
 from brittle.results.wording import norm_name
 from helpers.deceivers import DECEIVERS, Deceiver
@@ -89,16 +95,107 @@ def deceivers(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
             print(f"{norm_name(p)} {eps:g}, {n}: {caught} of {tried} caught", flush=True)
 
 
+class Conv(nn.Sequential):
+    """Two convolutions, with batch norms, and two dense layers."""
+
+    def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
+        convolutions = (
+            layer
+            for a, b in ((1, 16), (16, 32))
+            for layer in (nn.Conv2d(a, b, 4, stride=2, padding=1), nn.BatchNorm2d(b), activation())
+        )
+        super().__init__(*convolutions, nn.Flatten(), nn.Linear(32 * 49, 64), activation(), nn.Linear(64, 10))
+
+
+def honest_networks(data: tuple[Tensor, Tensor], zoo: Path) -> Iterator[tuple[str, nn.Module]]:
+    """Networks with ordinary gradients, by name: trained here, then those of the zoo."""
+    import certified
+    import hardened
+
+    import attacks
+
+    torch.manual_seed(0)
+    for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh):
+        yield f"FCN, {kind.__name__}", trained(fcn(100, 100, activation=kind), *data, epochs=2)
+    small = tuple(part[:10_000] for part in data)
+    yield "conv, batch norm, ReLU", trained(Conv(), *small, epochs=2)
+    yield "conv, batch norm, GELU", trained(Conv(nn.GELU), *small, epochs=2)
+    yield "ViT", trained(attacks.SmallViT(), *small, epochs=4)
+    for name in certified.SUBJECTS:
+        if (zoo / f"{name}.safetensors").is_file():
+            yield name, certified.load(name, zoo)
+    for name in hardened.HARDENED:
+        if (zoo / f"{name}.pt").is_file():
+            yield name, hardened.load(name, zoo)
+
+
+def honest(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], zoo: Path) -> None:
+    """One line a network, and how many raised a flag."""
+    tried, alarmed = 0, list[str]()
+    for name, net in honest_networks(data, zoo):
+        for n, budgets in itertools.product(SIZES, ({math.inf: 0.1, 2.0: 1.0}, {math.inf: 0.02, 2.0: 0.2})):
+            x, y = (part[:n] for part in test)
+            for p, eps in budgets.items():
+                worst, flags = measure(net.eval(), x, y, p, eps)
+                raised = [flag for flag in flags if flag.raised]
+                robust, proven = int(worst.robust_correct.sum()), int(worst.proven.sum())
+                case = f"{name}, {norm_name(p)} {eps:g}, {n} samples: {robust} robust, {proven} proven"
+                tried, alarmed = tried + 1, alarmed + [f"{case}: {flag.name}: {flag.finding}" for flag in raised]
+                print(case, *(f"{flag.name}: {flag.finding}" for flag in raised), sep=": ", flush=True)
+    print(f"{tried} cases, {len(alarmed)} flags raised", *alarmed, sep="\n")
+
+
+def cost(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> None:
+    """Passes with gradient (a forward pass is a third) of attack and checks, on 1,000 and on 40 samples."""
+    torch.manual_seed(0)
+    net = trained(fcn(100, 100), *data)
+    for n, (p, eps) in itertools.product((1000, 40), ((math.inf, 0.1), (math.inf, 0.01), (2.0, 1.5), (2.0, 0.1))):
+        x, y = (part[:n] for part in test)
+        threat = for_classes(brittle.Threat("fast", p), 10)[0]
+        started = time.process_time()
+        worst = worst_case(net, x, y, threat, eps)
+        between = time.process_time()
+        counted = Counting(net)
+        honesty_flags(Network(counted, counted), worst, threat, eps)
+        attack, checks = worst.backwards + worst.forwards / 3, counted.backwards + counted.forwards / 3
+        seconds = between - started, time.process_time() - between
+        print(
+            f"{norm_name(p)} {eps:g}, {n} samples: {attack:.0f} passes, {seconds[0]:.2f} s; checks {checks:.0f},"
+            f" {100 * checks / attack:.1f} %, {seconds[1]:.2f} s",
+            flush=True,
+        )
+
+
+class Counting(nn.Module):
+    """A network that counts the samples put through it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.forwards, self.backwards = net, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's logits."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.backwards += len(x)
+        else:
+            self.forwards += len(x)
+        return self.net(x)
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["deceivers", "honest", "cost"])
     parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = [brittle.load_data("mnist", root=args.data_root, split=split) for split in ("train", "test")]
     train, test = ((part.inputs, part.labels) for part in data)
-    {"deceivers": deceivers}[args.what](train, test)
+    if args.what == "honest":
+        honest(train, test, args.zoo)
+    else:
+        {"deceivers": deceivers, "cost": cost}[args.what](train, test)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.attacks import apgd, square
-from brittle.evaluation import honesty
 from brittle.evaluation.curves import security_curve
 from brittle.evaluation.execution import Execution
-from brittle.evaluation.honesty import honesty_flags
+from brittle.evaluation.honesty import CHECKS, answers, evidence, gradients, honesty_flags, queries
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import worst_case
 from brittle.reporting.page import report_html
@@ -41,14 +40,17 @@ OF_MODEL = [
     "different answers to one input",
     "answers that depend on the batch",
     "probabilities in place of logits",
+    "answers that jump",
 ]
 OF_BUDGET = [
+    "gradients against differences",
     "cross-entropy against DLR",
     "random start against none",
     "flat security curve",
     "budget of the whole range",
     "queries against gradients",
 ]
+SQUARE = functools.partial(square, queries=150)
 ATTACKS = tuple(functools.partial(apgd, loss=loss, steps=15) for loss in ("ce", "dlr"))
 
 
@@ -101,15 +103,18 @@ def dead_zone(net, x):
 DESERVED = {
     "quantised input": (
         lambda net, x: net((8 * x).round() / 8),
-        {"zero gradients", "budget of the whole range", "queries against gradients"},
+        {"zero gradients", "answers that jump", "budget of the whole range", "queries against gradients"},
     ),
     "logits scaled by 10,000": (lambda net, x: 1e4 * net(x), {"zero gradients", "cross-entropy against DLR"}),
     "gradient-shattering sine": (
         lambda net, x: net(x + 0.005 * torch.sin(1e4 * x)),
-        {"queries against gradients"},
+        {"gradients against differences", "queries against gradients"},
     ),
     "noise": (lambda net, x: net(x + 0.1 * torch.randn_like(x)), {"different answers to one input"}),
-    "gradient of the wrong sign": (lambda net, x: net(WrongWay.apply(x)), {"queries against gradients"}),
+    "gradient of the wrong sign": (
+        lambda net, x: net(WrongWay.apply(x)),
+        {"gradients against differences", "queries against gradients"},
+    ),
     "no gradient at the samples": (dead_zone, {"zero gradients", "random start against none"}),
     "constant": (
         lambda net, x: 0 * net(x) + torch.arange(10.0).flip(0),
@@ -125,6 +130,10 @@ DESERVED = {
         {"answers that depend on the batch"},
     ),
 }
+
+
+UNASKED = {"noise": {"answers that depend on the batch", "answers that jump"}, "constant": {"answers that jump"}}
+"""Checks that make no sense of such a network."""
 
 
 @functools.cache
@@ -148,7 +157,7 @@ def test_a_network_that_deserves_a_flag_raises_it(name, p):
     expected = DESERVED[name][1]
     assert raised(flags) >= expected
     assert raised(flags) & set(OF_MODEL) == expected & set(OF_MODEL)
-    assert set(missing) == ({"answers that depend on the batch"} if name == "noise" else set())
+    assert set(missing) == UNASKED.get(name, set())
     for flag in flags.values():
         assert flag.p == (None if flag.name in OF_MODEL else p)
 
@@ -166,10 +175,10 @@ def test_the_number_that_raised_a_flag_is_in_its_finding():
 
 def test_every_check_has_its_line_in_the_documentation():
     lines = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text(encoding="utf-8").splitlines()
-    table = lines[lines.index("| flag | made on | raised when |") + 2 :][: len(honesty.CHECKS) + 1]
-    assert [check.name for check in honesty.CHECKS] == [*OF_MODEL, *OF_BUDGET]
+    table = lines[lines.index("| flag | made on | raised when |") + 2 :][: len(CHECKS) + 1]
+    assert [check.name for check in CHECKS] == [*OF_MODEL, *OF_BUDGET]
     assert [line.split(" | ")[0].removeprefix("| ") for line in table] == [*OF_MODEL, *OF_BUDGET, ""]
-    assert [check.name for check in honesty.CHECKS if check.of_model] == OF_MODEL
+    assert [check.name for check in CHECKS if check.of_model] == OF_MODEL
 
 
 # --- honest networks ----------------------------------------------------------------------------------------
@@ -218,7 +227,7 @@ def mask(hits: int, n: int, offset: int = 0) -> Tensor:
     return (torch.arange(n) >= offset) & (torch.arange(n) < offset + hits)
 
 
-counts = st.integers(honesty.FEWEST_SAMPLES, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+counts = st.integers(evidence.FEWEST_SAMPLES, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
 @quick
@@ -228,16 +237,17 @@ def test_shares_are_judged_by_their_interval(pair):
     gradient = torch.ones(n, 2, 3)
     gradient[mask(hits, n)] = 0
     for other in (gradient, torch.ones(n, 2, 3)):
-        assert honesty.zero_gradients(gradient, other).raised == above(hits, n, 0.05)
-        assert honesty.zero_gradients(other, gradient).raised == above(hits, n, 0.05)
+        assert answers.zero_gradients(gradient, other).raised == above(hits, n, 0.05)
+        assert answers.zero_gradients(other, gradient).raised == above(hits, n, 0.05)
     none, some = mask(0, n), mask(hits, n)
-    assert honesty.loss_gap(none, some).raised == above(hits, n, 0.10)
-    assert honesty.loss_gap(some, none).raised == above(hits, n, 0.25)
-    assert honesty.loss_gap(none, none, Rate(hits, n)).raised == above(hits, n, 0.10)
-    assert honesty.start_gap(none, some).raised == above(hits, n, 0.10)
-    assert honesty.start_gap(some, none).raised == above(hits, n, 0.10)
-    assert honesty.whole_range(some, 1.0, INF).raised == above(hits, n, 0.05)
-    assert honesty.query_gap(Rate(hits, n), Rate(3, 4)).raised == above(hits, n, 0.02 * 4 / 3)
+    assert gradients.loss_gap(none, some).raised == above(hits, n, 0.10)
+    assert gradients.loss_gap(some, none).raised == above(hits, n, 0.25)
+    assert gradients.loss_gap(none, none, Rate(hits, n)).raised == above(hits, n, 0.10)
+    assert gradients.start_gap(none, some).raised == above(hits, n, 0.10)
+    assert gradients.start_gap(some, none).raised == above(hits, n, 0.10)
+    assert gradients.whole_range(some, 1.0, INF).raised == above(hits, n, 0.05)
+    assert queries.query_gap(Rate(0, n), Rate(hits, n), Rate(3, 4)).raised == above(hits, n, 0.02 * 4 / 3)
+    assert queries.query_gap(Rate(hits, n), Rate(0, n), Rate(3, 4)).raised == above(hits, n, 0.02)
 
 
 @quick
@@ -245,12 +255,12 @@ def test_shares_are_judged_by_their_interval(pair):
 def test_what_both_attacks_break_raises_nothing(pair, extra):
     hits, n = pair
     same = mask(hits, n)
-    assert not honesty.loss_gap(same, same).raised
-    assert not honesty.start_gap(same, same).raised
+    assert not gradients.loss_gap(same, same).raised
+    assert not gradients.start_gap(same, same).raised
     one = same.clone()
     one[extra % n] ^= True  # a difference of one sample is no finding
-    assert not honesty.loss_gap(same, one).raised
-    assert not honesty.start_gap(one, same).raised
+    assert not gradients.loss_gap(same, one).raised
+    assert not gradients.start_gap(one, same).raised
 
 
 def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
@@ -258,12 +268,12 @@ def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
         gradient = torch.ones(64, 5)
         gradient[:hits] = 0
         found = [
-            honesty.zero_gradients(gradient, gradient),
-            honesty.loss_gap(mask(hits, 64), mask(0, 64)),
-            honesty.loss_gap(mask(0, 64), mask(hits, 64)),
-            honesty.start_gap(mask(hits, 64), mask(0, 64)),
-            honesty.whole_range(mask(hits, 64), 1.0, INF),
-            honesty.query_gap(Rate(hits, 64), Rate(1, 1)),
+            answers.zero_gradients(gradient, gradient),
+            gradients.loss_gap(mask(hits, 64), mask(0, 64)),
+            gradients.loss_gap(mask(0, 64), mask(hits, 64)),
+            gradients.start_gap(mask(hits, 64), mask(0, 64)),
+            gradients.whole_range(mask(hits, 64), 1.0, INF),
+            queries.query_gap(Rate(0, 64), Rate(hits, 64), Rate(1, 1)),
         ]
         assert [flag.raised for flag in found] == [expected] * len(found)
         assert all(f"{hits} of 64" in flag.finding or f"alone {hits}" in flag.finding for flag in found)
@@ -271,10 +281,10 @@ def test_one_odd_sample_of_64_raises_nothing_and_most_of_them_do():
 
 def test_queries_count_by_the_points_that_they_take_off():
     for left, expected in ((Rate(9, 10), True), (Rate(1, 200), False)):
-        flag = honesty.query_gap(Rate(16, 32), left)
+        flag = queries.query_gap(Rate(0, 1), Rate(16, 32), left)
         assert flag.raised is expected
         assert f"{50 * left.hits / left.n:.1f} points" in flag.finding
-    assert not honesty.query_gap(Rate(0, 32), Rate(0, 10)).raised
+    assert not queries.query_gap(Rate(0, 1), Rate(0, 32), Rate(0, 10)).raised
 
 
 def curve(*hits: int, n: int = 100) -> SecurityCurve:
@@ -283,7 +293,7 @@ def curve(*hits: int, n: int = 100) -> SecurityCurve:
 
 def test_a_curve_is_flat_when_it_should_have_fallen_and_did_not():
     near, far = torch.full((40,), 0.005), torch.full((40,), 0.5)
-    flag = honesty.flat_curve
+    flag = gradients.flat_curve
     assert flag(curve(90, 90, 88), near, 10).raised
     assert not flag(curve(90, 90, 88), far, 10).raised  # the budgets are small
     assert not flag(curve(90, 60, 30), near, 10).raised  # it falls
@@ -300,13 +310,13 @@ def test_a_curve_is_flat_when_it_should_have_fallen_and_did_not():
 @given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 100))
 def test_logits_are_no_probabilities_and_softmax_is(n, classes, seed):
     logits = torch.randn(n, classes, generator=generator(seed))
-    assert not honesty.probabilities(logits.abs() + 0.1 + 1 / classes).raised  # adds up to more than 1
-    assert not honesty.probabilities(logits - logits.mean(1, keepdim=True) + 1 / classes - 2).raised
-    assert not honesty.probabilities(logits.log_softmax(1)).raised
+    assert not answers.probabilities(logits.abs() + 0.1 + 1 / classes).raised  # adds up to more than 1
+    assert not answers.probabilities(logits - logits.mean(1, keepdim=True) + 1 / classes - 2).raised
+    assert not answers.probabilities(logits.log_softmax(1)).raised
     for scale in (1.0, 100.0):
-        assert honesty.probabilities((scale * logits).softmax(1)).raised
+        assert answers.probabilities((scale * logits).softmax(1)).raised
         mixed = torch.cat([(scale * logits).softmax(1), 1 + logits.abs()[:1]])
-        assert not honesty.probabilities(mixed).raised
+        assert not answers.probabilities(mixed).raised
 
 
 def test_rounding_is_no_difference_and_noise_is():
@@ -314,8 +324,8 @@ def test_rounding_is_no_difference_and_noise_is():
     span = float(logits.max() - logits.min())
     noise = torch.rand(64, 10, generator=generator(1)) - 0.5
     for check, share in (
-        (honesty.different_answers, 1e-3),
-        (honesty.answers_in_company, 1e-2),
+        (answers.different_answers, 1e-3),
+        (answers.answers_in_company, 1e-2),
     ):
         assert not check(logits, logits).raised
         assert not check(logits, logits * (1 + 1e-6)).raised
@@ -354,10 +364,10 @@ def test_a_blind_attack_gives_itself_away_and_the_number_is_exact(p):
     assert bool(((x - 2 * eps >= 0) & (x + 2 * eps <= 1)).all())
     flags, missing = checked(net, x, y, p, eps, (blind,), query_attack=nearest)
     assert {"flat security curve", "queries against gradients"} <= raised(flags)
-    rows = torch.linspace(0, 79, honesty.SAMPLES).round().long()
+    rows = torch.linspace(0, 79, evidence.SAMPLES).round().long()
     promised = int((distance[rows] < 2 * eps).sum())
     assert f"{promised} of 64 survivors" in flags["flat security curve"].finding
-    rows = torch.linspace(0, 79, honesty.QUERIED_SURVIVORS).round().long()
+    rows = torch.linspace(0, 79, queries.QUERIED_SURVIVORS).round().long()
     assert f"break {int((distance[rows] < eps).sum())} of 32" in flags["queries against gradients"].finding
     assert "at least 3 classes; got 2" in missing[f"cross-entropy against DLR, {'ℓ∞' if p == INF else 'ℓ₂'}"]
     tiny = float(distance.min()) / 4  # a budget that nothing can break within
@@ -376,7 +386,7 @@ def test_the_whole_range_is_the_diameter_of_the_box():
 
 
 def test_few_samples_are_not_measured_and_nothing_is_passed_over():
-    for n in (1, honesty.FEWEST_SAMPLES - 1):
+    for n in (1, evidence.FEWEST_SAMPLES - 1):
         flags, missing = checked(mlp(), *few(n))
         assert {"zero gradients", *(f"{name}, ℓ∞" for name in OF_BUDGET)} - {"flat security curve, ℓ∞"} <= set(missing)
         assert all("needs" in reason for reason in missing.values())
@@ -407,34 +417,64 @@ def test_a_network_that_refuses_single_samples_depends_on_the_batch():
     assert "one sample is too few" in flag.finding
 
 
-def test_square_in_the_battery_is_counted_and_not_run_again():
-    def never(model, x, y, *, eps, p):
-        raise AssertionError
-
+def test_square_in_the_battery_is_counted_and_what_it_left_is_asked_once_more():
     x, y = few(100)
     net = Masked(DESERVED["gradient of the wrong sign"][0])
-    queries = functools.partial(square, queries=150)
-    for attacks in ((ATTACKS[0], queries), (blind, ATTACKS[0], queries)):
+    asked = []
+
+    def recorded(model, x, y, *, eps, p):
+        asked.append(len(x))
+        return x
+
+    for attacks in ((ATTACKS[0], SQUARE), (blind, ATTACKS[0], SQUARE)):
         threat = Threat(attacks)
         worst = worst_case(net, x, y, threat, 0.1)
-        flags, _ = honesty_flags(net, worst, threat, 0.1, query_attack=never, of_model=False)
+        flags, _ = honesty_flags(net, worst, threat, 0.1, query_attack=recorded, of_model=False)
         (flag,) = [flag for flag in flags if flag.name == "queries against gradients"]
-        fell = int((worst.attack == len(attacks) - 1).sum())
-        assert f"break {fell} of {fell + int(worst.robust_correct.sum())} " in flag.finding
+        fell, left = int((worst.attack == len(attacks) - 1).sum()), int(worst.robust_correct.sum())
+        assert f"own queries broke {fell} of {int(worst.clean_correct.sum())}" in flag.finding
+        assert f"break 0 of {min(left, 32)} " in flag.finding
+        assert asked.pop() == min(left, 32)
         assert flag.raised
-    _, missing = checked(mlp(), x, y, attacks=(queries,))
-    assert missing["queries against gradients, ℓ∞"] == "the first attack is by queries alone"
+
+
+def test_an_attack_by_queries_alone_is_no_surprise():
+    flags, _ = checked(mlp(), *few(100), attacks=(SQUARE,))
+    assert "own queries" not in flags["queries against gradients"].finding
 
 
 def test_proven_samples_are_not_asked_again():
     x, y = few(60)
     threat = Threat(ATTACKS)
     worst = worst_case(mlp(), x, y, threat, 0.02)
-    sure = dataclasses.replace(worst, proven=worst.robust_correct)
-    _, missing = honesty_flags(mlp(), sure, threat, 0.02)
-    reasons = {item.name: item.reason for item in missing}
-    assert "not proven robust; there are 0" in reasons["queries against gradients, ℓ∞"]
-    assert reasons["flat security curve, ℓ∞"] == "no security curve"
+    robust = worst.robust_correct.nonzero()[:, 0]
+    for left in (0, 1, 5):  # one of 60 is more than a point
+        proven = torch.zeros_like(worst.proven)
+        proven[robust[left:]] = True
+        flags, missing = honesty_flags(mlp(), dataclasses.replace(worst, proven=proven), threat, 0.02)
+        reasons = {item.name: item.reason for item in missing}
+        if left == 0:
+            assert {flag.p for flag in flags} == {None}
+            assert all("meet within a point" in reasons[f"{name}, ℓ∞"] for name in OF_BUDGET)
+        elif left == 1:
+            assert "not proven robust; there are 1" in reasons["queries against gradients, ℓ∞"]
+        else:
+            assert any(f"of {left} samples" in f.finding for f in flags if f.name == "queries against gradients")
+        if left:
+            assert reasons["flat security curve, ℓ∞"] == "no security curve"
+
+
+def test_flags_are_not_made_where_a_proof_stands_and_the_other_norm_keeps_its_own():
+    """A deceiver whose l_inf accuracy were proven: the flags of l_inf are gone, those of l_2 stay."""
+    x, y = few(60)
+    net = Masked(DESERVED["gradient of the wrong sign"][0])
+    for p, eps in BUDGETS.items():
+        threat = Threat(ATTACKS, p)
+        worst = worst_case(net, x, y, threat, eps)
+        if p == INF:
+            worst = dataclasses.replace(worst, proven=worst.robust_correct)
+        flags, _ = honesty_flags(net, worst, threat, eps)
+        assert any(flag.raised for flag in flags if flag.p == p) == (p == 2)
 
 
 def test_only_like_attacks_are_compared_by_their_loss():
@@ -532,8 +572,11 @@ def test_the_verdict_says_which_norm_is_concerned():
 
     def findings(*flags):
         of_norm = tuple(flag for flag in flags if flag.p is not None)
-        norm = norm_result(INF, evaluation=evaluation, flags=of_norm)
-        return judge([norm], [], tuple(flag for flag in flags if flag.p is None)).findings
+        norms = [
+            norm_result(p, evaluation=dataclasses.replace(evaluation, p=p), flags=tuple(f for f in of_norm if f.p == p))
+            for p in (INF, 2.0)
+        ]
+        return judge(norms, [], tuple(flag for flag in flags if flag.p is None)).findings
 
     here, there = (Flag("start", True, f"Found {p:g}.", "why", p) for p in (INF, 2.0))
     everywhere = Flag("noise", True, "Found 3.", "why")

@@ -15,7 +15,7 @@ from brittle.attacks.region import Region
 from brittle.data.checks import check_batch
 from brittle.linear.norms import lp_norm, per_sample
 from brittle.models.borrow import Model, frozen
-from brittle.models.forward import in_parts
+from brittle.models.forward import in_parts, output_of, widest
 from brittle.random_streams import stream_keys, uniform
 
 STARTS = 3
@@ -85,10 +85,15 @@ def boundary_walk(
     y, x_adv = y.long(), region.x.clone()
 
     def predict(points: Tensor) -> Tensor:
-        return in_parts(lambda part: model(part).argmax(1), batch_size, points)
+        def ask(part: Tensor) -> Tensor:
+            logits = output_of(model, part)
+            assert isinstance(logits, Tensor)
+            return logits.argmax(1)
+
+        return in_parts(ask, batch_size, points)
 
     with frozen(model), torch.no_grad():
-        walk = _Walk(region, keys, lambda points, rows: predict(points) != y[rows])
+        walk = _Walk(region, keys, widest(batch_size, len(x) * probes), lambda points, rows: predict(points) != y[rows])
         rows, points = walk.start(_nearest(region, y, candidates, predict), torch.arange(len(x), device=x.device))
         for number in range(rounds + 1):
             inside = walk.within(points, rows, region.eps[rows])
@@ -116,10 +121,11 @@ def _nearest(region: Region, y: Tensor, candidates: Tensor | None, predict: Call
 
 @dataclass(frozen=True)
 class _Walk:
-    """The samples with their budgets, their random streams, and whom to ask."""
+    """The samples with their budgets, their random streams, how many points to ask about at once, and whom."""
 
     region: Region
     keys: Tensor
+    width: int
     wrong: Wrong
 
     def within(self, points: Tensor, rows: Tensor, radius: Tensor) -> Tensor:
@@ -186,22 +192,25 @@ class _Walk:
         reach = PROBE * lp_norm(points - self.region.x[rows], 2)
         weighted, plain = torch.zeros_like(points), torch.zeros_like(points)
         balance = torch.zeros_like(reach)
-        for probe in range(probes):
-            step = torch.full_like(rows, 1 + number * probes + probe)
-            direction = self.direction(points, rows, step)
-            seen = (points + per_sample(reach, points) * direction).clamp(*self.region.bounds)
-            side = torch.where(self.wrong(seen, rows), 1.0, -1.0).to(reach)
-            weighted, plain = weighted + per_sample(side, points) * direction, plain + direction
-            balance = balance + side / probes
+        for steps in torch.arange(probes, device=rows.device).split(max(1, self.width // len(rows))):
+            owners = rows.repeat(len(steps))
+            directions = self.direction(points, owners, 1 + number * probes + steps.repeat_interleave(len(rows)))
+            seen = points.repeat(len(steps), *[1] * (points.ndim - 1))
+            seen = (seen + per_sample(reach.repeat(len(steps)), seen) * directions).clamp(*self.region.bounds)
+            side = torch.where(self.wrong(seen, owners), 1.0, -1.0).to(reach)
+            weighted = weighted + (per_sample(side, seen) * directions).view(len(steps), *points.shape).sum(0)
+            plain = plain + directions.view(len(steps), *points.shape).sum(0)
+            balance = balance + side.view(len(steps), -1).sum(0) / probes
         balance = torch.where(balance.abs() < 1, balance, 0.0)  # all on one side: nothing to compare
         return weighted - per_sample(balance, points) * plain
 
     def direction(self, points: Tensor, rows: Tensor, step: Tensor) -> Tensor:
-        """Random directions of length 1, smooth over an image (all but ``(n, C, H, W)`` is one row of values)."""
+        """Random directions of length 1, smooth over an image (all but ``(n, C, H, W)`` is taken as one row)."""
         shape = points.shape[1:] if points.ndim == 4 else (1, 1, points[0].numel())
         most = FINEST_GRID if shape[1] > 1 else shape[2]
         grid = [min(side, max(7, side // 4), most) for side in shape[1:]]
         draws = uniform(self.keys[rows], step, shape[0] * grid[0] * grid[1]) - 0.5
         coarse = draws.to(points).view(len(rows), shape[0], *grid)
-        smooth = F.interpolate(coarse, size=tuple(shape[1:]), mode="bilinear", align_corners=False).view_as(points)
+        smooth = F.interpolate(coarse, size=tuple(shape[1:]), mode="bilinear", align_corners=False)
+        smooth = smooth.reshape(len(rows), *points.shape[1:])
         return smooth / per_sample(lp_norm(smooth, 2) + 1e-12, smooth)

@@ -95,6 +95,8 @@ def cross_decisions(evidence: Evidence) -> Judgement:
     """:func:`jumps` between samples and the nearest ones that the network takes for another class."""
     worst = evidence.worst
     rows = pick_rows(worst.clean_correct, FOLLOWED, "are right without attack")
+    if different_answers(*evidence.two_passes[1:]).raised:
+        raise InputError("two passes over the same batch differ already")
     others = pick_rows(torch.ones_like(worst.clean_correct), 4 * SAMPLES, "are there")
     classes = worst.clean_logits.argmax(1)
     apart = torch.cdist(worst.x[rows].flatten(1).double(), worst.x[others].flatten(1).double())

@@ -44,9 +44,9 @@ from brittle.results.wording import norm_name
 
 CANDIDATES = 256
 """Most samples of other classes among which the walk along the boundary looks for its start."""
-WALK, QUERIES = 5, 500
-"""Rounds of the walk and queries of Square: together about 770 queries of a sample that withstands them. The walk finds
-what logits hide as well; Square finds more where they hide nothing."""
+WALK, QUERIES, MORE_QUERIES = 5, 150, 1000
+"""Rounds of the walk and queries of Square, together about 420 of a sample that withstands, and how many Square asks
+in a second run once one sample broke. The walk finds what logits hide; Square finds more where they hide nothing."""
 MEET = 0.01
 """Most samples between proof and attack, as a share of all, at which no check of the attack is needed."""
 
@@ -91,7 +91,8 @@ def honesty_flags(
         eps: The budget, in input units.
         curve: Robust accuracy over several budgets.
         query_attack: An attack that asks for logits or predictions alone, with its options bound; by default a walk
-            along the decision boundary from samples of other classes and, if the threat has no Square, a short one.
+            along the decision boundary from samples of other classes and, if the threat has no Square, a short one,
+            and a longer one once either broke a sample.
         of_model: Whether to make the checks that belong to no budget.
         execution: Most samples at once.
 
@@ -105,7 +106,7 @@ def honesty_flags(
     settled = int((worst.robust_correct & ~worst.proven).sum()) <= MEET * len(worst.y)
     with borrowed(model, worst.x, threat.bounds) as network:
         threat = for_classes(threat, worst.clean_logits.shape[1])[0]
-        attacks = (query_attack,) if query_attack else default_queries(worst, threat)
+        attacks = ((query_attack,),) if query_attack else default_queries(worst, threat)
         evidence = Evidence(network, worst, threat, eps, curve, attacks, replace(execution, progress=None))
         for check in CHECKS:
             if check.of_model and not of_model:
@@ -122,12 +123,13 @@ def honesty_flags(
     return tuple(flags), tuple(missing)
 
 
-def default_queries(worst: WorstCase, threat: Threat) -> tuple[Attack, ...]:
-    """The attacks by queries alone that the survivors have to withstand."""
+def default_queries(worst: WorstCase, threat: Threat) -> tuple[tuple[Attack, ...], ...]:
+    """The attacks by queries alone that the survivors have to withstand, and those once the first ones broke some."""
     walk = functools.partial(boundary_walk, candidates=thin(worst.x, CANDIDATES), rounds=WALK)
     if any(unbind(attack) is square for attack in threat.battery):
-        return (walk,)
-    return walk, functools.partial(square, queries=QUERIES)
+        return ((walk,),)
+    first, then = (functools.partial(square, queries=queries) for queries in (QUERIES, MORE_QUERIES))
+    return (walk, first), (then,)
 
 
 CHECKS = (

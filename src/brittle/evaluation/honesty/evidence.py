@@ -45,7 +45,7 @@ class Evidence:
     threat: Threat
     eps: float
     curve: SecurityCurve | None
-    query_attacks: tuple[Attack, ...]
+    query_attacks: tuple[tuple[Attack, ...], ...]
     execution: Execution
 
     @functools.cached_property
