@@ -30,6 +30,7 @@ from brittle.results import Audit, CertifiedCurve, Evaluation, Flag, Rate, Secur
 from brittle.results.wording import budget
 from helpers import networks
 from helpers.audits import norm_result, with_parts, without
+from helpers.deceivers import Deceiver
 from helpers.matrices import quick
 from helpers.networks import few, generator, mlp, seeded, uniform, untouched
 
@@ -319,6 +320,61 @@ def test_logits_are_no_probabilities_and_softmax_is(n, classes, seed):
         assert not answers.probabilities(mixed).raised
 
 
+def test_a_decision_that_falls_in_one_jump_is_told_from_one_that_is_crossed():
+    whole = torch.linspace(1, 3, 40)
+    assert not answers.jumps(whole / 4096, -whole / 4096, 2 * whole).raised
+    assert answers.jumps(whole / 2, -whole / 2, 2 * whole).raised
+    some = torch.where(torch.arange(40) < 10, whole / 2, whole / 4096)
+    assert not answers.jumps(some, -some, 2 * whole).raised  # a quarter of the samples, up to chance
+    assert "10 of 40" in answers.jumps(some, -some, 2 * whole).finding
+
+
+@quick
+@given(counts, st.integers(0, 100))
+def test_gradients_that_are_the_networks_own_explain_its_differences(pair, seed):
+    hits, n = pair
+    promised = torch.randn(2, 5, n, generator=generator(seed), dtype=torch.float64)
+    promised[:, 0] = -promised[:, 0].abs()
+    judge = gradients.slopes_and_differences
+    assert not judge(promised, promised).raised
+    assert not judge(promised, promised * (1 + 0.3 * promised.sign())).raised  # curved
+    odd = torch.where(mask(hits, n), -promised, promised)
+    assert judge(promised, odd).raised == above(hits, n, 0.25)  # reversed
+    odd[1] = promised[1]
+    assert not judge(promised, odd).raised  # one length at which they agree is enough
+    elsewhere = torch.where(mask(hits, n), 4 * promised, promised)
+    elsewhere[:, 0] = promised[:, 0]
+    assert judge(promised, elsewhere).raised == above(hits, n, 0.25)  # blind for most of the input
+    assert not judge(0 * promised, promised).raised  # no gradient: another check's matter
+
+
+# --- deceivers ----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def untrained() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "p"),
+    [("one-hot and 0.001 of another network", INF), ("one-hot and 0.001 of another network", 2.0),
+     ("sharp softmax and 0.001 of another", INF), ("another network's gradients", INF),
+     ("detached, and 0.001 of another", INF), ("oscillating logits", INF),
+     ("straight through to the wrong places", INF)],
+)  # fmt: skip
+def test_a_deceiver_is_found_out_on_40_samples(name, p):
+    """Those of ``benchmarks/deceivers.py`` that no test above has; the network that they hide breaks."""
+    x, y = few(40)
+    net, threat = Deceiver(name, mlp(), untrained()), Threat(ATTACKS, p)
+    worst = worst_case(net, x, y, threat, 1.5 * BUDGETS[p])
+    flags, _ = honesty_flags(net, worst, threat, 1.5 * BUDGETS[p])
+    assert int(worst.robust_correct.sum()) > 2 * int(
+        worst_case(mlp(), x, y, threat, 1.5 * BUDGETS[p]).robust_correct.sum()
+    )
+    assert any(flag.raised for flag in flags)
+
+
 def test_rounding_is_no_difference_and_noise_is():
     logits = torch.randn(64, 10, generator=generator(0))
     span = float(logits.max() - logits.min())
@@ -388,7 +444,8 @@ def test_the_whole_range_is_the_diameter_of_the_box():
 def test_few_samples_are_not_measured_and_nothing_is_passed_over():
     for n in (1, evidence.FEWEST_SAMPLES - 1):
         flags, missing = checked(mlp(), *few(n))
-        assert {"zero gradients", *(f"{name}, ℓ∞" for name in OF_BUDGET)} - {"flat security curve, ℓ∞"} <= set(missing)
+        counted = set(OF_BUDGET) - {"flat security curve", "queries against gradients"}  # queries count every survivor
+        assert {"zero gradients", "answers that jump", *(f"{name}, ℓ∞" for name in counted)} <= set(missing)
         assert all("needs" in reason for reason in missing.values())
         assert raised(flags) == set()
         assert {*flags, *(name.removesuffix(", ℓ∞") for name in missing)} == {*OF_MODEL, *OF_BUDGET}
