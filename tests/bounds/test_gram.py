@@ -393,6 +393,32 @@ def test_more_steps_are_never_worse() -> None:
             before = after
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_slopes_pass_through_what_is_relaxed_to_a_diagonal(seed: int) -> None:
+    """Of the logarithm of the bound in those of the multipliers before a stride, against differences."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        convs = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 2, 2)
+        layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 3)).double().eval()
+    bound, ops = recursion(model, (2, 6, 6))
+    logs = {key: t.log().requires_grad_() for key, t in bound.multipliers.items()}
+    first = min(logs)
+    factors = own_factors(ops, 2)
+
+    def value(moved: dict[int, Tensor]) -> Tensor:
+        gram = gram_bound(ops, factors, multipliers={key: t.exp() for key, t in moved.items()}).gram
+        return torch.linalg.eigvalsh(gram)[-1].log()
+
+    (slope,) = torch.autograd.grad(value(logs), logs[first])
+    assert float(slope.abs().max()) > 1e-3
+    with torch.no_grad():
+        for unit in range(3):
+            step = torch.zeros_like(slope).index_fill(0, torch.tensor([unit]), 1e-3)
+            up, down = (value({**logs, first: logs[first] + sign * step}) for sign in (1, -1))
+            assert float(slope[unit]) == pytest.approx(float(up - down) / 2e-3, abs=0.1)
+
+
 def test_weights_of_the_input_are_learnt() -> None:
     """Far more than the multipliers gain alone: an input that hardly counts costs hardly anything."""
     model = chain(3, 6, 8, 3)

@@ -111,22 +111,32 @@ def dominating_diagonal(P: Tensor, outer: Tensor) -> Tensor:
         outer: Norms of the columns of what reads the result, ``(n,)``.
 
     Returns:
-        Its entries ``(n,)``; no gradient flows through them.
+        Its entries ``(n,)``, with P's gradient.
 
     Raises:
         Stuck: P is not finite.
     """
-    P = P.detach()
     energy = P.diagonal(dim1=-2, dim2=-1).real.mean(0)
     best, least = torch.ones_like(energy), math.inf
     for w in (torch.ones_like(energy), raise_to_floor(energy).sqrt(), raise_to_floor(energy)):
         t = w * largest_eigenvalue(P, w)
-        size = float((t * outer**2).sum())
+        size = float((t.detach() * outer**2).sum())
         if size < least * 0.999:
             best, least = t, size
     if not math.isfinite(least):
         raise Stuck
-    return best
+    return best if not P.requires_grad else best * _relative_slope(P, best)
+
+
+def _relative_slope(P: Tensor, t: Tensor) -> Tensor:
+    """One, with the gradient of the logarithm of the largest eigenvalue of ``diag(t)^-1/2 P diag(t)^-1/2``."""
+    with torch.no_grad():
+        root = t.rsqrt().to(P.dtype)[:, None]
+        values, vectors = power_iteration(lambda v: root * (P @ (root * v)), first_vectors(P), 20)
+        place = int(values.argmax())
+        v = root * vectors[place]
+    value = ((v.mH @ P[place] @ v) / (v.mH @ (t.to(P.dtype)[:, None] * v))).real[0, 0]
+    return value / value.detach() if float(value.detach()) > 0 else torch.ones_like(value)
 
 
 def largest_eigenvalue(P: Tensor, w: Tensor | None = None) -> float:
@@ -135,7 +145,7 @@ def largest_eigenvalue(P: Tensor, w: Tensor | None = None) -> float:
     Certified by a Cholesky factorisation; infinite where none succeeds.
     """
     P = P.detach()
-    w = torch.ones(P.shape[-1], dtype=torch.float64) if w is None else w
+    w = torch.ones(P.shape[-1], dtype=torch.float64) if w is None else w.detach()
     traces = (P.diagonal(dim1=-2, dim2=-1).real / w).sum(1)
     guess = estimate_eigenvalue(P[traces.topk(min(len(P), 4)).indices], w)
     if not guess:

@@ -188,7 +188,7 @@ def _(rule: Softmax, op: Op, t: Tensor, before: tuple[int, ...]) -> Tensor:
 def _one_weight(op: Op, t: Tensor, constant: float) -> Tensor:
     """The same weight for all channels of the result of an operation that may mix what it reads."""
     assert op.shape is not None
-    return torch.full((op.shape[1],), float(t.detach().max()) * constant**2, dtype=torch.float64)
+    return (t.max() * constant**2).expand(op.shape[1])
 
 
 def joint_of_diagonal(x: int, t: Tensor, grid: tuple[int, ...]) -> Joint:
