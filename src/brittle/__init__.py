@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from brittle._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square, universal_perturbation
+    from brittle.attacks import apgd, apgd_smoothed, apgd_targeted, fgsm, pgd, square, universal_perturbation
     from brittle.auditing import audit
     from brittle.bounds import (
         adversarial_loss_bound,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from brittle.training import Adversary, Recipe, load_run, train
 
 _HOMES = {
-    "attacks": "apgd apgd_targeted fgsm pgd square universal_perturbation",
+    "attacks": "apgd apgd_smoothed apgd_targeted fgsm pgd square universal_perturbation",
     "auditing": "audit",
     "bounds": (
         "adversarial_loss_bound alignment certified_accuracy certified_radii chain_bounds jacobian_norms "
@@ -79,8 +79,8 @@ _HOMES = {
 
 __all__ = [
     "Adversary", "Audit", "Data", "Evaluation", "Execution", "InputError", "Normalize", "Recipe", "Threat",
-    "adversarial_loss_bound", "alignment", "apgd", "apgd_targeted", "audit", "build_model", "certified_accuracy",
-    "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm",
+    "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted", "audit", "build_model",
+    "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm",
     "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound",
     "lipschitz_upper_bound", "load_data", "load_run", "merged", "minimal_distances", "network_bounds",
     "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from brittle.attacks import ATTACKS, apgd, apgd_targeted, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks import ATTACKS, apgd, apgd_smoothed, apgd_targeted, cross_entropy, dlr, fgsm, pgd, universal_perturbation
 from brittle.attacks.auto_pgd import Schedule
 from brittle.attacks.pool import random_start, sample_ids
 from brittle.attacks.region import Region

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from brittle.attacks.auto_pgd import apgd, apgd_targeted
 from brittle.attacks.losses import LOSSES, Loss, cross_entropy, dlr, targeted_dlr
+from brittle.attacks.smoothed import apgd_smoothed
 from brittle.attacks.square_search import square
 from brittle.attacks.steepest import fgsm, pgd
 from brittle.attacks.universal import universal_perturbation
@@ -23,6 +24,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "pgd": pgd,
     "apgd": apgd,
     "apgd_targeted": apgd_targeted,
+    "apgd_smoothed": apgd_smoothed,
     "square": square,
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "LOSSES",
     "Loss",
     "apgd",
+    "apgd_smoothed",
     "apgd_targeted",
     "cross_entropy",
     "dlr",

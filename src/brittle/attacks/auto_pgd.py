@@ -1,6 +1,6 @@
 """Auto-PGD (Croce & Hein 2020), untargeted and targeted, as a packed search.
 
-:class:`Schedule` holds the rule by which a sample's step is halved (their Algorithm 1), :class:`_Apgd` the steps.
+:class:`Schedule` holds the rule by which a sample's step is halved (their Algorithm 1), :class:`AutoPgd` the steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.attacks.losses import Loss, loss_and_gradient, named_loss, targeted_dlr
+from brittle.attacks.losses import Loss, named_loss, targeted_dlr
 from brittle.attacks.packing import State, run
 from brittle.attacks.pool import Pool, check_count
 from brittle.attacks.region import ascend
@@ -24,6 +24,8 @@ from brittle.models.borrow import Model, frozen
 from brittle.models.forward import check_logits, in_parts
 from brittle.progress import Progress
 
+Look = Callable[[Model, Loss, State], tuple[Tensor, Tensor, Tensor]]
+"""Network, loss and state to losses ``(n,)``, whether predictions are wrong ``(n,)`` and gradients ``(n, ...)``."""
 MOMENTUM = 0.75
 """Share of the projected step in every point after the first; the rest continues the step before."""
 
@@ -78,7 +80,7 @@ def apgd(
     check_count(steps, "steps")
     check_count(batch_size, "batch_size")
     pool, objective = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids), named_loss(loss)
-    search = _Apgd("apgd", model, pool, lambda logits, y, _: objective(logits, y), pool.y, Schedule.of(steps, rho))
+    search = AutoPgd("apgd", model, pool, lambda logits, y, _: objective(logits, y), pool.y, Schedule.of(steps, rho))
     with frozen(model):
         run(search, len(x), batch_size, x.device, progress)
     return pool.examples()
@@ -138,7 +140,7 @@ def apgd_targeted(
         for number, target in enumerate(order.unbind(1)):
             names = torch.tensor([pool.names[row] for row in rows.tolist()])
             part = Pool.of(pool.x[rows], pool.y[rows], pool.eps[rows], p, bounds, seed + 1_000_003 * number, names)
-            search = _Apgd("apgd_targeted", model, part, targeted_dlr, target[rows], schedule)
+            search = AutoPgd("apgd_targeted", model, part, targeted_dlr, target[rows], schedule)
             # Only the last target settles the samples that it leaves.
             is_last, broken_before = number + 1 == order.shape[1], total - len(rows)
             run(search, len(rows), batch_size, x.device, _counting_from(broken_before, progress) if is_last else None)
@@ -252,8 +254,11 @@ class Schedule:
         return improved, halved
 
 
-class _Apgd:
-    """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke."""
+class AutoPgd:
+    """One run of Auto-PGD as a packed search; ``broken`` ``(N,)`` says which samples of the pool it broke.
+
+    ``look`` measures loss, verdict and gradient at the points; by default by one pass.
+    """
 
     def __init__(
         self,
@@ -263,9 +268,11 @@ class _Apgd:
         loss: Callable[[Tensor, Tensor, Tensor], Tensor],
         target: Tensor,
         schedule: Schedule,
+        look: Look | None = None,
     ) -> None:
         self.name, self.model, self.pool, self.loss, self.target = name, model, pool, loss, target
         self.schedule, self.broken = schedule, torch.zeros_like(pool.y, dtype=torch.bool)
+        self.look = look or pool.look
 
     def begin(self, rows: Tensor) -> State:
         """Points ``(n, ...)`` and counters of the pool's ``rows`` ``(n,)``."""
@@ -275,10 +282,7 @@ class _Apgd:
         return state | points | self.schedule.begin(state["eps"]) | {"target": self.target[rows], "wrong": rows < 0}
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        target, fresh = state["target"], state["step"] == 0
-        return loss_and_gradient(
-            self.model, lambda logits, y: self.loss(logits, y, target), state["x"], state["y"], check=fresh
-        )
+        return self.look(self.model, lambda logits, y: self.loss(logits, y, state["target"]), state)
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Take in what was measured and move on; broken samples and those out of steps are done ``(n,)``."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from brittle.attacks.losses import Loss, loss_and_gradient
 from brittle.attacks.packing import State
-from brittle.attacks.region import Region, check_budget, project_
+from brittle.attacks.region import Region, check_budget, inside, project_
 from brittle.errors import InputError
+from brittle.models.borrow import Model
 from brittle.random_streams import seed_of
 
 
@@ -67,6 +69,10 @@ class Pool:
         if region.low is not None and region.high is not None:
             return state | {"low": region.low, "high": region.high}
         return state | {"clean": region.x}
+
+    def look(self, model: Model, loss: Loss, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass with gradient at the slots' points (:func:`loss_and_gradient`); logits of fresh samples are checked."""
+        return loss_and_gradient(model, loss, inside(state["x"], self.bounds), state["y"], check=state["step"] == 0)
 
     def project_(self, z: Tensor, state: State) -> Tensor:
         """Project in place onto the slots' regions."""

@@ -86,6 +86,17 @@ def project_(
     return torch.addcmul(x, z, per_sample(shrink, z), out=z).clamp_(*bounds)
 
 
+def inside(x: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The nearest points a rounding step inside of the bounds, at which gradients are taken.
+
+    The derivative of ``clamp`` (as of PyTorch 2.14) is zero exactly at its bounds: on a model that clips its input,
+    every black or white pixel would stay as it is.
+    """
+    low, high = bounds
+    step = torch.finfo(x.dtype).eps * max(abs(low), abs(high))
+    return x.clamp(low + step, high - step)
+
+
 def ascend(x: Tensor, gradient: Tensor, length: Tensor, p: float, out: Tensor) -> Tensor:
     """``x`` and a step of ``length`` ``(N,)`` along the steepest ascent; uses ``gradient`` up and fills ``out``."""
     if p == 2:

@@ -10,7 +10,7 @@ from torch import Tensor
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.packing import State, run
 from brittle.attacks.pool import Pool, check_count, check_length
-from brittle.attacks.region import Region, ascend, check_budget
+from brittle.attacks.region import Region, ascend, check_budget, inside
 from brittle.data.checks import check_batch
 from brittle.models.borrow import Model, frozen
 from brittle.models.forward import in_parts
@@ -54,7 +54,7 @@ def fgsm(
 
     def step(x: Tensor, y: Tensor, eps: Tensor) -> Tensor:
         region, every = Region.of(x, eps, p, bounds), torch.ones_like(y, dtype=torch.bool)
-        _, _, gradient = loss_and_gradient(model, objective, region.x, y, check=every)
+        _, _, gradient = loss_and_gradient(model, objective, inside(region.x, bounds), y, check=every)
         return region.tighten(region.project(ascend(region.x, gradient, region.eps, p, torch.empty_like(gradient))))
 
     with frozen(model):
@@ -133,7 +133,7 @@ class _Ascent:
         }
 
     def measure(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_and_gradient(self.model, self.loss, state["x"], state["y"], check=state["step"] == 0)
+        return self.pool.look(self.model, self.loss, state)
 
     def advance(self, state: State, measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         losses, wrong, gradient = measured

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
 from brittle.attacks.pool import check_count, check_length
-from brittle.attacks.region import ascend, check_budget
+from brittle.attacks.region import ascend, check_budget, inside
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import project_ball
@@ -62,7 +62,7 @@ def universal_perturbation(
                 x, y = x.to(device), y.to(device).long()
                 u = torch.zeros_like(x[:1]) if u is None else u
                 _, _, gradient = loss_and_gradient(
-                    model, objective, (x + u).clamp(*bounds), y, check=torch.ones_like(y, dtype=torch.bool)
+                    model, objective, inside(x + u, bounds), y, check=torch.ones_like(y, dtype=torch.bool)
                 )
                 whole, step = gradient.sum(0, keepdim=True), torch.full((1,), length, dtype=u.dtype, device=device)
                 u = project_ball(ascend(u, whole, step, p, torch.empty_like(u)), eps, p)
