@@ -87,7 +87,9 @@ def mnist(root: Path, part: str) -> tuple[Tensor, Tensor]:
 
     def read(name: str) -> bytes:
         path = root / "MNIST" / "raw" / name
-        return path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(path.suffix + ".gz").read_bytes())
+        return (
+            path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(path.suffix + ".gz").read_bytes())
+        )
 
     images = np.frombuffer(read(f"{part}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     labels = np.frombuffer(read(f"{part}-labels-idx1-ubyte"), np.uint8, offset=8)
@@ -119,7 +121,10 @@ def train_missing(root: Path, zoo: Path) -> None:
                 for budget in (0.1, eps)
             ]
         took = time.perf_counter() - started
-        print(f"{name}: clean {clean:.4f}, proven at 0.1 {proven[0]:.4f}, at {eps} {proven[1]:.4f}, {took:.0f} s", flush=True)
+        print(
+            f"{name}: clean {clean:.4f}, proven at 0.1 {proven[0]:.4f}, at {eps} {proven[1]:.4f}, {took:.0f} s",
+            flush=True,
+        )
 
 
 def main() -> None:

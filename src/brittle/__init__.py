@@ -80,12 +80,12 @@ _HOMES = {
 __all__ = [
     "Adversary", "Audit", "Data", "Evaluation", "Execution", "InputError", "Normalize", "Recipe", "Threat",
     "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted", "audit", "build_model",
-    "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm",
-    "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound",
-    "lipschitz_upper_bound", "load_data", "load_run", "merged", "minimal_distances", "network_bounds",
+    "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate",
+    "factorised", "fgsm", "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio",
+    "layer_bound", "lipschitz_upper_bound", "load_data", "load_run", "merged", "minimal_distances", "network_bounds",
     "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd",
-    "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k",
-    "spread", "square", "stable_rank", "train", "universal_perturbation", "write_report",
+    "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k", "spread",
+    "square", "stable_rank", "train", "universal_perturbation", "write_report",
 ]  # fmt: skip
 
 

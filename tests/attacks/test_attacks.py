@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
-from brittle.attacks import ATTACKS, apgd, apgd_smoothed, apgd_targeted, cross_entropy, dlr, fgsm, pgd, universal_perturbation
+from brittle.attacks import (
+    ATTACKS,
+    apgd,
+    apgd_smoothed,
+    apgd_targeted,
+    cross_entropy,
+    dlr,
+    fgsm,
+    pgd,
+    universal_perturbation,
+)
 from brittle.attacks.auto_pgd import Schedule
 from brittle.attacks.pool import random_start, sample_ids
 from brittle.attacks.region import Region
@@ -63,7 +73,7 @@ def worst_point(model, x, y, eps, p):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("eps", [0.01, 0.25])
 @pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, universal])
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, apgd_smoothed, universal])
 def test_linear_classifiers_are_attacked_optimally(attack, p, eps, dtype):
     model = Logistic(dtype=dtype)
     x, y = logistic_data(dtype)
@@ -259,6 +269,15 @@ UNLIKE = [
     (apgd, "bounds", (-1.0, 2.0)),
     (apgd, "seed", 1),
     (apgd, "ids", torch.arange(100, 130)),
+    (apgd_smoothed, "eps", 0.03),
+    (apgd_smoothed, "p", 2),
+    (apgd_smoothed, "steps", 10),
+    (apgd_smoothed, "loss", "dlr"),
+    (apgd_smoothed, "noise", 0.3),
+    (apgd_smoothed, "rho", 0.1),
+    (apgd_smoothed, "bounds", (-1.0, 2.0)),
+    (apgd_smoothed, "seed", 1),
+    (apgd_smoothed, "ids", torch.arange(100, 130)),
     (universal, "eps", 0.03),
     (universal, "p", 2),
     (universal, "epochs", 2),
@@ -272,7 +291,7 @@ UNLIKE = [
 def test_every_parameter_matters(attack, name, value):
     x, y = few(30)
     base = {"eps": 0.06}
-    if attack in (pgd, apgd):
+    if attack in (pgd, apgd, apgd_smoothed):
         base["steps"] = 30
     assert torch.equal(attack(mlp(), x, y, **base), attack(mlp(), x, y, **base))
     assert not torch.equal(attack(mlp(), x, y, **base), attack(mlp(), x, y, **(base | {name: value})))
@@ -281,7 +300,8 @@ def test_every_parameter_matters(attack, name, value):
 def test_the_table_above_is_complete():
     import inspect
 
-    for attack, own in ((fgsm, fgsm), (pgd, pgd), (apgd, apgd), (universal, universal_perturbation)):
+    own_names = {attack: attack for attack in (fgsm, pgd, apgd, apgd_smoothed)} | {universal: universal_perturbation}
+    for attack, own in own_names.items():
         named = {name for other, name, _ in UNLIKE if other is attack}
         without_effect = {"model", "x", "y", "batches", "batch_size", "progress"}
         assert named == set(inspect.signature(own).parameters) - without_effect
@@ -293,6 +313,7 @@ def test_defaults_are_those_of_the_docstrings():
         (fgsm, {"loss": "ce", "p": math.inf, "bounds": (0, 1)}),
         (pgd, {"steps": 40, "step_size": 2.5 * 0.06 / 40, "random_start": True, "seed": 0, "ids": torch.arange(20)}),
         (apgd, {"steps": 100, "rho": 0.75, "seed": 0, "ids": torch.arange(20)}),
+        (apgd_smoothed, {"steps": 100, "loss": "ce", "noise": 0.5, "rho": 0.75, "seed": 0, "ids": torch.arange(20)}),
         (universal, {"epochs": 10, "step_size": 0.06 / 4}),
     ):
         assert torch.equal(attack(mlp(), x, y, eps=0.06), attack(mlp(), x, y, eps=0.06, **defaults))
@@ -724,3 +745,75 @@ def test_gradients_that_share_memory_are_taken(attack, p):
 
     found = attack(net, torch.full((3, 5), 0.55), torch.ones(3, dtype=torch.int64), eps=0.2, p=p)
     assert bool((net(found).argmax(1) == 0).all())
+
+
+# --- models that clip their input ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-3.0, 2.0)])
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, apgd_targeted, apgd_smoothed, universal])
+def test_a_model_that_clips_its_input_is_attacked_as_one_that_does_not(attack, p, bounds):
+    """Within the bounds it is the same function, though clamp has no derivative at them."""
+    low, high = bounds
+    net = linear(dtype=torch.float64)
+    x = low + (high - low) * uniform(9, 30, 12, dtype=torch.float64).round()  # all at one of the bounds
+    y = net(x).argmax(1)
+    steps = {} if attack in (fgsm, universal) else {"steps": 9}
+    run = functools.partial(attack, x=x, y=y, eps=0.3 * (high - low), p=p, bounds=bounds, **steps)
+    clipped, plain = run(lambda z: net(z.clamp(low, high))), run(net)
+    torch.testing.assert_close(clipped, plain, atol=1e-6 * (high - low), rtol=0)
+    moved = (clipped - x).abs() > 1e-3 * (high - low)
+    assert moved.flatten(1).any(1).all()
+
+
+# --- networks whose gradients mislead ------------------------------------------------------------------------
+
+
+class Threshold(nn.Module):
+    """Predicts 1 where ``sum_i w_i relu(x_i - 0.3) > 0.15`` with ``w = (1, 0.1, ..., 0.1)``, as nets hardened in l_inf.
+
+    From 0 the nearest such point moves one pixel alone, by 0.45: two pixels would have to pass the threshold each.
+    No point whose pixels are all below 0.3 has a gradient.
+    """
+
+    distance = 0.45
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.full((x[0].numel(),), 0.1)
+        weights[0] = 1.0
+        score = torch.relu(x.flatten(1) - 0.3) @ weights
+        return torch.stack([torch.full_like(score, 0.15), score], 1)
+
+
+@pytest.mark.parametrize(("share", "survives"), [(0.99, True), (1.1, False)])
+def test_smoothed_gradients_find_what_is_behind_a_threshold(share, survives):
+    net, x, y = Threshold(), torch.zeros(20, 1, 6, 6), torch.zeros(20, dtype=torch.long)
+    eps = share * net.distance
+    for attack in (pgd, apgd):
+        assert right(net, attack(net, x, y, eps=eps, p=2), y).all()  # whether there is something to find or not
+    assert (right(net, apgd_smoothed(net, x, y, eps=eps, p=2), y) == survives).all()
+
+
+def test_the_noise_of_smoothed_gradients_falls_and_is_not_in_the_points():
+    net, x = linear(), uniform(3, 8, 12)
+    y = net(x).argmax(1)
+    with_gradient, without = [], []
+
+    def watched(z: Tensor) -> Tensor:
+        (with_gradient if torch.is_grad_enabled() else without).append(z.detach().clone())
+        return net(z)
+
+    x_adv = apgd_smoothed(watched, x, y, eps=1e-6, steps=20, noise=0.4)
+    assert len(with_gradient) == len(without) == 21
+    assert all(float((z - x).abs().max()) <= 1e-6 * (1 + 1e-3) for z in [*without, x_adv])
+    assert all(float(z.min()) >= 0 and float(z.max()) <= 1 for z in with_gradient)
+    spread = torch.stack([(z - x)[(x > 0.4) & (x < 0.6)].std() for z in with_gradient])
+    assert 0.15 < spread[0] < 0.45
+    assert spread[-1] < spread[0] / 5
+
+
+def test_noise_has_to_be_a_positive_number():
+    for noise in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match=r"^noise: expected a finite number above 0"):
+            apgd_smoothed(mlp(), *few(4), eps=0.1, noise=noise)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.attacks import apgd, apgd_targeted, square
+from brittle.attacks import apgd, apgd_smoothed, apgd_targeted, square
 from brittle.errors import InputError
 from brittle.evaluation.accuracy import evaluate
 from brittle.evaluation.execution import Execution
-from brittle.evaluation.threat import PRESETS, Threat, preset
-from helpers.evaluations import evaluate_with
+from brittle.evaluation.threat import PRESETS, Threat, for_classes, further_attacks, preset
 from helpers.networks import Logistic, few, linear, mlp, uniform, untouched
 
 
@@ -25,12 +24,19 @@ def described(attacks):
 
 CE, DLR = {"loss": "ce", "steps": 100}, {"loss": "dlr", "steps": 100}
 WHOLE = {
-    "fast": [(apgd, CE), (apgd, DLR)],
-    "standard": [(apgd, CE), (apgd_targeted, {"steps": 100, "targets": 9}), (square, {"queries": 5000})],
+    "fast": [(apgd, CE), (apgd, DLR), (apgd_smoothed, {"steps": 8})],
+    "standard": [
+        (apgd, CE),
+        (apgd_targeted, {"steps": 100, "targets": 9}),
+        (apgd_smoothed, CE),
+        (square, {"queries": 5000}),
+    ],
     "thorough": [
         (apgd, CE | {"steps": 300}),
         (apgd, DLR | {"steps": 300}),
         (apgd_targeted, {"steps": 200, "targets": 20}),
+        (apgd_smoothed, CE | {"steps": 300}),
+        (apgd_smoothed, DLR | {"steps": 300}),
         (square, {"queries": 10000}),
     ],
 }
@@ -43,7 +49,8 @@ def fits(attack, options, classes):
 
 def test_the_presets_are_the_three_documented_ones():
     assert sorted(PRESETS) == sorted(WHOLE) == ["fast", "standard", "thorough"]
-    assert "100 steps" in PRESETS["fast"]
+    for words in ("100 steps", "8 steps along smoothed gradients"):
+        assert words in PRESETS["fast"]
     for words in ("100 steps", "9 likeliest", "5,000 queries"):
         assert words in PRESETS["standard"]
     for words in ("300 steps", "200 steps", "20 likeliest", "10,000 queries"):
@@ -69,7 +76,19 @@ def test_composition(name, classes):
 def test_steps_replace_those_of_every_gradient_attack(name, steps):
     for (attack, options), (same, usual) in zip(described(preset(name, 10, steps)[0]), WHOLE[name], strict=True):
         assert attack is same
-        assert options == usual | ({"steps": steps} if "steps" in usual else {})
+        is_trial = name == "fast" and attack is apgd_smoothed
+        expected = max(1, steps // 12) if is_trial else steps
+        assert options == usual | ({"steps": expected} if "steps" in usual else {})
+
+
+def test_fast_alone_goes_on_where_gradients_mislead():
+    for classes, losses in ((2, ["ce"]), (3, ["ce", "dlr"]), (10, ["ce", "dlr"])):
+        expected = [(apgd_smoothed, {"loss": loss, "steps": 100}) for loss in losses]
+        assert described(further_attacks("fast", classes)) == expected
+        assert described(for_classes(Threat("fast"), classes)[0].further) == expected
+        assert {attack.keywords["steps"] for attack in further_attacks("fast", classes, 7)} == {7}
+        for other in ("standard", "thorough"):
+            assert further_attacks(other, classes) == for_classes(Threat(other), classes)[0].further == ()
 
 
 @pytest.mark.parametrize("name", list(WHOLE))
@@ -97,15 +116,16 @@ def three(classes):
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 def test_fast_is_the_worst_case_of_its_attacks(classes):
     net, x, y = three(classes)
-    run = functools.partial(evaluate_with, net, (x, y), eps=0.05, certify=False)
+    run = functools.partial(evaluate, net, (x, y), eps=0.05, execution=Execution(certify=False))
     with untouched(net):
-        named = run(attack="fast")
-    listed = run(attack=list(preset("fast", classes)[0]))
+        named = run(Threat("fast"))
+    listed = run(Threat(list(preset("fast", classes)[0]), further=further_attacks("fast", classes)))
     assert named == listed
     assert named.samples == listed.samples
     assert 0 < named.robust_correct < named.clean_correct
-    names = ("apgd(loss='ce', steps=100)", "apgd(loss='dlr', steps=100)")
-    assert named.attacks == names[: 1 if classes == 2 else 2]
+    names = ("apgd(loss='ce', steps=100)", "apgd(loss='dlr', steps=100)", "apgd_smoothed(steps=8)")
+    assert named.attacks == (names[::2] if classes == 2 else names)
+    assert named.misled == 0  # gradients of an affine network are right everywhere
     assert set(named.settings) == set(named.attacks)
     assert {s.attack for s in named.samples} <= {None, *named.attacks}
 
@@ -113,7 +133,8 @@ def test_fast_is_the_worst_case_of_its_attacks(classes):
 def test_fast_on_a_network_of_ten_classes_that_is_not_linear():
     x, y = few(30)
     e = evaluate(mlp(), (x, y), Threat("fast"), eps=0.06)
-    assert e.attacks == ("apgd(loss='ce', steps=100)", "apgd(loss='dlr', steps=100)")
+    assert e.attacks[:3] == ("apgd(loss='ce', steps=100)", "apgd(loss='dlr', steps=100)", "apgd_smoothed(steps=8)")
+    assert len(e.attacks) == (5 if e.misled else 3)
     ce = evaluate(mlp(), (x, y), Threat(functools.partial(apgd, loss="ce", steps=100)), eps=0.06)
     assert e.robust_correct <= ce.robust_correct
 
@@ -123,7 +144,12 @@ def test_standard_records_every_attack(monkeypatch):
     e = evaluate(
         net, (x[:4], y[:4]), Threat("standard"), eps=0.3, execution=Execution(certify=False)
     )  # all break at once
-    assert e.attacks == ("apgd(loss='ce', steps=100)", "apgd_targeted(steps=100, targets=9)", "square(queries=5000)")
+    assert e.attacks == (
+        "apgd(loss='ce', steps=100)",
+        "apgd_targeted(steps=100, targets=9)",
+        "apgd_smoothed(loss='ce', steps=100)",
+        "square(queries=5000)",
+    )
     assert e.robust_correct == 0
 
 
@@ -139,7 +165,7 @@ def test_presets_for_plain_callables_and_streams():
 def test_the_number_of_classes_is_the_networks_not_the_labels():
     net, x, _ = three(3)
     e = evaluate(net, (x, torch.zeros(16, dtype=torch.long)), Threat("fast"), eps=0.01)
-    assert len(e.attacks) == 2
+    assert len(e.attacks) == 3
 
 
 X, Y = few(6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from brittle.attacks import apgd, apgd_targeted, fgsm, pgd, square
 from brittle.errors import InputError
+from brittle.evaluation.accuracy import evaluate
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import WorstCase, correct, worst_case
@@ -520,3 +521,63 @@ def test_inputs_that_rounding_left_outside_of_the_bounds_are_clipped_and_so_are_
     for values in (worst.x, worst.x_adv):
         assert bool(((values >= 0) & (values <= 1)).all())
     assert torch.equal(worst.x, x.clamp(0, 1))
+
+
+# --- further attacks, where a trial came closer -----------------------------------------------------------------
+
+
+def towards(share: float, seen: list[int]):
+    """An attack that goes this share of the way to the other class of :func:`halves`, and notes whom it met."""
+
+    def attack(model, x, y, *, eps, p, ids):
+        seen.extend(ids.tolist())
+        return x + share * eps
+
+    return attack
+
+
+def halves(x: Tensor) -> Tensor:
+    """Two classes: whether the first pixel is above 0.5."""
+    first = x.flatten(1)[:, :1]
+    return torch.cat([0.5 - first, first - 0.5], 1)
+
+
+def test_further_attacks_are_for_samples_on_which_the_trial_came_clearly_closer():
+    x, y = torch.zeros(6, 4), torch.zeros(6, dtype=torch.long)
+    for trial, is_further in ((0.3, False), (0.41, False), (0.43, True), (0.6, True)):
+        seen: list[int] = []
+        attacks, further = (towards(0.4, []), towards(trial, [])), (towards(1.0, seen),)
+        threat = Threat(attacks, further=further)
+        worst = worst_case(halves, x, y, threat, 0.6)
+        assert worst.misled.tolist() == [is_further] * 6
+        assert seen == list(range(6)) * is_further
+        assert worst.attack.tolist() == [2 if is_further else -1] * 6
+        assert worst.robust_correct.tolist() == [not is_further] * 6
+        assert threat.names == ["attack"] * 3
+
+
+def test_further_attacks_leave_broken_and_proven_samples_alone():
+    x, y = torch.tensor([[0.0], [0.3], [0.0], [0.7]]), torch.zeros(4, dtype=torch.long)
+    seen: list[int] = []
+    threat = Threat((towards(0.0, []), towards(0.5, [])), further=(towards(1.0, seen),), restarts=2)
+    worst = worst_case(halves, x, y, threat, 0.6, proven=torch.tensor([False, False, True, False]))
+    assert worst.attack.tolist() == [2, 1, -1, -1]  # by the further attack, by the trial, proven, wrong anyway
+    assert worst.misled.tolist() == [True, True, False, False]
+    assert seen == [0]
+
+
+class Threshold(nn.Module):
+    """``relu(x_0 - 0.3) > 0.15`` is class 1: from 0 it is 0.45 away, and no point with ``x_0 < 0.3`` has a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = torch.relu(x.flatten(1)[:, 0] - 0.3)
+        return torch.stack([torch.full_like(score, 0.15), score, torch.full_like(score, -9.0)], 1)
+
+
+@pytest.mark.parametrize(("eps", "robust"), [(0.44, 12), (0.5, 0)])
+def test_fast_breaks_what_gradients_alone_do_not(eps, robust):
+    x, y = torch.zeros(12, 1, 6, 6), torch.zeros(12, dtype=torch.long)
+    execution = Execution(certify=False)
+    plain = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
+    assert evaluate(Threshold(), (x, y), Threat(plain, p=2), eps=eps, execution=execution).robust_correct == 12
+    assert evaluate(Threshold(), (x, y), Threat("fast", p=2), eps=eps, execution=execution).robust_correct == robust

@@ -71,7 +71,7 @@ class Pool:
         return state | {"clean": region.x}
 
     def look(self, model: Model, loss: Loss, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass with gradient at the slots' points (:func:`loss_and_gradient`); logits of fresh samples are checked."""
+        """One pass with gradient at the slots' points; the logits of fresh ones are checked."""
         return loss_and_gradient(model, loss, inside(state["x"], self.bounds), state["y"], check=state["step"] == 0)
 
     def project_(self, z: Tensor, state: State) -> Tensor:

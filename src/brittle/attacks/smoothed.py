@@ -66,7 +66,7 @@ def apgd_smoothed(
         steps: Gradient steps, at least 1.
         loss: ``"ce"``, ``"dlr"`` or a function.
         noise: Standard deviation in the first step, as a share of the range of ``bounds``; above 0.
-        rho: As :func:`apgd`.
+        rho: As :func:`brittle.attacks.auto_pgd.apgd`.
         bounds: Smallest and largest admissible input value.
         seed: Seed of the random starts and of the noise.
         ids: Integers ``(N,)`` that name the samples (their positions by default).

@@ -226,6 +226,7 @@ THREAT = options(
     without={
         "p": "every norm of --p in turn",
         "bounds": "what is read from files lies in [0, 1]",
+        "further": "a preset brings its own",
     },
     attacks={
         "name": "--preset",

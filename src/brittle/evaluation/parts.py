@@ -27,7 +27,7 @@ from brittle.storage.files import replacing, write_text
 
 IDENTIFYING_SAMPLES = 8
 """Samples whose logits tell networks of equal weights apart."""
-EXAMPLE_TENSORS = ("x_adv", "clean_logits", "adversarial_logits", "attack", "restart", "proven")
+EXAMPLE_TENSORS = ("x_adv", "clean_logits", "adversarial_logits", "attack", "restart", "proven", "misled")
 """What is kept of a worst case beside the data themselves."""
 
 
@@ -59,6 +59,7 @@ class Part:
         forwards: Samples put through the network without gradient.
         backwards: Samples put through the network with a gradient.
         survivors: Samples right under attack at each budget of a security curve; none if no curve was asked for.
+        misled: Samples on which plain gradients were found to mislead, so that they were attacked further.
         schema_version: Of the file that keeps it.
     """
 
@@ -68,6 +69,7 @@ class Part:
     forwards: int
     backwards: int
     survivors: tuple[int, ...] = ()
+    misled: int = 0
     schema_version: int = 1
 
 

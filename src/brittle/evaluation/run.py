@@ -163,7 +163,13 @@ def _folders(model: Model, plan: Plan, first: Chunk) -> tuple[Kept, ...] | None:
     return tuple(
         Kept(
             folder,
-            fingerprint(model, case.threat.battery, [*case.settings, str(execution.certify)], first.x, first.y),
+            fingerprint(
+                model,
+                (*case.threat.battery, *case.threat.further),
+                [*case.settings, str(execution.certify)],
+                first.x,
+                first.y,
+            ),
             plan.examples,
         )
         for case in plan.cases
@@ -225,7 +231,9 @@ def _measure(
         )
         survivors = tuple(rate.hits for rate in curve.robust)
     samples = sample_results(worst, threat, chunk.first, radii)
-    part = Part(chunk.first, samples, worst.rejected, worst.forwards, worst.backwards, survivors)
+    part = Part(
+        chunk.first, samples, worst.rejected, worst.forwards, worst.backwards, survivors, int(worst.misled.sum())
+    )
     return Outcome(part, worst.to("cpu") if examples else None)
 
 
@@ -260,7 +268,7 @@ def sample_results(
         first: Number of the first sample.
         radii: Certified radii ``(N,)``, where known.
     """
-    names = [attack_name(attack) for attack in threat.battery]
+    names = threat.names
     finite = worst.adversarial_logits.isfinite().all(1)
     columns = {
         "label": worst.y,
@@ -291,14 +299,16 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
     """Count per-sample results into an :class:`~brittle.results.Evaluation`."""
     samples = [sample for part in parts for sample in part.samples]
     right = [sample.clean_prediction == sample.label for sample in samples]
+    misled = sum(part.misled for part in parts)
+    attacks = (*threat.battery, *threat.further) if misled else threat.battery
     return Evaluation(
-        attacks=tuple(attack_name(attack) for attack in threat.battery),
+        attacks=tuple(map(attack_name, attacks)),
         p=float(threat.p),
         eps=float(eps),
         bounds=(float(threat.bounds[0]), float(threat.bounds[1])),
         restarts=threat.restarts,
         seed=threat.seed,
-        settings={attack_name(attack): attack_settings(attack) for attack in threat.battery},
+        settings={attack_name(attack): attack_settings(attack) for attack in attacks},
         n=len(samples),
         clean_correct=sum(right),
         robust_correct=sum(ok and s.attack is None for ok, s in zip(right, samples, strict=True)),
@@ -308,4 +318,5 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
         proven=sum(sample.proven for sample in samples),
         forwards=sum(part.forwards for part in parts),
         backwards=sum(part.backwards for part in parts),
+        misled=misled,
     )

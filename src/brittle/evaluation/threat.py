@@ -13,7 +13,7 @@ from types import FunctionType
 
 from torch import Tensor
 
-from brittle.attacks import ATTACKS, apgd, apgd_targeted, square
+from brittle.attacks import ATTACKS, apgd, apgd_smoothed, apgd_targeted, square
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.results import NotMeasured, Setting
@@ -22,13 +22,17 @@ Attack = Callable[..., Tensor]
 """``attack(model, x, y, *, eps, p, ...) -> x_adv``; options are bound with ``functools.partial``."""
 
 PRESETS = {
-    "fast": "APGD with cross-entropy, then with the DLR loss; 100 steps each",
-    "standard": "AutoAttack's composition without FAB: APGD with cross-entropy (100 steps), APGD towards the 9 "
-    "likeliest other classes (100 steps each), Square (5,000 queries)",
+    "fast": "APGD with cross-entropy, then with the DLR loss (100 steps each), then 8 steps along smoothed gradients; "
+    "where these come closer, 100 of them with each loss",
+    "standard": "AutoAttack's composition with APGD along smoothed gradients in place of FAB: APGD with cross-entropy "
+    "(100 steps), APGD towards the 9 likeliest other classes (100 steps each), along smoothed gradients (100 steps), "
+    "Square (5,000 queries)",
     "thorough": "APGD with cross-entropy and with the DLR loss (300 steps each), APGD towards the 20 likeliest other "
-    "classes (200 steps each), Square (10,000 queries)",
+    "classes (200 steps each), along smoothed gradients with both losses (300 steps each), Square (10,000 queries)",
 }
 """What each preset runs, cheapest first."""
+TRIAL = 12
+"""Steps of a full attack for one of the trial that tells where plain gradients mislead: 8 of 100, rounded down."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Threat:
         bounds: Smallest and largest admissible input value.
         seed: Seed of every random choice.
         steps: Steps of each of a preset's gradient attacks; its own by default.
+        further: Attacks for those samples alone on which the last of ``attacks``, a trial, came clearly closer than all
+            before it (:data:`brittle.evaluation.worst_case.CLEARLY`). A preset brings its own.
 
     Raises:
         InputError: An attribute is out of range.
@@ -54,6 +60,7 @@ class Threat:
     bounds: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
     steps: int | None = None
+    further: tuple[Attack, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the attributes."""
@@ -78,6 +85,11 @@ class Threat:
         assert isinstance(self.attacks, tuple)
         return self.attacks
 
+    @property
+    def names(self) -> list[str]:
+        """What the attacks are called: those of the battery, then the further ones."""
+        return [attack_name(attack) for attack in (*self.battery, *self.further)]
+
 
 def for_classes(threat: Threat, classes: int) -> tuple[Threat, tuple[NotMeasured, ...]]:
     """The threat with its preset's attacks one by one, and those that the number of classes leaves out.
@@ -89,7 +101,9 @@ def for_classes(threat: Threat, classes: int) -> tuple[Threat, tuple[NotMeasured
     if not isinstance(threat.attacks, str):
         return threat, ()
     attacks, left_out = preset(threat.attacks, classes, threat.steps)
-    return replace(threat, attacks=attacks, steps=None), tuple(NotMeasured(name, why) for name, why in left_out)
+    further = further_attacks(threat.attacks, classes, threat.steps)
+    missing = tuple(NotMeasured(name, why) for name, why in left_out)
+    return replace(threat, attacks=attacks, steps=None, further=further), missing
 
 
 def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Attack, ...], tuple[tuple[str, str], ...]]:
@@ -116,17 +130,34 @@ def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Att
     cross_entropy = (partial(apgd, loss="ce", steps=full), "APGD with cross-entropy", 1)
     dlr = (partial(apgd, loss="dlr", steps=full), "APGD with the DLR loss", 3)
     targeted = (partial(apgd_targeted, steps=aimed, targets=targets), "APGD with the targeted DLR loss", 4)
+    trial = (partial(apgd_smoothed, steps=max(1, full // TRIAL)), "APGD along smoothed gradients", 1)
+    smoothed = (partial(apgd_smoothed, loss="ce", steps=full), "APGD along smoothed gradients", 1)
+    smoothed_dlr = (partial(apgd_smoothed, loss="dlr", steps=full), "APGD along smoothed gradients of DLR", 3)
     search = (partial(square, queries=queries), "Square", 1)
     rows = {
-        "fast": (cross_entropy, dlr),
-        "standard": (cross_entropy, targeted, search),
-        "thorough": (cross_entropy, dlr, targeted, search),
+        "fast": (cross_entropy, dlr, trial),
+        "standard": (cross_entropy, targeted, smoothed, search),
+        "thorough": (cross_entropy, dlr, targeted, smoothed, smoothed_dlr, search),
     }[name]
     reason = "needs at least {} classes; the model has {}"
     return (
         tuple(attack for attack, _, least in rows if classes >= least),
         tuple((what, reason.format(least, classes)) for _, what, least in rows if classes < least),
     )
+
+
+def further_attacks(name: str, classes: int, steps: int | None = None) -> tuple[Attack, ...]:
+    """The attacks with which a preset goes on where plain gradients mislead: ``fast`` alone has any.
+
+    Args:
+        name: As :func:`preset`.
+        classes: Classes of the network; the DLR loss needs 3.
+        steps: As :func:`preset`.
+    """
+    if name != "fast":
+        return ()
+    losses = ("ce", "dlr") if classes >= 3 else ("ce",)
+    return tuple(partial(apgd_smoothed, loss=loss, steps=steps or 100) for loss in losses)
 
 
 def passes_of(threat: Threat) -> float:

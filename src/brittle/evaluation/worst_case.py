@@ -29,6 +29,10 @@ from brittle.models.network import Network, borrowed
 from brittle.progress import rising
 from brittle.results.wording import norm_name
 
+CLEARLY = 1.05
+"""A trial came clearly closer where it lowered the margin by more than this times what the attacks before it did. On
+networks that are not hardened 0 to 4 % of the survivors are such, on those hardened against l_inf up to all."""
+
 
 @dataclass(frozen=True)
 class WorstCase:
@@ -41,9 +45,10 @@ class WorstCase:
         ids: Integers ``(N,)`` that name the samples, on the CPU.
         clean_logits: ``(N, classes)`` at the inputs.
         adversarial_logits: ``(N, classes)`` at ``x_adv``.
-        attack: Which attack broke the sample, ``(N,)``; -1 for none.
+        attack: Which attack broke the sample, ``(N,)``, as ``Threat.names`` counts them; -1 for none.
         restart: In which restart, ``(N,)``; -1 for none.
         proven: Samples that were not attacked because a certificate covers the budget, ``(N,)``.
+        misled: Samples that ``Threat.further`` is for, ``(N,)``: the trial came clearly closer than all before it.
         rejected: Examples that were outside the budget, the bounds or the finite numbers.
         forwards: Samples put through the network without gradient.
         backwards: Samples put through the network with a gradient.
@@ -58,6 +63,7 @@ class WorstCase:
     attack: Tensor
     restart: Tensor
     proven: Tensor
+    misled: Tensor
     rejected: int
     forwards: int = 0
     backwards: int = 0
@@ -127,20 +133,25 @@ def worst_case(
         state = _State.begin(network, x, y, ids, budgets, threat, execution)
         withstood = state.budgets == 0  # nothing to attack with
         withstood = withstood if proven is None else withstood | proven.to(network.device)
-        runs = list(itertools.product(range(threat.restarts), enumerate(state.threat.battery)))
+        battery, further = state.threat.battery, state.threat.further
+        runs = list(itertools.product(range(threat.restarts), enumerate((*battery, *further))))
         tell, stage = rising(execution.progress), f"{norm_name(threat.p)} attack"
         for number, (restart, (index, attack)) in enumerate(runs):
-            pending = (state.standing() & ~withstood).nonzero()[:, 0]
+            attacked = state.misled if index >= len(battery) else ~withstood
+            pending = (state.standing() & attacked).nonzero()[:, 0]
             done = len(x) - len(pending) * (1 - number / len(runs))
             tell(stage, int(done), len(x))
             if len(pending) == 0:
-                break
+                continue
 
             def advance(finished: int, done: float = done) -> None:
                 tell(stage, int(done + finished / len(runs)), len(x))
 
+            before = state.gain(pending)
             broken = state.attack_with(attack, restart, pending, advance)
             state.attack[broken], state.restart[broken] = index, restart
+            if further and index == len(battery) - 1:
+                state.misled[pending[state.gain(pending) > CLEARLY * before]] = True
         tell(stage, len(x), len(x))
         return WorstCase(
             x=state.x,
@@ -152,6 +163,7 @@ def worst_case(
             attack=state.attack,
             restart=state.restart,
             proven=withstood,
+            misled=state.misled,
             rejected=state.rejected,
             forwards=state.judge.forwards + state.searched.forwards,
             backwards=state.judge.backwards + state.searched.backwards,
@@ -180,6 +192,7 @@ class _State:
     attack: Tensor
     restart: Tensor
     attempted: Tensor
+    misled: Tensor
     rejected: int = 0
 
     @staticmethod
@@ -207,11 +220,17 @@ class _State:
             attack=nobody,
             restart=nobody.clone(),
             attempted=torch.zeros_like(y, dtype=torch.bool),
+            misled=torch.zeros_like(y, dtype=torch.bool),
         )
 
     def standing(self) -> Tensor:
         """Samples ``(N,)`` that are right without attack and under every example so far."""
         return correct(self.clean, self.y) & correct(self.logits, self.y)
+
+    def gain(self, rows: Tensor) -> Tensor:
+        """By how much the attacks have lowered the margins of the samples ``rows``, ``(n,)``, at least 0."""
+        y = self.y[rows]
+        return (margins(self.clean[rows], y) - margins(self.logits[rows], y)).clamp_min(0)
 
     def attack_with(self, attack: Attack, restart: int, rows: Tensor, advance: Callable[[int], None]) -> Tensor:
         """Attack the samples ``rows``, keep the examples, and return the samples that broke."""

@@ -69,6 +69,7 @@ class Evaluation:
         proven: Samples that were not attacked because they are proven robust at the budget.
         forwards: Samples put through the network without gradient, re-checks included.
         backwards: Samples put through the network with a gradient: what the attacks cost.
+        misled: Samples that further attacks went on with, because plain gradients were found to mislead there.
         chance: Accuracy of answers that ignore the input: one over the number of classes, or the agreement that
             shuffled answers would have with the labels, whichever is larger. None in results of older versions.
         warnings: What is probably not meant as it was given, a sentence each: labels, budget, normalisation, inputs.
@@ -90,6 +91,7 @@ class Evaluation:
     proven: int = 0
     forwards: int = 0
     backwards: int = 0
+    misled: int = 0
     chance: float | None = None
     warnings: tuple[str, ...] = ()
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
@@ -111,10 +113,11 @@ class Evaluation:
 
     @property
     def summary(self) -> str:
-        """One line: budget, clean and robust accuracy, and how many samples are proven robust."""
+        """One line: budget, clean and robust accuracy, and how many samples are proven robust or attacked further."""
         proven = f"; {self.proven} proven robust" if self.proven else ""
+        misled = f"; {self.misled} attacked further, along smoothed gradients" if self.misled else ""
         accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
-        return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}"
+        return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}{misled}"
 
     def to_frame(self) -> pd.DataFrame:
         """The per-sample results, one row a sample."""
