@@ -114,6 +114,9 @@ def full() -> Audit:
         )
         for p, p0 in ((2.0, 1.0), (INF, 1.4))
     }
+    measured = tuple(replace(r, step=2.5, step_error=0.01, energy_error=(0.01, 0.01)) for r in responses[INF])
+    aimless = tuple(replace(r, energy=r.isotropic, step=0.7) for r in measured)
+    between = tuple(replace(r, step=1.0) for r in measured)
     free = f"+ sign of row 3 of “{HOSTILE}”"
     return Audit(
         model="small CNN",
@@ -130,13 +133,14 @@ def full() -> Audit:
             NormResult(
                 INF, 8 / 255,
                 LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
-                linf, SecurityCurve(INF, eps, robust[0]), None, responses[INF],
+                linf, SecurityCurve(INF, eps, robust[0]), None, measured,
                 (
                     UniversalResult(
                         INF, 8 / 255, "fitted", "projected ascent", 500, Rate(140, 456), RANDOM, Rate(330, 500)
                     ),
                     UniversalResult(INF, 8 / 255, "data-free", free, 500, Rate(56, 456), RANDOM, Rate(401, 500)),
                 ),
+                random_responses=aimless, class_responses=between,
             ),
             NormResult(
                 2.0, 0.5, LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),
@@ -210,6 +214,8 @@ NO_PARTS: dict[str, Any] = {
     "curve": None,
     "certified": None,
     "responses": (),
+    "random_responses": (),
+    "class_responses": (),
     "universal": (),
     "flags": (),
 }

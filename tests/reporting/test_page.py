@@ -18,7 +18,9 @@ from brittle.reporting import page as report
 from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.glossary import GLOSSARY, glossary_of
 from brittle.reporting.page import report_html, write_report
+from brittle.reporting.weighing import uses
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
+from brittle.results.wording import number
 from helpers.audits import HOSTILE, INF, SUP, TWO, data_free, full, one_layer, with_parts
 from helpers.processes import run_code
 
@@ -208,6 +210,38 @@ def test_sensitivity_names_the_side_of_each_number_and_the_module_that_forbids_o
     assert "96.2 not available – 200 norm (LayerNorm): not Lipschitz on all inputs" in text
 
 
+def test_proven_and_attacked_accuracy_stand_side_by_side_at_every_budget_of_the_curve():
+    part = page(full).partition('aria-label="Proven and attacked accuracy"')[2].partition("</table>")[0]
+    rows = re.findall(r'<tr[^>]*><th scope="row" class="nowrap">(.*?)</th>(.*?)</tr>', part)
+    read = [[eps, *re.findall(r'<td class="nowrap">(.*?)</td>', cells)] for eps, cells in rows]
+    assert [[html.unescape(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in read] == [
+        ["ℓ₂, 0.125", "60.0 %", "600 of 1,000", "84.2 %", "842 of 1,000"],
+        ["ℓ₂, 0.25", "45.6 %", "456 of 1,000", "76.0 %", "760 of 1,000"],
+        ["ℓ₂, 0.5 (standard)", "12.1 %", "121 of 1,000", "58.3 %", "583 of 1,000"],
+        ["ℓ₂, 1", "0.0 %", "0 of 1,000", "24.0 %", "240 of 1,000"],
+    ]
+    assert "Proven and attacked accuracy" not in page(data_free)
+
+
+def test_what_is_weighed_stands_in_a_table_where_it_was_measured():
+    older = Page(report_html(with_parts(full(), INF, random_responses=(), class_responses=()))).text
+    assert "Whether compressibility explains it" not in older
+    text, found = parsed(full).text, uses(full().norm(INF), full().layers)
+    assert len(found) == len(full().layers)
+    for use in found:
+        energies = f"{100 * use.attack:.1f} % {100 * use.random:.1f} %"
+        assert f"{use.layer} {number(use.excess)} {use.k} {energies} 2.50 1.00 2.50" in text
+    assert uses(full().norm(2.0), full().layers) == []
+
+
+def test_the_badge_names_the_budget_that_decided_and_warnings_stand_out():
+    verdict = replace(full().verdict, decided_by=INF, findings=("Warning: Only <b>3 %.", "Plain."))
+    source = report_html(replace(full(), verdict=verdict))
+    assert '<span class="by">ℓ∞, eps 8/255</span>' in source
+    assert '<strong class="fragile">Warning:</strong> Only &lt;b&gt;3' in source
+    assert "Warning: Only <b>3 %." in Page(source).text.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_the_gap_between_proof_and_attack_is_stated_at_every_standard_budget():
     text = parsed(full).text
     assert (
@@ -268,7 +302,7 @@ def test_every_universal_perturbation_has_its_row_beside_the_random_ones():
     rows = [[html.unescape(cell).replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in cells]
     random = ["1.8 %", "0.2 to 3.7 %"]
     assert rows == [
-        ["ℓ∞, 8/255", "fitted: projected ascent", "30.7 %", "26.6 to 35.1 %", *random, "66.0 %"],
+        ["ℓ∞, 8/255", "fitted: projected ascent (best)", "30.7 %", "26.6 to 35.1 %", *random, "66.0 %"],
         ["ℓ∞, 8/255", f"data-free: + sign of row 3 of “{HOSTILE}”", "12.3 %", "9.6 to 15.6 %", *random, "80.2 %"],
         ["ℓ₂, 0.5", "fitted: projected ascent", "9.0 %", "6.7 to 12.0 %", *random, "83.6 %"],
     ]

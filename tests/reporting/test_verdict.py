@@ -6,7 +6,7 @@ import math
 import pytest
 
 from brittle.reporting.verdict import doubts, judge
-from brittle.results import CertifiedCurve, Evaluation, Flag, LipschitzResult, Rate, UniversalResult
+from brittle.results import CertifiedCurve, Evaluation, Flag, LipschitzResult, Rate, SecurityCurve, UniversalResult
 from helpers.audits import norm_result
 
 
@@ -40,7 +40,7 @@ def test_levels_are_shares_of_the_clean_accuracy_at_the_worst_budget(clean, robu
         assert Rate(robust, 200).percent in verdict.headline
         if robust < 100:
             assert verdict.decided_by == math.inf
-            assert f"{Rate(robust, 200).percent} within ℓ∞ 0.1 (which decides the level)" in verdict.headline
+            assert f"{Rate(robust, 200).percent} within ℓ∞ 0.1 (decisive)" in verdict.headline
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_failed_attack_on_few_samples_is_no_verdict_but_a_successful_one_is(ro
     assert verdict.level == level
     (few,) = [finding for finding in verdict.findings if finding.startswith("Only 99 samples are right")]
     low, high = Rate(robust, 99).interval
-    assert f"{100 * low:.0f} to {100 * high:.0f} % in ℓ∞" in few
+    assert f"between {100 * low:.0f} and {100 * high:.0f} % in ℓ∞ survive" in few
     assert ("100 right ones are needed" in verdict.headline) == (level == "too few samples")
     enough = judge([counted(100, robust, n=110)], [])
     assert enough.level not in ("too few samples", "no better than guessing")
@@ -76,6 +76,7 @@ def test_what_is_not_above_chance_is_never_robust(clean, n, chance, guesses):
     norms = [counted(clean, clean, p, n=n, chance=chance) for p in (math.inf, 2.0)]
     verdict = judge(norms, [])
     assert (verdict.level == "no better than guessing") == guesses
+    assert any("survive" in finding or "attacker" in finding for finding in verdict.findings) == (not guesses)
     if guesses:
         assert f"{Rate(clean, n).percent} right without attack" in verdict.headline
         assert f"ignore the input reach {100 * chance:.1f} %" in verdict.headline
@@ -170,6 +171,19 @@ def test_the_gap_between_proof_and_attack_is_a_finding():
     (finding,) = proofs(None, curve(2.0, 3))
     assert "Within the standard budget 0.1, 1.5 % of" in finding
     assert proofs(None, None) == proofs(None, curve(2.0, 0, None)) == []
+
+
+def test_both_sides_of_the_robust_accuracy_are_said_at_every_budget_of_the_curve():
+    eps = (0.1, 0.2, 0.3, 0.4)
+    attacked = SecurityCurve(math.inf, eps, (Rate(150, 200), Rate(60, 200), Rate(0, 200), Rate(0, 200)))
+    proven = CertifiedCurve(math.inf, (0.0, *eps), (Rate(180, 200), Rate(150, 200), *[Rate(3, 200)] * 3), 0.0123)
+    proven = dataclasses.replace(proven, certified=(*proven.certified[:3], Rate(0, 200), Rate(0, 200)))
+    norm = counted(180, 150, certified=proven, curve=attacked)
+    (said,) = [f for f in judge([norm], []).findings if "from proven to attacked" in f]
+    assert said == (
+        "Robust accuracy, from proven to attacked: in ℓ∞ 75.0 % within 0.1, 1.5 to 30.0 % within 0.2, 0.0 % within 0.3."
+    )
+    assert not any("proven to attacked" in f for f in judge([counted(180, 150, curve=attacked)], []).findings)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_compressible_is_not_fragile_unless_the_attack_owes_its_growth_to_it(num
 def test_a_robust_network_is_told_that_its_concentration_does_no_harm():
     text = sentence(between=(2.0, 0.9), reach=3.0, fragile=False)
     assert text.startswith("Compressible, but not fragile in ℓ∞: “steep” is concentrated (its norm is 3.0 times")
-    assert "1.00 times as much as what tells the classes apart" in text
+    assert "such layers enlarge the attack no more than what tells the classes apart" in text
     assert text.endswith("lies 3.00 budgets from a wrong one.")
     assert "explains" not in sentence(reach=3.0, fragile=False)
     assert sentence(layers=[PAIR[1]], attack=(1.0,), between=(1.0,), fragile=False).startswith(

@@ -193,15 +193,17 @@ def draw_directions(audit: Audit) -> Figure | None:
     columns = sorted({0, min(len(response.k) for response in responses) - 1})
     figure, axes = layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1)
     rows = [(names.index(response.layer) + NORM_LIFT[response.p], response) for response in responses]
+    random = {(r.layer, r.p): r.energy for norm in audit.norms for r in norm.random_responses if r.energy}
+    aimless = [random.get((r.layer, r.p), r.isotropic) for r in responses]  # files of older versions lack random ones
     for axis, column in zip(axes, columns, strict=False):
         ks = sorted({response.k[column] for _, response in rows})
         axis.set_title("Energy in the top " + (f"{ks[0]}" if len(ks) == 1 else f"{ks[0]}–{ks[-1]}"))
-        for y, response in rows:
-            share, chance = response.energy[column], response.isotropic[column]
+        for (y, response), shares in zip(rows, aimless, strict=True):
+            share, chance = response.energy[column], shares[column]
             axis.plot([chance, share], [y, y], color=INK, alpha=0.35, linewidth=0.8)
             axis.plot([chance], [y], **hollow_look(response.p))
             axis.plot([share], [y], **norm_look(response.p))
-        log_scale(axis, [share for _, r in rows for share in (r.energy[column], r.isotropic[column])])
+        log_scale(axis, [shares[column] for shares in (*aimless, *(r.energy for r in responses))])
     growth = [(y, r.p, r.amplification) for y, r in rows if r.amplification is not None]
     for y, p, value in growth:
         axes[-1].plot([value], [y], **norm_look(p))
@@ -209,8 +211,9 @@ def draw_directions(audit: Audit) -> Figure | None:
     axes[-1].set_title("Relative change of the output")
     norms = sorted({response.p for response in responses})
     keys = [Line2D([], [], **norm_look(p)) for p in norms]
-    isotropic = Line2D([], [], **{**hollow_look(2.0), "markeredgecolor": INK})
-    legend(figure, [*keys, isotropic], [*(f"{norm_name(p)} attack" for p in norms), "isotropic"])
+    hollow = Line2D([], [], **{**hollow_look(2.0), "markeredgecolor": INK})
+    without_aim = "random, of equal size" if random else "isotropic"
+    legend(figure, [*keys, hollow], [*(f"{norm_name(p)} attack" for p in norms), without_aim])
     return figure
 
 

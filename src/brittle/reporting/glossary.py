@@ -68,8 +68,15 @@ GLOSSARY = {
         " largest found and the least certified bound."
     ),
     **{argument.value: argument.explanation for argument in Argument},
-    "Isotropic share": "Energy that a perturbation without preferred direction would have in as many directions.",
+    "Random perturbation": (
+        "Random signs (ℓ∞) or a random direction (ℓ₂) of the budget's size, carried through the layers like the attack."
+    ),
     "Relative change of the output": "Median of ‖z_adv − z‖₂ / ‖z‖₂ at the layer's output.",
+    "Growth": (
+        "A layer's gain on the attack over its gain on the way from a sample to one of another class: robustness is"
+        " margin over sensitivity, and both pass through the layer. Owed to concentration is what of it a random matrix"
+        " of the same shape and scale could not do. Estimates on these samples."
+    ),
     "Universal perturbation": (
         "One perturbation for all inputs."
         + "".join(f" {kind.capitalize()}: {kind.explanation}" for kind in UniversalKind)
@@ -95,7 +102,8 @@ def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
         (column_terms, bool(audit.layers)),
         (["Sensitivity (Lipschitz constant)"], bool(audit.norms)),
         ([argument for argument in Argument if argument in tried], True),
-        (["Isotropic share", "Relative change of the output"], any(norm.responses for norm in audit.norms)),
+        (["Random perturbation", "Relative change of the output"], any(norm.responses for norm in audit.norms)),
+        (["Growth"], any(norm.class_responses for norm in audit.norms)),
         (["Universal perturbation"], any(norm.universal for norm in audit.norms)),
     ]
     return {term: GLOSSARY[term] for terms, used in groups if used for term in terms}

@@ -15,6 +15,7 @@ from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
 from brittle.reporting.verdict import doubts
+from brittle.reporting.weighing import CONCENTRATED, uses
 from brittle.results import Audit, Setting
 from brittle.results.wording import all_printable, budget, norm_name, number
 from brittle.storage.files import write_text
@@ -54,6 +55,8 @@ def report_html(audit: Audit) -> str:
             deciding=next(
                 (norm for norm in audit.norms if norm.evaluation and norm.p == audit.verdict.decided_by), None
             ),
+            weighed={norm.p: found for norm in audit.norms if (found := uses(norm, audit.layers))},
+            concentrated=CONCENTRATED,
             raised=[flag for flag in flags if flag.raised],
             doubted=[p for p, raised in in_doubt.items() if raised],
             checks={name: [flag for flag in flags if flag.name == name] for name in checks},

@@ -21,6 +21,8 @@ from brittle.results.wording import budget, norm_name, number
 
 LEVELS = {"robust": 0.9, "weakened": 0.5, "fragile": 0.1, "broken": 0.0}
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
+GUESSING = "no better than guessing"
+"""The level of a network whose answers have nothing to do with its inputs."""
 REST_ON_FAILURE = ("robust", "weakened")
 """Levels that rest on attacks that failed, not on examples that were found."""
 HEADLINES = {
@@ -30,7 +32,7 @@ HEADLINES = {
     "broken": "The network breaks under attack",
     "unclear": "It is unclear how robust the network is",
     "too few samples": "Too few samples to say how robust the network is",
-    "no better than guessing": "The network is no better than guessing",
+    GUESSING: "The network is no better than guessing",
 }
 """How the headline begins, by level."""
 ENOUGH = 100
@@ -51,18 +53,17 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
     """
     attacked = [norm for norm in norms if norm.evaluation]
     level, deciding = _level(attacked, flags) if attacked else ("not attacked", None)
-    findings = (
-        *(f"Warning: {warning}" for warning in warnings_of([norm.evaluation for norm in norms if norm.evaluation])),
-        *_distrust(norms, flags),
-        *_few(norms),
-        *_attacked_and_proven(norms),
-        *_explanation(level, [norm for norm in norms if norm.p == deciding], layers),
-        *_concentration(layers),
-        *_in_the_layers(norms),
-        *_sensitivity([norm.lipschitz for norm in norms]),
-        *_universal(norms),
-    )
-    evaluations = [norm.evaluation for norm in norms if norm.evaluation]
+    evaluations = [norm.evaluation for norm in attacked if norm.evaluation]
+    findings = tuple(f"Warning: {warning}" for warning in warnings_of(evaluations))
+    if level != GUESSING:  # where no answer means anything, neither does whether it survives
+        findings += (
+            *_distrust(norms, flags),
+            *_few(norms),
+            *_attacked_and_proven(norms),
+            *_explanation(level, [norm for norm in norms if norm.p == deciding], layers),
+        )
+    findings += (*_concentration(layers), *_in_the_layers(norms), *_sensitivity([norm.lipschitz for norm in norms]))
+    findings += () if level == GUESSING else tuple(_universal(norms))
     if not evaluations:
         alone = f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
         return Verdict(level, alone, findings)
@@ -91,7 +92,7 @@ def doubts(norms: Sequence[NormResult], flags: Sequence[Flag] = ()) -> dict[floa
 def _stands(norm: NormResult) -> bool:
     """Whether the samples between proof and attack are so few that the robust accuracy needs no trust."""
     e, proven = norm.evaluation, norm.certified
-    return bool(e and e.n and proven and proven.undecided(e).hits <= MEET * e.n)
+    return bool(e and proven and proven.undecided(e).n and (proven.undecided(e).value or 0.0) <= MEET)
 
 
 def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, float | None]:
@@ -107,14 +108,15 @@ def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, flo
         e, proven = norm.evaluation, norm.certified
         if not in_doubt[norm.p] or not e or not e.clean_correct:
             return survives(norm)
-        return proven.at(e.eps).hits / e.clean_correct if proven else 0.0
+        # Where proofs were sought on a part of the samples, its share stands for that of all.
+        return (proven.at(e.eps).value or 0.0) * e.n / e.clean_correct if proven else 0.0
 
     def level_of(share: float) -> str:
         return next(level for level, smallest in LEVELS.items() if share >= smallest)
 
     first = norms[0].evaluation
     if first and first.chance is not None and not first.clean_accuracy.exceeds(first.chance):
-        return "no better than guessing", None
+        return GUESSING, None
     worst, least_sure = min(norms, key=survives), min(norms, key=is_sure)
     level = level_of(survives(worst))
     if level not in REST_ON_FAILURE:
@@ -127,14 +129,14 @@ def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, flo
 def _headline(level: str, deciding: float | None, evaluations: Sequence[Evaluation]) -> str:
     """The level in a sentence, with the accuracies that it rests on and the norm that decided it."""
     clean, chance = evaluations[0].clean_accuracy, evaluations[0].chance
-    if level == "no better than guessing" and chance is not None:
+    if level == GUESSING and chance is not None:
         return (
             f"{HEADLINES[level]}: {clean.percent} right without attack, where answers that ignore the input reach"
             f" {100 * chance:.1f} %, so that no robust accuracy means anything."
         )
 
     def mark(e: Evaluation) -> str:
-        return " (which decides the level)" if e.p == deciding and len(evaluations) > 1 else ""
+        return " (decisive)" if e.p == deciding and len(evaluations) > 1 else ""
 
     robust = " and ".join(
         f"{e.robust_accuracy.percent} within {norm_name(e.p)} {budget(e.eps)}{mark(e)}" for e in evaluations
@@ -165,12 +167,12 @@ def _few(norms: Sequence[NormResult]) -> Iterator[str]:
     if attacked and attacked[0].clean_correct < ENOUGH:
         intervals = [Rate(e.robust_correct, e.clean_correct).interval or (0.0, 1.0) for e in attacked]
         parts = [
-            f"{100 * low:.0f} to {100 * high:.0f} % in {norm_name(e.p)}"
+            f"between {100 * low:.0f} and {100 * high:.0f} % in {norm_name(e.p)}"
             for e, (low, high) in zip(attacked, intervals, strict=True)
         ]
         yield (
-            f"Only {attacked[0].clean_correct} samples are right without attack: the share of right answers that"
-            f" survives is known to no more than {' and '.join(parts)} (95 % intervals); give more samples."
+            f"Only {attacked[0].clean_correct} samples are right without attack: of such answers {' and '.join(parts)}"
+            " survive (95 % intervals). Give more samples to know it better."
         )
 
 
@@ -198,6 +200,22 @@ def _attacked_and_proven(norms: Sequence[NormResult]) -> Iterator[str]:
             f" {'budget' if len(pairs) == 1 else 'budgets'} {budgets}, {shares} of the samples are proven robust, which"
             f" leaves {points} points undecided between proof and attack."
         )
+    ranges = [f"in {norm_name(norm.p)} {', '.join(sides)}" for norm in norms if (sides := _proven_to_attacked(norm))]
+    if ranges:
+        yield f"Robust accuracy, from proven to attacked: {'; '.join(ranges)}."
+
+
+def _proven_to_attacked(norm: NormResult) -> list[str]:
+    """Both sides of the robust accuracy at every budget of the curve; of budgets that leave nothing, the first."""
+    sides: list[str] = []
+    if norm.curve and norm.certified and norm.certified.n:
+        for eps, attacked in zip(norm.curve.eps, norm.curve.robust, strict=True):
+            proven = norm.certified.at(eps)
+            low = "" if proven.percent == attacked.percent else f"{proven.percent.removesuffix(' %')} to "
+            sides.append(f"{low}{attacked.percent} within {budget(eps)}")
+            if not attacked.hits:
+                break
+    return sides
 
 
 def _explanation(level: str, deciding: Sequence[NormResult], layers: Sequence[LayerResult]) -> Iterator[str]:
@@ -258,7 +276,7 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
         yield f"There is no certified bound on the network's sensitivity: {reason}."
     certified = [q for q in lipschitz if q.upper is not None]
     uppers = " and ".join(f"{number(q.upper, 'upper')} in {norm_name(q.p)}" for q in certified)
-    found = [q for q in certified if q.lower is not None]
+    found = [q for q in certified if q.tightness is not None]
     if found:
         lowers = " and ".join(number(q.lower, "lower") for q in found)
         factors = " and ".join(number(q.tightness) for q in found)
@@ -268,7 +286,8 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
             " nothing."
         )
     elif certified:
-        yield f"Certified: per unit of input the logits move by at most {uppers}; how much of it is reached needs data."
+        reached = "" if certified[0].n else "; how much of it is reached needs data"
+        yield f"Certified: per unit of input the logits move by at most {uppers}{reached}."
     parts = []
     for q in certified:
         if q.upper and q.product is not None and len(q.arguments) > 1:

@@ -155,9 +155,10 @@ def explanation(norm: NormResult, layers: Sequence[LayerResult], *, fragile: boo
     concentrated = f"“{most.layer}” is concentrated (its norm is {most.excess:.1f} times {random_matrix})"
     if owed < GROWTH or not fragile:
         start, link = (start, "but") if fragile else (f"Compressible, but not fragile in {where}", "yet")
+        much = f"{number(owed)} times as much as" if owed >= 1.005 else "no more than"
         return (
-            f"{start}: {concentrated}, {link} beyond what random matrices do, such layers enlarge the attack"
-            f" {number(owed)} times as much as what tells the classes apart; {distance}."
+            f"{start}: {concentrated}, {link} beyond what random matrices do, such layers enlarge the attack {much}"
+            f" what tells the classes apart; {distance}."
         )
     part = "" if budgets < 1 <= budgets * owed else " partly"
     return (
