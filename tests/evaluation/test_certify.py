@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import brittle
 from brittle.attacks import apgd, square
 from brittle.errors import InputError
 from brittle.evaluation import certify as certificates
@@ -22,7 +24,7 @@ from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.linear.norms import dual_exponent, lp_norm
 from helpers.evaluations import evaluate_with
-from helpers.networks import convnet, digits, few, generator, linear, mlp, seeded, uniform, untouched
+from helpers.networks import convnet, few, generator, linear, mlp, seeded, uniform, untouched
 
 NORMS = [math.inf, 2]
 SMALL = {math.inf: 0.01, 2: 0.06}
@@ -198,7 +200,71 @@ def test_networks_without_a_rule_prove_nothing_and_raise_nothing(make):
         e = evaluate(net, (x, y), Threat(full_apgd), eps=1e-3)
     assert proven.tolist() == [False] * 20
     assert e.proven == 0
-    assert e == evaluate(net, (x, y), Threat(full_apgd), eps=1e-3, execution=Execution(certify=False))
+    without = evaluate(net, (x, y), Threat(full_apgd), eps=1e-3, execution=Execution(certify=False))
+    assert (e.tried, without.tried) == (0, 0)
+    assert e.untried != without.untried == "they were switched off"
+    assert e == replace(without, untried=e.untried)
+
+
+@pytest.mark.parametrize(("make", "p"), [(mlp, math.inf), (mlp, 2), (convnet, math.inf)])
+def test_an_audit_proves_the_same_whatever_attacks_cost(make, p):
+    """Certified radii are a measurement: other attacks, and none that pays for a proof, leave them as they are."""
+    net, data = make(), few(24)
+    audits = [
+        brittle.audit(net, data, Threat(attacks), p=p, eps=SMALL[p], honesty=False)
+        for attacks in (functools.partial(apgd, steps=1), [quick_apgd, functools.partial(apgd, steps=40)])
+    ]
+    cheap, dear = (audit.norm(p).certified for audit in audits)
+    assert replace(cheap, withstood=None) == replace(dear, withstood=None)
+    assert cheap.measured > 0
+    assert cheap.untried is None
+    assert cheap.median_radius > 2 * SMALL[p] / 3  # not cut off at the budgets of the curve
+    for audit in audits:
+        norm = audit.norm(p)
+        assert all(
+            norm.certified.at(eps).hits <= rate.hits
+            for eps, rate in zip(norm.curve.eps, norm.curve.robust, strict=True)
+        )
+        assert norm.certified.undecided(norm.evaluation).hits >= 0
+        for sample in norm.evaluation.samples:
+            assert not (sample.attack is not None and (sample.certified_radius or 0) > SMALL[p])
+        curve = brittle.evaluation.curves.certified_curve(norm.evaluation, norm.curve.eps)
+        assert [rate.hits for rate in curve.certified] == sorted((r.hits for r in curve.certified), reverse=True)
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_measured_radii_hold_against_attacks_at_budgets_of_their_own(p):
+    net, (x, y) = mlp(), few(60)
+    norm = brittle.audit(net, (x, y), Threat(quick_apgd), p=p, eps=SMALL[p], honesty=False).norm(p)
+    radii = torch.tensor([s.certified_radius if s.measured else 0.0 for s in norm.evaluation.samples])
+    rows = radii > 0
+    x_adv = apgd(net, x[rows], y[rows], eps=0.999999 * radii[rows].double(), p=p, steps=30)
+    assert rows.double().mean() > 0.5
+    assert torch.equal(predicted(net, x_adv), y[rows])
+
+
+def test_what_was_not_tried_is_said_and_is_not_zero():
+    net, data = mlp(), few(30)
+    switched_off = Execution(certify=False)
+    off = brittle.audit(net, data, Threat(quick_apgd), eps=0.01, p=math.inf, execution=switched_off, honesty=False)
+    norm = off.norm(math.inf)
+    assert (norm.evaluation.tried, norm.certified.measured) == (0, 0)
+    assert "switched off" in norm.certified.untried
+    assert any(item.name == "ℓ∞ proofs sample by sample" for item in off.not_measured)
+    on = brittle.audit(net, data, Threat(quick_apgd), eps=0.5, p=math.inf, honesty=False)
+    assert on.norm(math.inf).certified.at(0.5).hits == 0 < on.norm(math.inf).certified.measured
+    assert not any("sample by sample" in item.name for item in on.not_measured)
+
+
+def test_samples_measured_do_not_depend_on_how_the_data_are_cut():
+    proofs = certificates.Proofs(None, measured=0.3)
+    whole = proofs.chosen(0, 1000)
+    pieces = torch.cat([proofs.chosen(first, 50) for first in range(0, 1000, 50)])
+    assert torch.equal(whole, pieces)
+    for first in range(0, 1000, 50):  # spread evenly over every stretch
+        assert 12 <= int(whole[first : first + 50].sum()) <= 18
+    for step in (2, 3, 5, 10):  # and over labels that come in turn
+        assert abs(float(whole[::step].double().mean()) - 0.3) < 0.05
 
 
 def test_plain_callables_prove_nothing():
@@ -277,28 +343,28 @@ def test_other_bounds_are_minded(p):
 
 
 @pytest.mark.parametrize("eps", [0.3, 0.03, 0.005])
-def test_certificates_that_save_little_are_left_off(eps, monkeypatch):
-    x, y = digits()
-    calls = []
+@pytest.mark.parametrize("make", [mlp, convnet])
+def test_certificates_that_save_little_are_left_off(make, eps, monkeypatch):
+    """By their estimated price they never cost more than a twentieth of the attack beyond what they save."""
+    x, y = few(120)
+    spent = []
     real = certificates.margin_bounds
 
-    def counting(relaxation, x, *args, **options):
-        calls.append(len(x))
-        return real(relaxation, x, *args, **options)
+    def counting(relaxation, x, *args, effort, **options):
+        spent.append(len(x) * certificates.price(relaxation, effort))
+        return real(relaxation, x, *args, effort=effort, **options)
 
     monkeypatch.setattr(certificates, "margin_bounds", counting)
-    all_that_can = proven_robust(mlp(), x, y, eps=eps)
-    for passes in (1.0, 60.0, 100.0, 1e4, 1e9):
-        calls.clear()
-        proven = proven_robust(mlp(), x, y, eps=eps, passes=passes)
-        if proven.any():
-            assert torch.equal(proven, all_that_can)
-        else:
-            assert sum(calls) <= certificates.TRIAL_SAMPLES
-    assert proven.any() == all_that_can.any()  # at any price
-    calls.clear()
-    assert not proven_robust(mlp(), x, y, eps=eps, passes=1.0).any()  # an attack of one step is cheaper
-    assert calls == []
+    all_that_can = proven_robust(make(), x, y, eps=eps)
+    for passes in (1.0, 60.0, 100.0, 1e4):
+        spent.clear()
+        proven = proven_robust(make(), x, y, eps=eps, passes=passes)
+        assert not (proven & ~all_that_can).any()
+        assert sum(spent) <= passes * (int(proven.sum()) + 0.05 * len(x))
+    assert proven.double().mean() >= 0.9 * all_that_can.double().mean()  # at a high price
+    spent.clear()
+    assert not proven_robust(make(), x, y, eps=eps, passes=1.0).any()  # an attack of one step is cheaper
+    assert spent == []
 
 
 def test_a_single_sample_and_fewer_than_are_tried():

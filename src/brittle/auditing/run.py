@@ -29,7 +29,7 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.evaluation.worst_case import WorstCase, worst_case
 from brittle.linear.norms import lp_norm, per_sample
-from brittle.models.borrow import frozen, unwrapped
+from brittle.models.borrow import frozen
 from brittle.models.forward import logits_of
 from brittle.models.layers import LayerView, read_layers
 from brittle.models.network import Network, make_ready, trace_or_reason
@@ -124,7 +124,6 @@ def audit(
     budgets = budgets_by_norm(eps, check_norms(p), data)
     if tighten < 0:
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
-    model = unwrapped(model)
     views, unread = read_layers(model)
     progress = execution.progress or silent
     with frozen(model):
@@ -142,7 +141,13 @@ def audit(
             battery, left_out = choose_attacks(threat, model, first)
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
             cases = tuple(
-                Case(replace(battery, p=q), budget, tuple(share * budget for share in CURVE), certificates[q].margins)
+                Case(
+                    replace(battery, p=q),
+                    budget,
+                    tuple(share * budget for share in CURVE),
+                    certificates[q].margins,
+                    radii=True,
+                )
                 for q, budget in budgets.items()
             )
             glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
@@ -294,7 +299,7 @@ class _Closer:
             lipschitz=_add_local_norms(_certified(bound), self.model, worst, threat),
             evaluation=evaluation,
             curve=curve,
-            certified=None if case.lipschitz is None else certified_curve(evaluation, [*curve.eps]),
+            certified=certified_curve(evaluation, [*curve.eps]),
             universal=tuple(universal),
             flags=tuple(flag for flag in flags if flag.p is not None),
             **responses,
@@ -348,11 +353,14 @@ def _unavailable(
     looks: Sequence[_Look], certificates: Mapping[float, NetworkBound], honesty: bool
 ) -> list[NotMeasured]:
     """What could not be measured although there are data, with the reasons."""
-    missing = [
-        NotMeasured(f"certified {norm_name(q)} accuracy", bound.unavailable or "the output is no vector of logits")
-        for q, bound in certificates.items()
-        if bound.margins is None
-    ]
+    missing = []
+    for norm in (look.norm for look in looks):
+        untried = norm.evaluation.untried if norm.evaluation else None
+        if norm.certified is None:
+            reason = certificates[norm.p].unavailable or "the output is no vector of logits"
+            missing.append(NotMeasured(f"certified {norm_name(norm.p)} accuracy", reason))
+        if untried:
+            missing.append(NotMeasured(f"{norm_name(norm.p)} proofs sample by sample", untried))
     universal = [result for look in looks for result in look.norm.universal]
     if not universal:
         missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))

@@ -1,10 +1,17 @@
-"""Which samples need no attack, because it is proven that none can succeed."""
+"""What is proven of samples: that no attack within a budget can succeed, and how far such proofs reach.
+
+Proofs have two uses. In an evaluation they save attacks, so they are tried only as long as they cost less than they
+save (:func:`prove_while_it_pays`). In an audit the radii that they reach are a result of their own, whatever the
+attacks cost (:func:`measure_radii`). What certificates cost is estimated in passes of the network from the sizes of
+its layers, never by the clock: results depend on no machine's speed.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +19,9 @@ from torch import Tensor, nn
 from brittle.attacks import fgsm
 from brittle.attacks.losses import margins
 from brittle.attacks.region import check_budget
+from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
+from brittle.bounds.relaxation.grouped import targets
 from brittle.bounds.relaxation.margins import Effort
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
@@ -23,14 +32,31 @@ from brittle.models.forward import logits_of
 from brittle.models.network import Network
 from brittle.models.trace import NoRule
 
-TRIAL_SAMPLES = 32
-"""Samples on which certificates are tried before all are."""
-PASSES_OF_A_CERTIFICATE = 50.0
-"""Passes of the network that cost about as much as one sample's certificate (46 on a dense network, measured)."""
-LEAST_HOPE = 1.5
-"""Certificates are tried where what one step of an attack leaves could save so many times their cost."""
-PASSES_THAT_PAY_FOR_SHARPNESS = 500.0
-"""Passes of a sample from which on dense networks get sharper certificates, at about twice their cost."""
+SHARP = Effort(rounds=2, rows=128)
+"""How hard is tried what an audit reports, and what is asked for at any price."""
+CHEAP = Effort(rounds=0, rows=1)
+"""Bounds that cost a few passes."""
+MOST_LOST = 0.015
+"""What trying certificates may cost in vain, as a share of the attack alone; for each of the efforts."""
+FEWEST_TRIED = 4
+"""Samples that are tried together at least; where fewer could be paid for, none is."""
+PEEKED = 32
+"""Samples on which one step of an attack tells how many may withstand it, and from which an audit learns what proofs
+save, at most."""
+MOST_GROUPS = 48
+"""Groups of samples that share slopes, at most."""
+ENTRY_WORK = 30
+"""Multiplications that take about as long as what is done with one entry of a hidden result."""
+TRIALS_OF_A_RADIUS = 6.5
+"""Certificates that the search of a radius costs (measured: budgets far too large are given up early)."""
+RADIUS_PRECISION = 0.1
+"""Where a radius lies between two budgets, it is known to such a share; at the budgets of a curve it is exact."""
+PASSES_FOR_RADII = 90.0
+"""Passes for the radii of an audit, for each sample of the data: half of what the preset ``fast`` costs a survivor."""
+PASSES_SAVED = 200.0
+"""Passes that a sample proven at the budget saves in any audit: those of the preset ``fast``."""
+FEWEST_RADII = 16
+"""Samples whose radii are searched for at least, however dear."""
 
 
 def proven_robust(
@@ -46,8 +72,7 @@ def proven_robust(
     """Which samples no perturbation within the budget can break (lower bound: others may be robust, too).
 
     By linear relaxation of the network around every sample (theory page, section "Relaxations"). Where ``passes``
-    says what an attack would cost, certificates are tried on a few samples spread over all, and left off where they
-    prove too little to save time.
+    says what an attack would cost, certificates are tried as long as they save more than they cost.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
@@ -64,75 +89,210 @@ def proven_robust(
     Raises:
         InputError: An argument is out of range.
     """
-    if len(x):
-        check_batch(x, y, bounds=bounds)
     check_budget(eps, p, 1)
+    if not len(x):
+        return torch.zeros(0, dtype=torch.bool, device=device_of(model))
+    check_batch(x, y, bounds=bounds)
     threat = Threat(p=p, bounds=bounds)
     with frozen(model):
-        relaxation = worthwhile_relaxations(Network(model, model), x, y, [(threat, eps)], passes)[0]
-        if relaxation is None:
-            return torch.zeros(len(x), dtype=torch.bool, device=device_of(model))
-        return prove(relaxation, x, y, threat, eps, passes)
+        (proofs,) = read_proofs(Network(model, model), x, y, [(threat, eps)], passes)
+        x, y = x.to(device_of(model)).clamp(*bounds), y.to(device_of(model))
+        if proofs.relaxation is None:
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if math.isinf(passes):
+            return margin_bounds(proofs.relaxation, x, y, eps=eps, p=p, bounds=bounds, effort=SHARP) > 0
+        return prove_while_it_pays(proofs, x, y, threat, eps, passes)[0]
 
 
-def worthwhile_relaxations(
-    network: Network, x: Tensor, y: Tensor, cases: Sequence[tuple[Threat, float]], passes: float
-) -> tuple[Relaxation | None, ...]:
-    """The network's relaxation for every threat and budget where certificates save time; None where they do not.
+@dataclass(frozen=True)
+class Proofs:
+    """A network read for the certificates of one threat and budget, once for all samples.
 
-    One step of an attack tells what certificates could save at most; then they are tried on a few samples spread over
-    all. The network is read once for all cases.
+    Attributes:
+        relaxation: The network's relaxation; None where none is tried.
+        untried: Why none is.
+        left: Share of a few samples that withstand one step of an attack: more cannot be proven.
+        measured: Share of the samples whose radii are searched for.
+    """
+
+    relaxation: Relaxation | None
+    untried: str | None = None
+    left: float = 1.0
+    measured: float = 0.0
+
+    def chosen(self, first: int, count: int) -> Tensor:
+        """Which of the samples numbered from ``first`` have their radii searched for ``(count,)``.
+
+        They are spread evenly over any stretch of the data, however it is cut.
+        """
+        return _spread(count, first) < self.measured
+
+
+def _spread(count: int, first: int = 0) -> Tensor:
+    """Multiples of the golden section, modulo 1: any stretch of them lies evenly between 0 and 1."""
+    return torch.arange(first, first + count, dtype=torch.float64) * ((math.sqrt(5) - 1) / 2) % 1
+
+
+def read_proofs(
+    network: Network,
+    x: Tensor,
+    y: Tensor,
+    cases: Sequence[tuple[Threat, float]],
+    passes: float,
+    radii_of: int | None = None,
+) -> tuple[Proofs, ...]:
+    """Read a network for certificates, where these can be had and may pay.
 
     Args:
         network: The network, borrowed; its trace is read where it has one.
         x: Typical inputs ``(N, ...)``.
         y: Their labels ``(N,)``.
-        cases: Threats and budgets.
+        cases: Threats (norm and bounds) and budgets.
         passes: As :func:`proven_robust`.
+        radii_of: Number of all samples, where their radii are wanted for their own sake; None: they are not.
     """
     model = network.model
-    if not isinstance(model, nn.Module) or len(x) == 0:
-        return (None,) * len(cases)
+    if not isinstance(model, nn.Module):
+        return (Proofs(None, "the network is a plain function, whose layers cannot be read"),) * len(cases)
     x, y = x.to(network.device), y.to(network.device)
 
     @functools.cache
-    def read(bounds: tuple[float, float]) -> Relaxation:
-        groups = min(48, max(4, len(x) // (60 if passes < PASSES_THAT_PAY_FOR_SHARPNESS else 8)))
-        return read_relaxation(model, x.shape[1:], examples=x.clamp(*bounds), groups=groups, traced=network.traced)
+    def read(bounds: tuple[float, float], groups: int) -> Relaxation:
+        examples = x.clamp(*bounds) if groups else None
+        return read_relaxation(model, x.shape[1:], examples=examples, groups=max(groups, 1), traced=network.traced)
 
-    def worthwhile(threat: Threat, eps: float) -> Relaxation | None:
-        tried, labels = thin(x, TRIAL_SAMPLES).clamp(*threat.bounds), thin(y, TRIAL_SAMPLES)
-        logits_of(model, tried, labels)  # refuses what is no network for these samples
-        stepped = fgsm(model, tried, labels, eps=eps, p=threat.p, bounds=threat.bounds)
-        left = (margins(logits_of(model, stepped, labels), labels) > 0).double().mean()
-        if float(left) * passes < LEAST_HOPE * PASSES_OF_A_CERTIFICATE:
-            return None
-        relaxation = read(threat.bounds)
-        proven = prove(relaxation, tried, labels, threat, eps, passes)
-        return None if float(proven.double().mean()) * passes < PASSES_OF_A_CERTIFICATE else relaxation
+    def proofs_of(threat: Threat, eps: float) -> Proofs:
+        plain, inputs = read(threat.bounds, 0), x.clamp(*threat.bounds)
+        peeked = PEEKED if math.isinf(passes) else int(min(PEEKED, MOST_LOST * passes * len(x) / 4))
+        left = _left_by_one_step(model, thin(inputs, PEEKED)[:peeked], thin(y, PEEKED)[:peeked], threat, eps)
+        paid = MOST_LOST * left * passes * len(x)
+        if radii_of is None and paid < FEWEST_TRIED * price(plain, CHEAP):
+            return Proofs(None, "they would not save time", left)
+        # What radii are worth does not depend on the attacks: all report the same.
+        paid = paid / 2 if radii_of is None else PASSES_FOR_RADII / 5 * len(x)
+        groups = _groups_for(plain, paid, len(x))
+        relaxation = read(threat.bounds, groups)
+        # Raises NoRule where an operation is not covered.
+        margin_bounds(relaxation, inputs[:1], y[:1], eps=eps, p=threat.p, bounds=threat.bounds, effort=CHEAP)
+        measured = 0.0 if radii_of is None else _share_measured(relaxation, inputs, y, threat, eps, radii_of)
+        return Proofs(relaxation, None, left, measured)
 
-    relaxations: list[Relaxation | None] = []
+    proofs: list[Proofs] = []
     for threat, eps in cases:
         try:
-            relaxations.append(read(threat.bounds) if math.isinf(passes) else worthwhile(threat, eps))
-        except (NoRule, InputError):  # no sound rule, or an input that the evaluation itself will refuse
-            relaxations.append(None)
-    return tuple(relaxations)
+            proofs.append(proofs_of(threat, eps))
+        except (NoRule, InputError) as reason:  # of an input that is unfit the evaluation itself will speak
+            proofs.append(Proofs(None, str(reason)))
+    return tuple(proofs)
 
 
-def prove(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: float, passes: float) -> Tensor:
-    """Which samples a network's relaxation proves robust at the budget ``(N,)``; on the network's device.
+def _groups_for(relaxation: Relaxation, passes: float, count: int) -> int:
+    """Groups of ``count`` samples that may be composed for so many passes."""
+    one = price_of_a_group(relaxation)
+    return 0 if math.isinf(one) else int(min(MOST_GROUPS, max(4, count // 8), passes / one))
+
+
+def _left_by_one_step(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, eps: float) -> float:
+    """Share of the samples that withstand one step of an attack; 1 of none."""
+    if not len(x):
+        return 1.0
+    logits_of(model, x, y)  # refuses what is no network for these samples
+    stepped = fgsm(model, x, y, eps=eps, p=threat.p, bounds=threat.bounds)
+    return float((margins(logits_of(model, stepped, y), y) > 0).double().mean())
+
+
+def _share_measured(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: float, total: int) -> float:
+    """Share of the data whose radii are searched for: all where proofs save what they cost, else what is allowed.
+
+    Both are counted against the same preset, whatever attacks are run: all report the same.
+    """
+    one = price(relaxation, SHARP)
+    cost, few = TRIALS_OF_A_RADIUS * one, slice(int(min(PEEKED, PASSES_FOR_RADII * total / (4 * one))))
+    proven = 0.0
+    if len(x[few]):
+        held = margin_bounds(relaxation, x[few], y[few], eps=eps, p=threat.p, bounds=threat.bounds, effort=SHARP) > 0
+        proven = float(held.double().mean())
+    net = cost - proven * PASSES_SAVED
+    return min(1.0, max(PASSES_FOR_RADII / net, FEWEST_RADII / total)) if net > PASSES_FOR_RADII else 1.0
+
+
+def price(relaxation: Relaxation, effort: Effort) -> float:
+    """About how many passes with gradient one certificate costs, from the sizes of the layers."""
+    work, network = _work(relaxation), relaxation.network
+    rows = 26 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
+    again = sum(min(effort.rows, network.size(n)) * sum(work[:n]) for n in targets(network))
+    return (rows * sum(work) + effort.rounds * again) / (2 * sum(work))
+
+
+def price_of_a_group(relaxation: Relaxation) -> float:
+    """The same for composing one group's matrices; inf where there is nothing to compose."""
+    work, network = _work(relaxation), relaxation.network
+    return 2.5 * sum(network.size(n) * sum(work[:n]) for n in targets(network)) / (2 * sum(work)) or math.inf
+
+
+def _work(relaxation: Relaxation) -> list[float]:
+    """Multiplications that one sample costs in every operation, forwards."""
+    network = relaxation.network
+    terms = [network.maps[n].terms if n in network.maps else 0 for n in range(len(network.ops))]
+    return [float(network.size(n) * (ENTRY_WORK + count)) for n, count in enumerate(terms)]
+
+
+def measure_radii(
+    proofs: Proofs, x: Tensor, y: Tensor, threat: Threat, floor: Tensor, budgets: Sequence[float]
+) -> Tensor:
+    """Certified radii ``(N,)`` by relaxation, float64, at least ``floor`` (lower bounds of the true distances).
+
+    Every budget of a curve below which a radius comes to lie closely is tried itself, so that curves count all that is
+    proven at them.
 
     Args:
-        relaxation: What the network was read into.
-        x: Inputs ``(N, ...)``.
+        proofs: With a relaxation.
+        x: Inputs ``(N, ...)`` within the bounds, on the network's device.
+        y: Labels ``(N,)``.
+        threat: Norm and bounds.
+        floor: Radii known otherwise ``(N,)``.
+        budgets: Those of the curve.
+    """
+    assert proofs.relaxation is not None
+    relaxation, p, bounds = proofs.relaxation, threat.p, threat.bounds
+    radii = proven_radii(relaxation, x, y, p=p, bounds=bounds, floor=floor, precision=RADIUS_PRECISION, effort=SHARP)
+    for eps in sorted(budgets):
+        near = ((radii <= eps) & (radii > eps / (1 + 2 * RADIUS_PRECISION))).nonzero()[:, 0]
+        if len(near):
+            held = margin_bounds(relaxation, x[near], y[near], eps=eps, p=p, bounds=bounds, effort=SHARP) > 0
+            radii[near[held]] = math.nextafter(eps, math.inf)
+    return radii
+
+
+def prove_while_it_pays(
+    proofs: Proofs, x: Tensor, y: Tensor, threat: Threat, eps: float, passes: float
+) -> tuple[Tensor, Tensor]:
+    """Which samples are proven robust at the budget, and on which it was tried, both ``(N,)``; cheapest bounds first.
+
+    Samples are tried in blocks, those likeliest to be proven first, and no more once a few blocks have cost more than
+    they save. So little is lost where nothing can be proven (``MOST_LOST`` for each effort), by estimate.
+
+    Args:
+        proofs: With a relaxation.
+        x: Inputs ``(N, ...)`` within the bounds, on the network's device.
         y: Labels ``(N,)``.
         threat: Norm and bounds.
         eps: Budget.
-        passes: As :func:`proven_robust`; many pay for sharper certificates.
+        passes: Passes that a proof saves: those of a sample that withstands the attacks.
     """
-    device = device_of(relaxation.model)
-    x, y = x.to(device).clamp(*threat.bounds), y.to(device)
-    sharp = passes >= PASSES_THAT_PAY_FOR_SHARPNESS and relaxation.groups is not None
-    effort = Effort(rows=128 if sharp else 32)
-    return margin_bounds(relaxation, x, y, eps=eps, p=threat.p, bounds=threat.bounds, effort=effort) > 0
+    assert proofs.relaxation is not None
+    promise = _spread(len(x)).to(x.device)
+    proven, tried = torch.zeros(len(x), dtype=torch.bool, device=x.device), promise.new_zeros(len(x), dtype=torch.bool)
+    allowed = MOST_LOST * proofs.left * passes * len(x)
+    for effort in (CHEAP, SHARP):
+        one, credit = price(proofs.relaxation, effort), allowed
+        waiting = promise.argsort(descending=True)
+        waiting = waiting[~proven[waiting] & promise[waiting].isfinite()]
+        while len(waiting) and (size := min(len(waiting), int(credit / one), 256)) >= min(len(waiting), FEWEST_TRIED):
+            rows, waiting = waiting[:size], waiting[size:]
+            bounds = margin_bounds(
+                proofs.relaxation, x[rows], y[rows], eps=eps, p=threat.p, bounds=threat.bounds, effort=effort
+            )
+            proven[rows], tried[rows], promise[rows] = bounds > 0, True, bounds.double()
+            credit = min(allowed, credit - one * size + passes * float((bounds > 0).sum()))
+    return proven, tried

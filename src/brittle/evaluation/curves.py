@@ -101,19 +101,35 @@ def security_curve(
     return SecurityCurve(float(threat.p), tuple(points), rates)
 
 
-def certified_curve(evaluation: Evaluation, budgets: Sequence[float]) -> CertifiedCurve:
+def certified_curve(evaluation: Evaluation, budgets: Sequence[float]) -> CertifiedCurve | None:
     """Count certificates over budgets: the given ones, and up to 64 at which certificates run out.
 
+    Counted are the samples whose radii relaxations searched for; where there are none, all that have a radius.
+
     Args:
-        evaluation: Holds the certified radius of every sample.
+        evaluation: Holds the certified radii of the samples.
         budgets: Budgets to count at in any case.
+
+    Returns:
+        The curve; None where no sample has a radius.
     """
-    right = [s.certified_radius or 0.0 for s in evaluation.samples if s.clean_prediction == s.label]
-    radii = torch.tensor(right, dtype=torch.float64)
+    measured = [sample for sample in evaluation.samples if sample.measured]
+    counted = measured or [sample for sample in evaluation.samples if sample.certified_radius is not None]
+    if not counted:
+        return None
+    right = [sample for sample in counted if sample.clean_prediction == sample.label]
+    radii = torch.tensor([sample.certified_radius or 0.0 for sample in right], dtype=torch.float64)
     ends = thin(radii[(radii > 0) & radii.isfinite()].sort().values, CERTIFIED_POINTS)
     points = sorted({0.0, *budgets, *ends.tolist()})
-    rates = tuple(Rate(int((radii > point).sum()), evaluation.n) for point in points)
-    return CertifiedCurve(evaluation.p, tuple(points), rates, float(radii.median()) if len(radii) else None)
+    return CertifiedCurve(
+        p=evaluation.p,
+        eps=tuple(points),
+        certified=tuple(Rate(int((radii > point).sum()), len(counted)) for point in points),
+        median_radius=float(radii.median()) if len(radii) else None,
+        measured=len(measured),
+        untried=None if measured else evaluation.untried,
+        withstood=Rate(sum(sample.attack is None for sample in right), len(counted)),
+    )
 
 
 @dataclass(frozen=True)

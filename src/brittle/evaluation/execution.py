@@ -15,8 +15,8 @@ class Execution:
 
     Attributes:
         batch_size: Samples at once; halved when memory runs out.
-        certify: Leave samples that are proven robust at the budget out of the attacks (tried on a few samples first,
-            and left off where it would save no time).
+        certify: Prove samples robust: those proven at the budget are left out of the attacks, as long as that saves
+            time, and an audit searches for certified radii; without it no relaxation is tried.
         compiled: Attack a compiled copy of the network (``torch.compile``); for long runs on a GPU.
         devices: Devices that share the work, each with a copy of the network; none: the network's own.
         ray_workers: Tasks at once on a Ray cluster (extra ``cluster``); 0 for none.

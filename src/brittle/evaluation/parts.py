@@ -60,6 +60,8 @@ class Part:
         backwards: Samples put through the network with a gradient.
         survivors: Samples right under attack at each budget of a security curve; none if no curve was asked for.
         misled: Samples on which plain gradients were found to mislead, so that they were attacked further.
+        tried: Samples on which a relaxation was tried.
+        untried: Why it was tried on none, if so.
         schema_version: Of the file that keeps it.
     """
 
@@ -70,6 +72,8 @@ class Part:
     backwards: int
     survivors: tuple[int, ...] = ()
     misled: int = 0
+    tried: int = 0
+    untried: str | None = None
     schema_version: int = 1
 
 

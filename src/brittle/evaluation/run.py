@@ -18,11 +18,10 @@ from torch import Tensor
 
 from brittle.attacks.losses import margins
 from brittle.bounds.radius import certified_radii
-from brittle.bounds.relaxation.certify import Relaxation
 from brittle.data.batches import DataLike, chunks_of
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
-from brittle.evaluation.certify import prove, worthwhile_relaxations
+from brittle.evaluation.certify import Proofs, measure_radii, prove_while_it_pays, read_proofs
 from brittle.evaluation.curves import security_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.parts import Chunk, Kept, Outcome, Part, fingerprint, make_folder
@@ -55,20 +54,22 @@ class Case:
         eps: The budget, in input units.
         curve: Budgets of a security curve besides ``eps``; none for no curve.
         lipschitz: Certified Lipschitz constants of the margins ``(K, K)``, for certified radii; None for none.
+        radii: Whether certified radii are wanted for their own sake, whatever the attacks cost.
     """
 
     threat: Threat
     eps: float
     curve: tuple[float, ...] = ()
     lipschitz: Tensor | None = None
+    radii: bool = False
 
     @property
     def settings(self) -> list[str]:
         """Everything but the attacks that results depend on."""
         threat = self.threat
         plain = [threat.p, threat.restarts, *threat.bounds, threat.seed, self.eps]
-        more = [*self.curve] if self.lipschitz is None else [*self.curve, digest({"lipschitz": self.lipschitz})]
-        return [str(value) for value in (*plain, *more)]
+        more = [] if self.lipschitz is None else [digest({"lipschitz": self.lipschitz})]
+        return [str(value) for value in (*plain, *self.curve, *more, *(["radii"] if self.radii else []))]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Worker:
-    """A network with what was made of it once: ready, and read for certificates where these save time."""
+    """A network with what was made of it once: ready, and read for the certificates of every case."""
 
     network: Network
-    relaxations: tuple[Relaxation | None, ...]
+    proofs: tuple[Proofs, ...]
 
 
 def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float]) -> tuple[Chunk, Iterator[Chunk]]:
@@ -110,8 +111,6 @@ def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float
     def number() -> Iterator[Chunk]:
         start = 0
         for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
-            # What was read under inference mode could not take part in a gradient.
-            x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
             yield Chunk(start, x, y, total)
             start += len(x)
 
@@ -179,15 +178,15 @@ def _folders(model: Model, plan: Plan, first: Chunk) -> tuple[Kept, ...] | None:
 
 
 def _equip(model: Model | Network, plan: Plan, first: Chunk) -> Worker:
-    """Make the network ready, if it is not, and read it for the certificates that save time."""
+    """Make the network ready, if it is not, and read it for certificates."""
     threat, network = plan.cases[0].threat, model
     if not isinstance(network, Network):
         network = make_ready(network, first.x, threat.bounds, compiled=plan.execution.compiled)
-    relaxations: tuple[Relaxation | None, ...] = (None,) * len(plan.cases)
-    if plan.execution.certify:
-        pairs = [(case.threat, case.eps) for case in plan.cases]
-        relaxations = worthwhile_relaxations(network, first.x, first.y, pairs, passes_of(threat))
-    return Worker(network, relaxations)
+    if not plan.execution.certify:
+        return Worker(network, (Proofs(None, "they were switched off"),) * len(plan.cases))
+    radii_of = (first.total or len(first.x)) if plan.cases[0].radii else None
+    pairs = [(case.threat, case.eps) for case in plan.cases]
+    return Worker(network, read_proofs(network, first.x, first.y, pairs, passes_of(threat), radii_of))
 
 
 def _attack_chunk(
@@ -200,8 +199,8 @@ def _attack_chunk(
         outcome = None if folder is None else folder.read(chunk, case.threat.bounds)
         if outcome is None:
             execution = replace(plan.execution, progress=None if board is None else board.of_chunk(chunk.first))
-            relaxation, examples = worker.relaxations[number], chunk.first < plan.examples
-            outcome = _measure(worker.network, chunk, case, relaxation, execution, examples)
+            examples = chunk.first < plan.examples
+            outcome = _measure(worker.network, chunk, case, worker.proofs[number], execution, examples)
             if folder is not None:
                 folder.write(chunk, outcome)
         outcomes.append(outcome)
@@ -209,34 +208,73 @@ def _attack_chunk(
 
 
 def _measure(
-    network: Network, chunk: Chunk, case: Case, relaxation: Relaxation | None, execution: Execution, examples: bool
+    network: Network, chunk: Chunk, case: Case, proofs: Proofs, execution: Execution, examples: bool
 ) -> Outcome:
     """Prove what can be proven, attack the rest, and follow every sample over the budgets of the curve."""
     threat, x, y = case.threat, chunk.x, chunk.y
-    proven = torch.zeros(len(x), dtype=torch.bool, device=network.device)
-    if relaxation is not None:
-        check_batch(x, y, bounds=threat.bounds, classes=relaxation.classes)
-        proven = prove(relaxation, x, y, threat, case.eps, passes_of(threat))
-    radii = None
-    if case.lipschitz is not None:
-        check_batch(x, y, bounds=threat.bounds)
-        labels = y.to(network.device)
-        logits = logits_of(network.model, x.to(network.device).clamp(*threat.bounds), labels, execution.batch_size)
-        radii = certified_radii(logits, labels, case.lipschitz).to(network.device)
-        radii = torch.where(proven, radii.clamp_min(math.nextafter(case.eps, math.inf)), radii)
-        proven = proven | (radii > case.eps)
-    worst = worst_case(network, x, y, threat, case.eps, ids=chunk.first, proven=proven, execution=execution)
+    certified = _certify(network, chunk, case, proofs, execution)
+    worst = worst_case(network, x, y, threat, case.eps, ids=chunk.first, proven=certified.proven, execution=execution)
     survivors: tuple[int, ...] = ()
     if case.curve:
         curve = security_curve(
-            network, worst, threat, at=case.eps, budgets=case.curve, radii=radii, execution=execution
+            network, worst, threat, at=case.eps, budgets=case.curve, radii=certified.radii, execution=execution
         )
         survivors = tuple(rate.hits for rate in curve.robust)
-    samples = sample_results(worst, threat, chunk.first, radii)
+    samples = sample_results(worst, threat, chunk.first, certified.radii, certified.measured)
     part = Part(
-        chunk.first, samples, worst.rejected, worst.forwards, worst.backwards, survivors, int(worst.misled.sum())
+        chunk.first,
+        samples,
+        worst.rejected,
+        worst.forwards,
+        worst.backwards,
+        survivors,
+        misled=int(worst.misled.sum()),
+        tried=int(certified.tried.sum()),
+        untried=proofs.untried,
     )
     return Outcome(part, worst.to("cpu") if examples else None)
+
+
+@dataclass(frozen=True)
+class _Certified:
+    """What is proven of a chunk's samples, all ``(N,)``.
+
+    Attributes:
+        radii: Certified radii; None where neither a global bound nor a relaxation covers the network.
+        proven: Whether the budget is proven.
+        measured: Whether the radius was searched for by relaxations.
+        tried: Whether a relaxation was tried at all.
+    """
+
+    radii: Tensor | None
+    proven: Tensor
+    measured: Tensor
+    tried: Tensor
+
+
+def _certify(network: Network, chunk: Chunk, case: Case, proofs: Proofs, execution: Execution) -> _Certified:
+    """Radii from the global bound, those of some samples by relaxation, and proofs at the budget where they pay."""
+    threat, nobody = case.threat, torch.zeros(len(chunk.x), dtype=torch.bool, device=network.device)
+    if proofs.relaxation is None and case.lipschitz is None:
+        return _Certified(None, nobody, nobody, nobody)
+    check_batch(chunk.x, chunk.y, bounds=threat.bounds)
+    x, y = chunk.x.to(network.device).clamp(*threat.bounds), chunk.y.to(network.device)
+    logits = logits_of(network.model, x, y, execution.batch_size)
+    right, radii = margins(logits, y) > 0, torch.zeros(len(x), dtype=torch.float64, device=network.device)
+    if case.lipschitz is not None:
+        radii = certified_radii(logits, y, case.lipschitz).to(radii)
+    measured, tried = nobody.clone(), nobody.clone()
+    if proofs.relaxation is not None:
+        measured |= proofs.chosen(chunk.first, len(x)).to(measured)
+        rows = (measured & right).nonzero()[:, 0]
+        if len(rows):
+            radii[rows] = measure_radii(proofs, x[rows], y[rows], threat, radii[rows], (case.eps, *case.curve))
+        rows = (right & ~measured & (radii <= case.eps)).nonzero()[:, 0]
+        proven, asked = prove_while_it_pays(proofs, x[rows], y[rows], threat, case.eps, passes_of(threat))
+        radii[rows[proven]] = math.nextafter(case.eps, math.inf)
+        tried[rows] = asked
+        tried |= measured
+    return _Certified(radii if case.radii else None, radii > case.eps, measured, tried)
 
 
 class Board:
@@ -260,7 +298,11 @@ class Board:
 
 
 def sample_results(
-    worst: WorstCase, threat: Threat, first: int = 0, radii: Tensor | None = None
+    worst: WorstCase,
+    threat: Threat,
+    first: int = 0,
+    radii: Tensor | None = None,
+    measured: Tensor | None = None,
 ) -> tuple[SampleResult, ...]:
     """One :class:`~brittle.results.SampleResult` a sample, numbered from ``first``.
 
@@ -269,6 +311,7 @@ def sample_results(
         threat: What they were attacked by.
         first: Number of the first sample.
         radii: Certified radii ``(N,)``, where known.
+        measured: Which of them relaxations searched for ``(N,)``.
     """
     names = threat.names
     finite = worst.adversarial_logits.isfinite().all(1)
@@ -281,6 +324,7 @@ def sample_results(
         "adversarial_margin": margins(worst.adversarial_logits, worst.y).where(finite, -math.inf),
         "distance": distances(worst.x_adv, worst.x, threat.p),
         "proven": worst.proven & worst.clean_correct,
+        "measured": torch.zeros_like(worst.proven) if measured is None else measured,
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*map(Tensor.tolist, columns.values()), strict=True)]
     attacks, restarts = worst.attack.tolist(), worst.restart.tolist()
@@ -321,4 +365,6 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
         forwards=sum(part.forwards for part in parts),
         backwards=sum(part.backwards for part in parts),
         misled=misled,
+        tried=sum(part.tried for part in parts),
+        untried=next((part.untried for part in parts if part.untried), None),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from brittle.reporting.weighing import CONCENTRATED, exceeds_random, explanation
 from brittle.results import (
     FRACTIONS,
+    CertifiedCurve,
     Evaluation,
     Flag,
     LayerResult,
@@ -41,6 +42,8 @@ ENOUGH = 100
 MEET = 0.01
 """Most undecided samples, as a share of all, at which proof and attack are said to meet: the number stands then,
 whatever the checks say of the attack."""
+FEWEST_TO_STAND = 100
+"""Samples on which that has to be seen at least, of fewer all."""
 
 
 def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Sequence[Flag] = ()) -> Verdict:
@@ -92,7 +95,10 @@ def doubts(norms: Sequence[NormResult], flags: Sequence[Flag] = ()) -> dict[floa
 def _stands(norm: NormResult) -> bool:
     """Whether the samples between proof and attack are so few that the robust accuracy needs no trust."""
     e, proven = norm.evaluation, norm.certified
-    return bool(e and proven and proven.undecided(e).n and (proven.undecided(e).value or 0.0) <= MEET)
+    if not e or not e.n or not proven:
+        return False
+    undecided = proven.undecided(e)  # of the samples that proofs were searched for: too few of them say little of all
+    return undecided.hits <= MEET * undecided.n and undecided.n >= min(e.n, FEWEST_TO_STAND)
 
 
 def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, float | None]:
@@ -198,7 +204,7 @@ def _attacked_and_proven(norms: Sequence[NormResult]) -> Iterator[str]:
         yield (
             f"Proven: half of the right answers withstand every change below {radii}. Within the standard"
             f" {'budget' if len(pairs) == 1 else 'budgets'} {budgets}, {shares} of the samples are proven robust, which"
-            f" leaves {points} points undecided between proof and attack."
+            f" leaves {points} points undecided between proof and attack.{_searched(pairs)}"
         )
     ranges = [f"in {norm_name(norm.p)} {', '.join(sides)}" for norm in norms if (sides := _proven_to_attacked(norm))]
     if ranges:
@@ -211,11 +217,19 @@ def _proven_to_attacked(norm: NormResult) -> list[str]:
     if norm.curve and norm.certified and norm.certified.n:
         for eps, attacked in zip(norm.curve.eps, norm.curve.robust, strict=True):
             proven = norm.certified.at(eps)
-            low = "" if proven.percent == attacked.percent else f"{proven.percent.removesuffix(' %')} to "
+            met = (proven.value or 0.0) >= (attacked.value or 0.0)  # proofs may have been sought on a part alone
+            low = "" if met else f"{proven.percent.removesuffix(' %')} to "
             sides.append(f"{low}{attacked.percent} within {budget(eps)}")
             if not attacked.hits:
                 break
     return sides
+
+
+def _searched(pairs: Sequence[tuple[Evaluation, CertifiedCurve]]) -> str:
+    """On how many samples proofs were searched for, where not on all; and where on none, why."""
+    some = [f"{curve.n} of the {e.n} samples in {norm_name(e.p)}" for e, curve in pairs if curve.n < e.n]
+    none = [f" Sample by sample no proof was tried in {norm_name(e.p)}: {c.untried}." for e, c in pairs if c.untried]
+    return (f" Proofs were searched for on {' and '.join(some)}, spread over all." if some else "") + "".join(none)
 
 
 def _explanation(level: str, deciding: Sequence[NormResult], layers: Sequence[LayerResult]) -> Iterator[str]:

@@ -31,6 +31,8 @@ class SampleResult:
         certified_radius: Lower bound of the distance to the nearest adversarial example, in input units: 0 for samples
             that are wrong without attack; None when no sound rule covers the network.
         proven: Not attacked, because it is proven that no perturbation within the budget breaks it.
+        measured: Whether relaxations searched for the certified radius; where not, it follows from a global bound or
+            from a proof at the budget alone.
     """
 
     index: int
@@ -44,6 +46,7 @@ class SampleResult:
     restart: int | None
     certified_radius: float | None = None
     proven: bool = False
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Evaluation:
         rejected: Examples that an attack returned outside the budget, the bounds or the finite numbers; not counted.
         largest_perturbation: Largest ``||x_adv - x||_p`` among the accepted examples.
         proven: Samples that were not attacked because they are proven robust at the budget.
+        tried: Samples on which a relaxation was tried; None: not known (an older file).
+        untried: Why relaxations were tried on none; None where they were.
         forwards: Samples put through the network without gradient, re-checks included.
         backwards: Samples put through the network with a gradient: what the attacks cost.
         misled: Samples that further attacks went on with, because plain gradients were found to mislead there.
@@ -92,6 +97,8 @@ class Evaluation:
     forwards: int = 0
     backwards: int = 0
     misled: int = 0
+    tried: int | None = None
+    untried: str | None = None
     chance: float | None = None
     warnings: tuple[str, ...] = ()
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
@@ -152,14 +159,23 @@ class CertifiedCurve:
     Attributes:
         p: Norm of the budgets.
         eps: Budgets, rising: those at which the certificates of samples run out, and those of the security curve.
-        certified: Samples right without attack whose certified radius exceeds the budget, at each of them.
-        median_radius: Median certified radius over the samples that are right without attack; None if there are none.
+        certified: Samples right without attack whose certified radius exceeds the budget, at each of them; of those
+            whose radii relaxations searched for, or of all where that was tried on none.
+        median_radius: Median certified radius over the counted samples that are right without attack; None if there
+            are none.
+        measured: Samples whose radii relaxations searched for; None: not known (an older file).
+        untried: Why there are none, so that radii follow from a global bound alone; None where there are.
+        withstood: Counted samples that withstood the attacks at the standard budget; None in an older file, which
+            counts all.
     """
 
     p: float
     eps: tuple[float, ...]
     certified: tuple[Rate, ...]
     median_radius: float | None
+    measured: int | None = None
+    untried: str | None = None
+    withstood: Rate | None = None
 
     @property
     def n(self) -> int:
@@ -174,8 +190,9 @@ class CertifiedCurve:
         return Rate(0, self.n)
 
     def undecided(self, evaluation: Evaluation) -> Rate:
-        """Samples that withstood the attack of an evaluation of the same data without being proven robust."""
-        return Rate(evaluation.robust_correct - self.at(evaluation.eps).hits, evaluation.n)
+        """Counted samples that withstood the attack of an evaluation of the same data without being proven robust."""
+        withstood = self.withstood or evaluation.robust_accuracy
+        return Rate(withstood.hits - self.at(evaluation.eps).hits, withstood.n)
 
 
 @dataclass(frozen=True)
