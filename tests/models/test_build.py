@@ -489,6 +489,12 @@ def test_unknown_architecture(arch, message):
         build_model(arch)
 
 
+@pytest.mark.parametrize(("arch", "name"), [("fcn", "depth"), ("vit", "depth"), ("fcn", "width"), ("vgg16", "classes")])
+def test_absurd_sizes_are_refused_before_anything_is_built(arch, name):
+    with pytest.raises(InputError, match=f"{arch}: expected {name} of at most"):
+        build_model(arch, {name: 10**8})
+
+
 def test_unknown_argument_is_named():
     with pytest.raises(
         InputError, match=r"fcn: expected arguments that it can be built with; got .*'widht'.*TypeError"

@@ -29,6 +29,8 @@ READS_WEIGHTS = {
     "checkpoint_path",
 }
 """Arguments of torchvision and timm that would fetch or read weights."""
+MOST, DEEPEST = 2**24, 2**12
+"""Of every size, and of layers: more is a slip of the pen that would take all memory, or minutes to build."""
 
 
 def build_model(
@@ -68,6 +70,10 @@ def build_model(
     build = _find_builder(arch, given)
     if state is not None and arch in INFERENCES:
         given = {**INFERENCES[arch](state), **given}
+    for name, value in given.items():
+        most = DEEPEST if name == "depth" else MOST
+        if isinstance(value, int) and value > most:
+            raise InputError(f"{arch}: expected {name} of at most {most}; got {value}")
     try:
         with _isolate_globals(seed):
             model = build(**given)

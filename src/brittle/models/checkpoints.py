@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import pickle
 import re
 import warnings
@@ -125,7 +127,10 @@ def _read_file(path: Path) -> object:
     try:
         with warnings.catch_warnings():  # about foreign pickles and TorchScript, both refused below in our words
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(path):
+                return torch.load(path, map_location="cpu", weights_only=True)
+            with _Bounded(path) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it breaks
         code = re.search(r"GLOBAL ([\w.]+)|TorchScript", str(error))
         if not code and not isinstance(error, pickle.UnpicklingError):
@@ -136,6 +141,15 @@ def _read_file(path: Path) -> object:
             f"{path}: expected plain tensors as torch.save writes them; got {instead}, and code is never unpickled; "
             f"{REMEDY}"
         ) from error
+
+
+class _Bounded(io.FileIO):
+    """A file that is not asked for more than it holds: the memory for it would be taken first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes, at most those that are left."""
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _grown(path: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from brittle.results.attacks import (
     UniversalResult,
     samples_frame,
 )
+from brittle.results.checks import LARGEST, NORMS, Rule, check, rules_of
 from brittle.results.layers import LayerResult, LipschitzResult, layers_frame
 from brittle.results.rate import NotMeasured, Rate, Setting
 from brittle.storage import codec
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 """Of an audit's JSON. Version 1 kept a list a kind of result, each over all norms; it is still read."""
+MOST_BYTES = 2**28
+"""Of an audit's JSON; that of a network of thousands of layers takes a tenth."""
 ATTACK_SCHEMA_VERSION = 1
 """Of the JSON of an :class:`AttackResult`."""
 
@@ -147,9 +151,12 @@ class AttackResult(_Saved):
         """The inverse of :meth:`to_json`.
 
         Raises:
-            InputError: The text is not JSON, or not such a result of this schema version.
+            InputError: The text is not JSON, not such a result of this schema version, or holds values that no attack
+                could have found.
         """
-        return codec.from_json(text, {ATTACK_SCHEMA_VERSION: AttackResult}, "attack")
+        result = codec.from_json(text, {ATTACK_SCHEMA_VERSION: AttackResult}, "attack")
+        check(result, "attack")
+        return result
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,21 @@ class NormResult:
     def best_universal(self) -> UniversalResult | None:
         """The universal perturbation that fools most, of all kinds that were tried; None where none was."""
         return max(self.universal, key=lambda result: result.fooled.hits, default=None)
+
+
+@rules_of.register
+def _(verdict: Verdict) -> Iterable[Rule]:
+    yield verdict.decided_by in (None, *NORMS), "decided_by of 2, inf or null", verdict.decided_by
+
+
+@rules_of.register
+def _(result: NormResult) -> Iterable[Rule]:
+    yield result.p in NORMS, "p of 2 or inf", result.p
+    parts = (result.lipschitz, result.evaluation, result.curve, result.certified, *result.responses, *result.universal)
+    norms = [part.p for part in parts if part is not None] + [flag.p for flag in result.flags if flag.p is not None]
+    yield set(norms) == {result.p}, f"every part in the norm {result.p:g}", norms
+    eps = result.evaluation.eps if result.evaluation else None
+    yield result.eps == eps, f"eps of the evaluation, {eps}", result.eps
 
 
 @dataclass(frozen=True)
@@ -247,16 +269,37 @@ class Audit(_Saved):
         """The inverse of :meth:`to_json`: ``Audit.from_json(a.to_json()) == a``; version 1 is read as well.
 
         Raises:
-            InputError: The text is not JSON, or not an audit of a schema version up to this one.
+            InputError: The text is not JSON, not an audit of a schema version up to this one, or holds values that no
+                audit could have found.
         """
         kinds: dict[int, type[Audit | _AuditVersion1]] = {1: _AuditVersion1, SCHEMA_VERSION: Audit}
-        audit = codec.from_json(text, kinds, "audit")
-        return audit if isinstance(audit, Audit) else audit.by_norm()
+        found = codec.from_json(text, kinds, "audit")
+        audit = found if isinstance(found, Audit) else found.by_norm()
+        check(audit, "audit")
+        return audit
 
     @staticmethod
     def load(path: str | Path) -> Audit:
-        """Read an audit that :meth:`save` wrote."""
-        return Audit.from_json(Path(path).read_bytes())
+        """Read an audit that :meth:`save` wrote.
+
+        Raises:
+            InputError: As :meth:`from_json`, or there is no regular file, or one of more than 256 MB.
+        """
+        path = Path(path)
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            got = f"{path.stat().st_size} bytes in" if path.is_file() else "no file at"
+            raise InputError(f"audit: expected a file of at most {MOST_BYTES} bytes; got {got} {path}")
+        return Audit.from_json(path.read_bytes())
+
+
+@rules_of.register
+def _(audit: Audit) -> Iterable[Rule]:
+    norms = [norm.p for norm in audit.norms]
+    yield 0 < len(norms) == len(set(norms)), "results in one norm at least, and in each once", norms
+    names = [layer.name for layer in audit.layers]
+    yield len(set(names)) == len(names), "layers of different names", names
+    yield audit.parameters >= 0, "parameters of at least 0", audit.parameters
+    yield 0 <= audit.seconds < LARGEST, "seconds of at least 0", audit.seconds
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brittle.data.readers.contents import BYTES_PER_VALUE, Array, Choose, Read, machine_memory
+from brittle.data.readers.contents import BYTES_PER_VALUE, Array, Choose, Read, contents, machine_memory
 from brittle.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,10 +152,11 @@ def _read_image(path: Path, fit: Callable[[Image], Image], grey: bool) -> Array:
     """Read one image as uint8 ``(C, H, W)``: C is 1 for greyscale where ``grey`` allows it and 3 otherwise."""
     from PIL import Image
 
+    content = contents(path, "an image")  # of an open file Pillow would ask for as much as a damaged length says
     try:
         with warnings.catch_warnings():  # of damage that is harmless, and of sizes, which are looked at here
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_pixels(str(path), image.size)
                 if image.mode[0] in "IF":
                     raise InputError(f"{path}: expected 8 bits per channel; got Pillow's mode {image.mode}")
