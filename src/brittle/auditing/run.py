@@ -29,7 +29,7 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.evaluation.worst_case import WorstCase, worst_case
 from brittle.linear.norms import lp_norm, per_sample
-from brittle.models.borrow import frozen
+from brittle.models.borrow import frozen, unwrapped
 from brittle.models.forward import logits_of
 from brittle.models.layers import LayerView, read_layers
 from brittle.models.network import Network, make_ready, trace_or_reason
@@ -124,6 +124,7 @@ def audit(
     budgets = budgets_by_norm(eps, check_norms(p), data)
     if tighten < 0:
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
+    model = unwrapped(model)
     views, unread = read_layers(model)
     progress = execution.progress or silent
     with frozen(model):

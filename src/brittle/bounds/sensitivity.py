@@ -45,7 +45,7 @@ def jacobian_norms(model: Model, x: Tensor, p: float) -> Tensor:
         p: 2 (largest singular value) or inf (largest row l1 norm).
 
     Returns:
-        ``(N,)``, in logit units per input unit.
+        ``(N,)``, in logit units per input unit; entries of the Jacobian that overflow count as 0.
     """
     check_attack_norm(p)
     with frozen(model), torch.enable_grad():
@@ -57,7 +57,7 @@ def jacobian_norms(model: Model, x: Tensor, p: float) -> Tensor:
         norms = largest_singular_value(J.double())[0].to(x.dtype)
         if logits.shape[1] <= MOST_CLASSES:
             return norms
-        strongest = torch.linalg.eigh((J @ J.mT).double()).eigenvectors[:, :, -1].to(logits.dtype)
+        strongest = torch.linalg.eigh(_gram(J).double()).eigenvectors[:, :, -1].to(logits.dtype)
         start = torch.zeros_like(logits).scatter(1, top, strongest) + _random_unit(logits[0], 2, seed=0)
         return torch.maximum(norms, _norm_over_all_rows(logits, x, start))
 
@@ -181,12 +181,12 @@ def _direction(model: Model, x: Tensor, p: float, number: int) -> Tensor:
     if math.isinf(p):
         row = J.abs().sum(2).argsort(1, descending=True)[:, number]
         return J[torch.arange(len(J)), row].sign().view_as(x)
-    u = torch.linalg.eigh(J @ J.mT).eigenvectors[:, :, -1 - number]
+    u = torch.linalg.eigh(_gram(J)).eigenvectors[:, :, -1 - number]
     return _steepest((u[:, None] @ J).view_as(x), p)
 
 
 def _largest_rows(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes of the largest logits ``(N, rows)``, and the Jacobian's rows of these ``(N, rows, n)``."""
+    """Classes of the largest logits ``(N, rows)``, and the Jacobian's rows of these ``(N, rows, n)``, 0 on overflow."""
     top = logits.topk(min(MOST_CLASSES, logits.shape[1]), dim=1).indices
     chosen = logits.gather(1, top).sum(0)
     rows = []
@@ -195,7 +195,15 @@ def _largest_rows(logits: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         if row is None:
             raise InputError("model: expected logits that depend on the input through differentiable operations")
         rows.append(row.flatten(1))
-    return top, torch.stack(rows, dim=1)
+    J = torch.stack(rows, dim=1)
+    return top, torch.where(torch.isfinite(J), J, 0)
+
+
+def _gram(J: Tensor) -> Tensor:
+    """``J J^T`` up to a factor, which keeps squares within the range of floating point."""
+    largest = J.abs().amax((1, 2), keepdim=True)
+    J = J / torch.where(largest > 0, largest, 1)
+    return J @ J.mT
 
 
 def _norm_over_all_rows(logits: Tensor, x: Tensor, u: Tensor) -> Tensor:

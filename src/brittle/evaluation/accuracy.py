@@ -20,7 +20,7 @@ from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat, for_classes
 from brittle.linear.norms import check_attack_norm
-from brittle.models.borrow import Model, device_of, frozen
+from brittle.models.borrow import Model, device_of, frozen, unwrapped
 from brittle.models.forward import logits_of
 from brittle.results import AttackResult, Evaluation, NotMeasured
 
@@ -56,6 +56,7 @@ def evaluate(
             model does not have; the message names the argument, what was expected and what came.
     """
     check_budget(eps, threat.p, 1)
+    model = unwrapped(model)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
         threat = choose_attacks(threat, model, first)[0]
@@ -93,6 +94,7 @@ def attack(
     """
     started = time.perf_counter()
     budgets = budgets_by_norm(eps, check_norms(p), data)
+    model = unwrapped(model)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
         battery, left_out = choose_attacks(threat, model, first)

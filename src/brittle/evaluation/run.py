@@ -111,6 +111,8 @@ def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float
     def number() -> Iterator[Chunk]:
         start = 0
         for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
+            # What was read under inference mode could not take part in a gradient.
+            x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
             yield Chunk(start, x, y, total)
             start += len(x)
 

@@ -244,7 +244,7 @@ def judge_universal(
         if candidates := data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed):
             best = min(candidates, key=lambda candidate: int(is_right(fitting, candidate.u).sum()))
             judged.append((UniversalKind.DATA_FREE, best.name, is_right(judging, best.u)))
-        noise = [torch.randn(x[:1].shape, generator=generator).to(x) for _ in range(draws)]
+        noise = [torch.randn(x[:1].shape, generator=generator, dtype=torch.float32).to(x) for _ in range(draws)]
         random = [eps * (part.sign() if math.isinf(p) else part / lp_norm(part, 2))[0] for part in noise]
         controls = [is_right(judging, u) for u in random]
     n = int(clean.sum())

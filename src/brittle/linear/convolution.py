@@ -205,7 +205,7 @@ def norm_2_lower(
     The iterations run in float32; the value is ``||A v|| / ||v||`` in float64 of the vector they end at.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(1, K.shape[1] * geometry.groups, *size, generator=generator)
+    start = torch.randn(1, K.shape[1] * geometry.groups, *size, generator=generator, dtype=torch.float32)
     single = K.detach().float().cpu()
     _, v = power_iteration(lambda v: _adjoint(single, geometry, v, apply(single, geometry, v)), start, iterations)
     v = v.double()

@@ -10,7 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from brittle.errors import InputError
+from brittle.linear.conv_geometry import has_hooks
+
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 Model = nn.Module | Callable[[Tensor], Tensor]
 """A network: inputs ``(N, ...)`` to logits ``(N, classes)``."""
 
@@ -19,11 +23,18 @@ Model = nn.Module | Callable[[Tensor], Tensor]
 def frozen(model: Model) -> Iterator[None]:
     """Evaluation mode without parameter gradients inside the block; everything as it was after it.
 
-    Restored are every submodule's mode, every parameter's ``requires_grad``, every buffer's values, and the global
-    random state of the CPU and of the model's device. ``.grad`` is not touched. A plain callable is left alone, apart
-    from the random state.
+    Restored are every submodule's mode, every parameter's ``requires_grad``, every buffer with its values, and the
+    global random state of the CPU and of the model's device. ``.grad`` is not touched. A plain callable is left alone,
+    apart from the random state. A caller's ``torch.inference_mode`` does not hold inside the block.
+
+    Raises:
+        InputError: The model's modules lie too deep in one another for Python to visit them, or its weights were made
+            under ``torch.inference_mode``.
     """
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if isinstance(model, nn.Module):
+            check_usable(model)
         device = device_of(model)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         if isinstance(model, nn.Module):
@@ -32,6 +43,19 @@ def frozen(model: Model) -> Iterator[None]:
             for parameter in model.parameters():
                 parameter.requires_grad = False
         yield
+
+
+def unwrapped(model: T) -> T:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``, which compute the same.
+
+    Anything else is returned as it is, and so is a wrapper with forward hooks, which may change what it yields.
+    """
+    while isinstance(model, nn.Module) and not has_hooks(model):
+        compiled = type(model).__module__.startswith("torch._dynamo.")  # not imported for its type: it takes seconds
+        if not compiled and not isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            break
+        model = model._modules["_orig_mod" if compiled else "module"]  # type: ignore[assignment]
+    return model
 
 
 def device_of(model: Model) -> torch.device:
@@ -65,25 +89,47 @@ def copy_unshared(module: M, model: nn.Module) -> M:
     return result
 
 
+def check_usable(model: nn.Module) -> None:
+    """Refuse what cannot be lent out and given back.
+
+    Raises:
+        InputError: As :func:`frozen`.
+    """
+    try:
+        initialised = {name: value for name, value in model.named_parameters() if not nn.parameter.is_lazy(value)}
+        made_so = [name for name, parameter in initialised.items() if parameter.is_inference()]
+        model.apply(lambda module: None)  # as deep as ``eval`` has to go
+    except RecursionError:
+        raise InputError("model: expected modules that Python can visit; got too many in one another") from None
+    if made_so:
+        raise InputError(
+            f"model: expected weights that can have gradients; got {made_so[0]!r}, made under torch.inference_mode; "
+            "pass copy.deepcopy(model), made outside of it"
+        )
+
+
 def _remember(model: nn.Module) -> Callable[[], None]:
     """What puts the modes, the parameters' ``requires_grad`` and the buffers back to what they are now."""
     modes = [(module, getattr(module, "training", False)) for module in model.modules()]  # frozen TorchScript has none
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [(module, dict(module._buffers.items())) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for _, own in buffers for buffer in own.values() if buffer is not None]
 
     def restore() -> None:
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in grads:
             parameter.requires_grad = requires_grad
-        with torch.no_grad():
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer  # forward may have put another tensor there
-                buffer.copy_(before)
+        for module, own in buffers:  # forward may have put other tensors there
+            for name in {name for name, _ in module._buffers.items()} - own.keys():
+                delattr(module, name)
+            for name, buffer in own.items():
+                module._buffers[name] = buffer
+        for buffer, before in values:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                if buffer.shape != before.shape:  # resized
+                    buffer.data = before
+                else:
+                    buffer.copy_(before)
 
     return restore

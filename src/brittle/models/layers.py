@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from brittle.errors import InputError
 from brittle.linear.conv_geometry import ConvGeometry, conv_geometry, is_stock
-from brittle.models.borrow import frozen
+from brittle.models.borrow import frozen, unwrapped
 from brittle.models.quantised import (
     check_finite,
     is_fused,
@@ -127,7 +127,7 @@ def read_layers(model: nn.Module) -> Layers:
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     with frozen(model):  # in training mode, reading a parametrised weight may change its buffers
-        return _read_layers(model)
+        return _read_layers(unwrapped(model))
 
 
 def _read_layers(model: nn.Module) -> Layers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
-from brittle.models.borrow import Model, device_of, frozen
+from brittle.models.borrow import Model, device_of, frozen, unwrapped
 from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.trace import NoRule, Trace, trace
 
@@ -49,7 +49,8 @@ def make_ready(
     the trace shares the network's tensors, and the copy was compared with it in evaluation mode.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``.
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; of ``DataParallel`` and ``torch.compile`` the
+            network inside is taken.
         x: Inputs ``(N, ...)``; a few of them serve to compare the copy with the network.
         bounds: Smallest and largest admissible input value; inputs are clipped to them.
         compiled: Whether the copy is compiled.
@@ -59,6 +60,7 @@ def make_ready(
         A network whose ``fast`` is ``model`` itself where a copy gains nothing or answers differently, and whose
         ``traced`` is None for a plain callable, and for a module that cannot run on such inputs.
     """
+    model = unwrapped(model)
     if traced is None and isinstance(model, nn.Module):
         traced = trace_or_reason(model, tuple(x.shape[1:]))
     copied = copy_for_attacks(model, x.to(device_of(model)).clamp(*bounds), compiled=compiled, traced=traced)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.errors import InputError
+from brittle.models.borrow import zero_like
 
 
 class Normalize(nn.Module):
@@ -49,5 +50,5 @@ class Normalize(nn.Module):
 
 
 def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind a :class:`Normalize`: modules ``normalize`` and ``model``."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=network))
+    """The network behind a :class:`Normalize` of its type: modules ``normalize`` and ``model``."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std).to(zero_like(network)), model=network))

@@ -11,9 +11,12 @@ from torch import Tensor, fx, nn
 
 from brittle.errors import InputError, first_line
 from brittle.linear.conv_geometry import conv_geometry, has_hooks
-from brittle.models.borrow import zero_like
+from brittle.models.borrow import frozen, unwrapped, zero_like
 from brittle.models.normalize import Normalize
 from brittle.models.quantised import check_finite, has_own_arithmetic
+
+NO_ORIGINAL = "TorchScript keeps nothing of the module that it was made from; pass that module instead"
+"""Why scripted and traced modules cannot be read."""
 
 
 class NoRule(Exception):
@@ -49,6 +52,12 @@ class _Tracer(fx.Tracer):
         self.gradients = self.gradients and torch.is_grad_enabled()
         return super().create_node(kind, *args, **kwargs)
 
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        inner = unwrapped(m)
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise NoRule(f"{type(inner).__name__}: {NO_ORIGINAL}")
+        return super().call_module(inner, forward if inner is m else inner.forward, args, kwargs)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         convolution = isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) and conv_geometry(m) is not None
         return convolution or isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
@@ -58,27 +67,33 @@ def trace(model: nn.Module, input_shape: Sequence[int] | None) -> Trace:
     """Trace a network that is in evaluation mode.
 
     Args:
-        model: The network; only read.
+        model: The network; only read. Of ``DataParallel`` and ``torch.compile`` the network inside is traced.
         input_shape: Shape of one input without the batch axis, if known.
 
     Raises:
         NoRule: The module's forward cannot be traced.
         InputError: The module cannot run on ``input_shape``.
     """
-    if has_hooks(model):
-        raise NoRule(f"{type(model).__name__}: forward hooks may change what the network computes")
+    inner = unwrapped(model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise NoRule(f"{type(inner).__name__}: {NO_ORIGINAL}")
+    if has_hooks(inner):
+        raise NoRule(f"{type(inner).__name__}: forward hooks may change what the network computes")
     for name, parameter in model.named_parameters():
         if has_own_arithmetic(parameter):
             raise NoRule(f"{name}: a quantised {type(parameter).__name__}, whose products round in their own way")
     # A module of torch alone would be traced through, though it is known as a whole: it becomes a leaf of a sequence.
-    alone = not any(True for _ in model.children()) and type(model).__module__.startswith("torch.nn")
-    root, tracer = nn.Sequential(model) if alone else model, _Tracer()
+    alone = not any(True for _ in inner.children()) and type(inner).__module__.startswith("torch.nn")
+    root, tracer = nn.Sequential(inner) if alone else inner, _Tracer()
     try:
-        # Whoever traces where gradients are off must not make the forward look as if it switched them off.
-        with torch.enable_grad():
+        # Whoever traces where gradients are off must not make the forward look as if it switched them off. A forward
+        # that keeps what it computes would leave proxies among the buffers.
+        with frozen(inner), torch.enable_grad():
             graph = fx.GraphModule(root, tracer.trace(root))
+    except NoRule:
+        raise
     except Exception as error:  # tracing runs the user's forward, which may raise anything
-        raise NoRule(f"{type(model).__name__}: forward cannot be traced ({first_line(error, 120)})") from None
+        raise NoRule(f"{type(inner).__name__}: forward cannot be traced ({first_line(error, 120)})") from None
     if input_shape is None:
         return Trace(model, graph, None, tracer.gradients)
     _record_shapes(graph, model, input_shape)
@@ -102,7 +117,7 @@ def trace_unless_given(model: nn.Module, input_shape: Sequence[int] | None, trac
     if isinstance(traced, NoRule):
         raise NoRule(*traced.args)
     # Bounds of another network would be unsound without a word.
-    if traced.model is not model:
+    if unwrapped(traced.model) is not unwrapped(model):
         raise InputError(f"traced: expected the trace of this {type(model).__name__}; got another network's")
     if input_shape is not None and traced.input_shape != tuple(input_shape):
         raise InputError(f"traced: expected a trace of inputs {tuple(input_shape)}; got one of {traced.input_shape}")

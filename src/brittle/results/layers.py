@@ -138,10 +138,11 @@ class LayerResult:
 
         A flat matrix has equal singular values (p = 2: norm ``||W||_F / sqrt(spectrum)``, so the factor is at least
         1) or entries of one magnitude (p = inf: norm ``||W||_F sqrt(n / m)``; the factor is below 1 where rows are
-        sparse and equally large). Exact for the matrix; 0 stands for the zero matrix.
+        sparse and equally large). Exact for the matrix; 0 stands for the zero matrix, and for
+        one whose Frobenius norm is below or above the range of float64.
         """
         m, n = self.shape
-        if self.degenerate:
+        if self.degenerate or not 0 < self.frobenius < math.inf:
             return 0.0
         if p == 2:
             return self.filter_norm_2 * math.sqrt(self.spectrum) / self.frobenius

@@ -40,6 +40,7 @@ from brittle.bounds.lipschitz.product import product_bound
 from brittle.bounds.lipschitz.torus import convolutions, fits, is_local, least_torus, mean_over_image, spills
 from brittle.bounds.pairs.multipliers import factor
 from brittle.linear.conv_symbol import frequencies, symbol
+from brittle.models.trace import NoRule
 
 MOST_MULTIPLICATIONS = 8e11
 """Real multiplications of one recursion, about a minute on two cores; what is left then counts with its norms."""
@@ -135,7 +136,10 @@ class Walk:
         assert shape is not None
         assert state.alone is not None
         ratio = product_bound(self.ops, self.factors, 2, start=state.alone, end=number)
-        return Diagonal(number, torch.full((shape[1],), state.largest() * ratio**2, dtype=torch.float64))
+        weight = state.largest() * ratio * ratio  # a power would raise where this overflows
+        if not math.isfinite(weight):
+            raise NoRule(f"{self.ops[number].name}: squared norms exceed the range of float64")
+        return Diagonal(number, torch.full((shape[1],), weight, dtype=torch.float64))
 
     def finish(self, state: Diagonal | Joint) -> Tensor:
         """The Gram matrix of the output ``(K, K)``, or its norm's bound ``(1, 1)`` for an output with positions."""

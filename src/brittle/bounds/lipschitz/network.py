@@ -19,7 +19,7 @@ from brittle.bounds.lipschitz.arguments import Arguments, dense_chain_inputs
 from brittle.bounds.lipschitz.product import stretching_factors
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
-from brittle.models.borrow import frozen
+from brittle.models.borrow import check_usable, frozen
 from brittle.models.trace import NoRule, Trace, check_finite_weights
 from brittle.results.methods import Argument
 
@@ -122,6 +122,7 @@ def network_bounds(
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     if steps < 0:
         raise InputError(f"steps: expected a number of at least 0; got {steps}")
+    check_usable(model)
     training = frozenset(module for module in model.modules() if module.training)
     with frozen(model):
         check_finite_weights(model)

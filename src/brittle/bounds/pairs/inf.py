@@ -290,7 +290,8 @@ def _descend(
     """
     h, n = C.shape
     if block is None:
-        block = torch.randn(n, min(16, h, n), generator=torch.Generator().manual_seed(0))
+        start = torch.Generator().manual_seed(0)
+        block = torch.randn(n, min(16, h, n), generator=start, dtype=torch.float32)
     single = C.float()
     x = torch.cat([raise_to_floor(w, LEAST_WEIGHT).log() for w in weights])
     adam = torch.optim.Adam([x], lr=DESCENT_RATE)
