@@ -24,8 +24,8 @@ from brittle.linear.spectrum import WALK_ROUNDING, raised
 from brittle.models.trace import NoRule
 from brittle.results.methods import Argument
 
-MOST_FOR_TWO_STARTS = 1e10
-"""Real multiplications of one recursion, some seconds, up to which it is begun in two ways."""
+MOST_FOR_TWO_STARTS = 2e9
+"""Real multiplications of one recursion, half a second or so, up to which it is begun in two ways."""
 MOST_MARGINS = 2000
 """Classes up to which every pair gets a bound of its own."""
 WIDEST_FOR_EXPONENTS = 1024
