@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from brittle.data.batches import batches_of
 from brittle.data.load import MEAN_STD, Data, check_batch, load_data, statistics_of
 from brittle.data.readers import folders
 from brittle.errors import InputError
@@ -923,6 +924,29 @@ def test_check_batch_accepts(kind, labels):
 def test_check_batch_refuses(x, y, message):
     with pytest.raises(InputError, match=message):
         check_batch(x, y, classes=3)
+
+
+ODD = {
+    "nested": lambda: torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]),
+    "sparse": lambda: X.to_sparse(),
+    "without values": lambda: X.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_without_values_in_their_places_are_refused(kind):
+    for data in ((ODD[kind](), Y), [(ODD[kind](), Y)]):
+        with pytest.raises(InputError, match=f"data: expected a dense tensor; got one that is {kind}"):
+            list(batches_of(data, 2))
+    with pytest.raises(InputError, match=f"x: expected a dense tensor; got one that is {kind}"):
+        check_batch(ODD[kind](), Y)
+
+
+def test_tensors_that_share_a_place_are_taken_as_they_are():
+    check_batch(torch.tensor([0.5]).expand(2, 3), Y)
+    with pytest.raises(InputError, match="x: expected a floating tensor"):
+        check_batch(X.to(torch.float8_e4m3fn), Y)
 
 
 def test_check_batch_bounds_matter():

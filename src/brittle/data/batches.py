@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from brittle.data.checks import check_dense
 from brittle.data.load import OTHER_BUDGETS, Data
 from brittle.errors import InputError
 
@@ -27,6 +28,8 @@ def batches_of(data: DataLike, batch_size: int) -> Iterator[tuple[Tensor, Tensor
         x, y = data
         assert isinstance(x, Tensor)
         assert isinstance(y, Tensor)
+        check_dense(x, "data")
+        check_dense(y, "data")
         if len(x) != len(y):
             raise InputError(f"data: expected as many labels as inputs; got {len(x)} inputs and {len(y)} labels")
         for start in range(0, len(x), batch_size):
@@ -58,12 +61,15 @@ def _read_batch(batch: object) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InputError(f"data: expected batches (inputs, labels); got {type(batch).__name__}")
     x, y = batch
+    if isinstance(x, Tensor):
+        check_dense(x, "data")
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise InputError(f"data: expected inputs as a tensor (N, ...); got {type(x).__name__}")
     try:
         y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"data: expected labels as integers (N,); got {type(y).__name__}") from None
+    check_dense(y, "data")
     if y.ndim != 1 or len(y) != len(x):
         raise InputError(f"data: expected as many labels as inputs; got {len(x)} inputs and labels {tuple(y.shape)}")
     return x, y

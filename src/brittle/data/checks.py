@@ -9,6 +9,20 @@ from torch import Tensor
 
 from brittle.errors import InputError
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that inputs may have: of the smaller ones torch cannot even tell the largest value."""
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Raise unless a tensor has its values in memory, each in its place.
+
+    Raises:
+        InputError: It is nested, sparse, or has no values (device meta).
+    """
+    kinds = {"nested": tensor.is_nested, "sparse": tensor.layout != torch.strided, "without values": tensor.is_meta}
+    if kind := next((kind for kind, present in kinds.items() if present), None):
+        raise InputError(f"{name}: expected a dense tensor; got one that is {kind}")
+
 
 def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0), classes: int | None = None) -> None:
     """Raise unless ``x`` and ``y`` are labelled inputs within the bounds.
@@ -24,7 +38,10 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
     """
     if not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise InputError(f"bounds: expected (low, high) with low < high, both finite; got {bounds}")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    for name, tensor in (("x", x), ("y", y)):
+        if isinstance(tensor, Tensor):
+            check_dense(tensor, name)
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS:
         raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}")
     if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
         raise InputError(f"y: expected an integer tensor (N,); got {_kind(y)}")
