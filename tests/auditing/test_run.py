@@ -25,6 +25,7 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.models.layers import read_layers
 from brittle.results import Audit, Rate
+from brittle.results.wording import norm_name, number
 from helpers import networks
 from helpers.audits import norm_result, with_parts
 from helpers.evaluations import audit_with
@@ -566,6 +567,9 @@ def test_findings_hold_numbers_of_the_audit():
     rates += [a.clean_accuracy]
     rates += [rate for u in universal for rate in (u.fooled, u.random_mean, *u.random_fooled, u.robust)]
     rates += [norm.certified.at(norm.eps) for norm in a.norms]
+    rates += [
+        rate for norm in a.norms for eps in norm.curve.eps for rate in (*norm.curve.robust, norm.certified.at(eps))
+    ]
     tenths = {rate.percent for rate in rates}
     assert set(re.findall(r"\d+\.\d %", text)) <= tenths
     for u in (norm.best_universal for norm in a.norms):
@@ -573,6 +577,24 @@ def test_findings_hold_numbers_of_the_audit():
         assert u.random_mean.percent in text
         assert u.random_range[1].percent in text
     assert any(layer.name in re.findall(r"\b\d+\b", text) for layer in a.layers)
+
+
+def test_the_audit_says_in_one_sentence_whether_compressibility_explains_the_fragility():
+    a = digits_audit()
+    (sentence,) = [finding for finding in a.verdict.findings if "ompressib" in finding]
+    decided = a.norm(a.verdict.decided_by)
+    assert f"in {norm_name(decided.p)}" in sentence
+    assert f"lies {number(decided.lipschitz.reach / decided.eps)} budgets from a wrong one" in sentence
+    for norm in a.norms:
+        assert len(norm.responses) == len(norm.random_responses) == len(norm.class_responses) == len(a.layers)
+        for attack, random, way in zip(norm.responses, norm.random_responses, norm.class_responses, strict=True):
+            assert attack.layer == random.layer == way.layer
+            assert attack.k == random.k == way.k
+            sigma = next(layer.filter_norm_2 for layer in a.layers if layer.name == attack.layer)
+            assert all(0 < response.step <= sigma * (1 + 1e-5) for response in (attack, random, way))
+    # A random perturbation has no direction before the first layer.
+    first = a.norm(2).random_responses[0]
+    assert first.energy == pytest.approx(first.isotropic, abs=0.1)
 
 
 def test_a_network_of_zeros_is_audited():
@@ -583,5 +605,6 @@ def test_a_network_of_zeros_is_audited():
     x, _ = few(20)
     a = light(net, (x, torch.zeros(20, dtype=torch.int64)))
     assert a.clean_accuracy == Rate(20, 20)
+    assert a.verdict.level == "no better than guessing"  # every sample is of the class that it always names
     assert all(layer.degenerate for layer in a.layers)
     assert Audit.from_json(a.to_json()) == a

@@ -124,6 +124,16 @@ def test_flags_give_way_where_proof_and_attack_meet_within_a_point(proven, stand
     assert verdict.level == ("unclear" if proven == 0 else "robust")
 
 
+def test_proofs_on_a_few_of_the_samples_do_not_answer_a_doubt_about_all():
+    """16 of 16 proven leave up to 19 % of all samples open."""
+    flagged = (in_norm(RAISED, math.inf),)
+    for n, level in ((16, "unclear"), (200, "robust")):
+        searched = CertifiedCurve(math.inf, (0.1,), (Rate(n, n),), 0.2, measured=n, withstood=Rate(n, n))
+        norm = counted(200, 200, flags=flagged, certified=searched)
+        assert judge([norm], []).level == level
+        assert bool(doubts([norm])[math.inf]) == (n < 100)
+
+
 def test_an_attack_that_succeeded_needs_no_trust():
     assert judge([counted(200, 30, flags=(in_norm(RAISED, math.inf),))], []).level == "fragile"
 

@@ -114,8 +114,11 @@ def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, flo
         e, proven = norm.evaluation, norm.certified
         if not in_doubt[norm.p] or not e or not e.clean_correct:
             return survives(norm)
-        # Where proofs were sought on a part of the samples, its share stands for that of all.
-        return (proven.at(e.eps).value or 0.0) * e.n / e.clean_correct if proven else 0.0
+        if not proven or not proven.n:
+            return 0.0
+        share = proven.at(e.eps)
+        of_all = share.value if proven.n >= e.n else (share.interval or (0.0, 1.0))[0]  # searched for on a part alone
+        return (of_all or 0.0) * e.n / e.clean_correct
 
     def level_of(share: float) -> str:
         return next(level for level, smallest in LEVELS.items() if share >= smallest)

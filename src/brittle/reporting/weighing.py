@@ -70,10 +70,10 @@ def uses(norm: NormResult, layers: Sequence[LayerResult]) -> list[Use]:
 
 
 def _use(layer: LayerResult, attack: LayerResponse, random: LayerResponse, way: LayerResponse) -> Use | None:
-    if not attack.step or not way.step or not random.energy or layer.degenerate:
+    excess = layer.excess(2)  # 0 where every weight is zero, or where scales leave the range of float64
+    if not attack.step or not way.step or not random.energy or not excess:
         return None
-    i = _tenth(attack, layer)
-    excess, growth = layer.excess(2), attack.step / way.step
+    i, growth = _tenth(attack, layer), attack.step / way.step
     error = math.hypot(attack.step_error or 0.0, way.step_error or 0.0)
     unstructured = layer.filter_norm_2 / excess  # the norm of a random matrix of this shape and scale
     counts = excess >= CONCENTRATED and math.log(growth) > 1.96 * error
