@@ -2,10 +2,11 @@
 
     python benchmarks/bounds.py alignment                     # seconds a pair and norm, at widths 2048 and 4096
     python benchmarks/bounds.py table --data-root DATA        # product / Theorem 3.2 / best certified / largest found
+    python benchmarks/bounds.py steps --data-root DATA        # what steps of optimisation gain, and cost
     python benchmarks/bounds.py resnet                        # both certificates of a ResNet18 at 32 x 32
 
-The networks of ``table`` are trained once and kept in ``--cache``. Seconds are of this
-machine: one core's time for ``alignment``, else the clock's.
+The networks of ``table`` are trained once and kept in ``--cache``; those of ``steps`` are of ``certified.py networks``.
+Seconds are of this machine: one core's time for ``alignment`` and ``steps``, else the clock's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from certified import SUBJECTS, load
 from torch import Tensor, nn
 
 import brittle
@@ -146,6 +148,38 @@ def _row(name: str, accuracy: float, bound: Any, largest: float, seconds: float)
     return "| " + " | ".join([*cells, f"{largest:.4g}", *ratios, f"{seconds:.0f}"]) + " |"
 
 
+def steps(arguments: argparse.Namespace) -> None:
+    """Both norms' bounds and mean margins after several numbers of steps, beside the largest sensitivity found."""
+    torch.set_num_threads(1)
+    test = brittle.load_data("mnist", root=arguments.data_root, split="test")
+    print(
+        "| network | norm | product | steps | bound | mean margin | argument | found | seconds |\n" + "|---" * 9 + "|"
+    )
+    for name in arguments.names:
+        network = load(name, arguments.cache)
+        for p in (2.0, INF):
+            largest = found(network, test, p)
+            for number in arguments.steps:
+                bound, seconds = clocked(
+                    lambda network=network, p=p, number=number: brittle.lipschitz_upper_bound(
+                        network, p, input_shape=(1, 28, 28), steps=number
+                    ),
+                    time.process_time,
+                )
+                margin = float(bound.margins.sum() / bound.margins.count_nonzero())
+                numbers = [f"{dict(bound.arguments)['product of norms']:.4g}", number, f"{bound.upper:.5g}"]
+                cells = [
+                    name,
+                    f"{p:g}",
+                    *numbers,
+                    f"{margin:.5g}",
+                    bound.attained_by,
+                    f"{largest:.4g}",
+                    f"{seconds:.2f}",
+                ]
+                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
 def resnet(arguments: argparse.Namespace) -> None:
     """Both certificates of an untrained ResNet18 in CIFAR form."""
     torch.manual_seed(0)
@@ -158,7 +192,7 @@ def resnet(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("alignment")
@@ -172,6 +206,12 @@ def main() -> None:
     command.add_argument("--kinds", nargs="+", default=list(KINDS))
     command.add_argument("--steps", type=int, default=60)
     command.set_defaults(run=table)
+    command = commands.add_parser("steps")
+    command.add_argument("--data-root", type=Path, required=True)
+    command.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
+    command.add_argument("--names", nargs="+", default=list(SUBJECTS))
+    command.add_argument("--steps", type=int, nargs="+", default=[0, 50])
+    command.set_defaults(run=steps)
     command = commands.add_parser("resnet")
     command.add_argument("--base", type=int, default=64)
     command.set_defaults(run=resnet)
