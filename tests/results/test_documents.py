@@ -51,7 +51,17 @@ def test_certified_accuracy_between_two_budgets_is_that_of_the_larger():
     assert CERTIFIED.at(0) == Rate(912, 1000)
     assert CERTIFIED.at(0.3) == CERTIFIED.at(0.4) == Rate(200, 1000)
     assert CERTIFIED.at(7.0) == Rate(0, 1000)
-    assert CERTIFIED.undecided(full().norm(2).evaluation) == Rate(583 - 121, 1000)
+    norm = full().norm(2)
+    assert CERTIFIED.undecided(norm.evaluation) == norm.undecided == Rate(583 - 121, 1000)
+    assert norm.proven == Rate(121, 1000)
+    # Radii searched for on some samples, while proofs at the budget spared more samples of all the attack.
+    some = replace(CERTIFIED, certified=tuple(Rate(1, 10) for _ in CERTIFIED.eps), measured=10, withstood=Rate(6, 10))
+    spared = replace(norm, certified=some, evaluation=replace(norm.evaluation, proven=300))
+    assert (spared.proven, spared.undecided) == (Rate(300, 1000), Rate(283, 1000))
+    fewer = replace(norm, certified=some)
+    assert (fewer.proven, fewer.undecided) == (Rate(1, 10), Rate(5, 10))
+    assert full().norm(math.inf).proven is None
+    assert full().norm(math.inf).undecided is None
     assert CertifiedCurve(2.0, (), (), None).at(1.0) == Rate(0, 0)
 
 

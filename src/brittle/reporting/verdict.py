@@ -94,10 +94,10 @@ def doubts(norms: Sequence[NormResult], flags: Sequence[Flag] = ()) -> dict[floa
 
 def _stands(norm: NormResult) -> bool:
     """Whether the samples between proof and attack are so few that the robust accuracy needs no trust."""
-    e, proven = norm.evaluation, norm.certified
-    if not e or not e.n or not proven:
+    e, undecided = norm.evaluation, norm.undecided
+    if not e or not e.n or undecided is None:
         return False
-    undecided = proven.undecided(e)  # of the samples that proofs were searched for: too few of them say little of all
+    # Proofs may have been searched for on a part of the samples: too few of them say little of all.
     return undecided.hits <= MEET * undecided.n and undecided.n >= min(e.n, FEWEST_TO_STAND)
 
 
@@ -111,13 +111,12 @@ def _level(norms: Sequence[NormResult], flags: Sequence[Flag]) -> tuple[str, flo
 
     def is_sure(norm: NormResult) -> float:
         """The share that survives; where the attack is in doubt, the share that is proven to."""
-        e, proven = norm.evaluation, norm.certified
+        e, proven = norm.evaluation, norm.proven
         if not in_doubt[norm.p] or not e or not e.clean_correct:
             return survives(norm)
-        if not proven or not proven.n:
+        if not proven:
             return 0.0
-        share = proven.at(e.eps)
-        of_all = share.value if proven.n >= e.n else (share.interval or (0.0, 1.0))[0]  # searched for on a part alone
+        of_all = proven.value if proven.n >= e.n else (proven.interval or (0.0, 1.0))[0]  # of a part, its interval
         return (of_all or 0.0) * e.n / e.clean_correct
 
     def level_of(share: float) -> str:
@@ -194,16 +193,17 @@ def _attacked_and_proven(norms: Sequence[NormResult]) -> Iterator[str]:
         parts.append(f"who may {ball} turns {lost.percent} of the right answers wrong ({lost.counts})")
     if parts:
         yield f"An attacker {', one '.join(parts)}."
-    pairs = [
-        (norm.evaluation, norm.certified)
+    certified = [
+        norm
         for norm in norms
         if norm.evaluation and norm.evaluation.n and norm.certified and norm.certified.median_radius is not None
     ]
+    pairs = [(norm.evaluation, norm.certified) for norm in certified if norm.evaluation and norm.certified]
     if pairs:
         radii = " and ".join(f"{number(curve.median_radius, 'lower')} in {norm_name(e.p)}" for e, curve in pairs)
         budgets = " and ".join(budget(e.eps) for e, _ in pairs)
-        shares = " and ".join(curve.at(e.eps).percent for e, curve in pairs)
-        points = " and ".join(curve.undecided(e).percent.removesuffix(" %") for e, curve in pairs)
+        shares = " and ".join(norm.proven.percent for norm in certified if norm.proven)
+        points = " and ".join(norm.undecided.percent.removesuffix(" %") for norm in certified if norm.undecided)
         yield (
             f"Proven: half of the right answers withstand every change below {radii}. Within the standard"
             f" {'budget' if len(pairs) == 1 else 'budgets'} {budgets}, {shares} of the samples are proven robust, which"
@@ -219,7 +219,7 @@ def _proven_to_attacked(norm: NormResult) -> list[str]:
     sides: list[str] = []
     if norm.curve and norm.certified and norm.certified.n:
         for eps, attacked in zip(norm.curve.eps, norm.curve.robust, strict=True):
-            proven = norm.certified.at(eps)
+            proven = (eps == norm.eps and norm.proven) or norm.certified.at(eps)
             met = (proven.value or 0.0) >= (attacked.value or 0.0)  # proofs may have been sought on a part alone
             low = "" if met else f"{proven.percent.removesuffix(' %')} to "
             sides.append(f"{low}{attacked.percent} within {budget(eps)}")
@@ -232,7 +232,7 @@ def _searched(pairs: Sequence[tuple[Evaluation, CertifiedCurve]]) -> str:
     """On how many samples proofs were searched for, where not on all; and where on none, why."""
     some = [f"{curve.n} of the {e.n} samples in {norm_name(e.p)}" for e, curve in pairs if curve.n < e.n]
     none = [f" Sample by sample no proof was tried in {norm_name(e.p)}: {c.untried}." for e, c in pairs if c.untried]
-    return (f" Proofs were searched for on {' and '.join(some)}, spread over all." if some else "") + "".join(none)
+    return (f" Radii were searched for on {' and '.join(some)}, spread over all." if some else "") + "".join(none)
 
 
 def _explanation(level: str, deciding: Sequence[NormResult], layers: Sequence[LayerResult]) -> Iterator[str]:

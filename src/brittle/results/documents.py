@@ -191,6 +191,30 @@ class NormResult:
     class_responses: tuple[LayerResponse, ...] = ()
 
     @property
+    def proven(self) -> Rate | None:
+        """The certified accuracy at the standard budget; None without a certificate.
+
+        Of the samples whose radii were searched for, or of all samples where more of them needed no attack.
+        """
+        e, curve = self.evaluation, self.certified
+        if e is None or (curve is None and not e.proven):
+            return None
+        of_all, searched = Rate(e.proven, e.n), Rate(0, 0) if curve is None else curve.at(e.eps)
+        return of_all if (of_all.value or 0.0) > (searched.value or 0.0) or not searched.n else searched
+
+    @property
+    def undecided(self) -> Rate | None:
+        """Samples that withstood the attack at the standard budget without being proven robust, of those that
+        :attr:`proven` counts; None without a certificate.
+        """
+        e, curve, proven = self.evaluation, self.certified, self.proven
+        if e is None or proven is None:
+            return None
+        if curve is not None and proven == curve.at(e.eps):
+            return curve.undecided(e)
+        return Rate(e.robust_correct - e.proven, e.n)
+
+    @property
     def best_universal(self) -> UniversalResult | None:
         """The universal perturbation that fools most, of all kinds that were tried; None where none was."""
         return max(self.universal, key=lambda result: result.fooled.hits, default=None)
