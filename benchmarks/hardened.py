@@ -1,23 +1,28 @@
 """Attacks on networks that were trained to be certifiably robust, where gradients are known to mislead.
 
-    python benchmarks/hardened.py train --data-root DATA --zoo ZOO    # the networks that are missing
+    python benchmarks/hardened.py train --data-root DATA --zoo ZOO      # the networks that are missing
+    python benchmarks/hardened.py compare --data-root DATA --zoo ZOO    # batteries beside a long Square
 
 Interval bound propagation (Gowal et al. 2018): the loss is ``k CE(f(x)) + (1 - k) CE(worst logits of the box)``, the
 budget grows from 0 to its end and k falls from 1 to 0.5 during the first 60 % of the steps. DATA holds
-``MNIST/raw``. The networks are small enough for one core: 3 to 5 minutes each.
+``MNIST/raw``. The networks are small enough for one core: 1 to 5 minutes each. ``compare`` also wants the networks of
+``benchmarks/certified.py`` in ZOO.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
+import math
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
+import certified
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import brittle
 
 HARDENED = {
     "ibp_mlp_0.1": ("mlp", 0.1, 16),
@@ -27,6 +32,14 @@ HARDENED = {
     "ibp_conv_0.1": ("conv", 0.1, 6),
 }
 """File name: architecture, l_inf budget at the end of the training, epochs."""
+CASES = [
+    ("ibp_conv_0.2", 2, 2.0), ("ibp_conv_0.3", 2, 1.0), ("ibp_conv_0.3", 2, 2.0), ("ibp_mlp_0.1", 2, 2.0),
+    ("ibp_conv_0.2", 2, 1.0), ("ibp_conv_0.1", 2, 2.0), ("ibp_mlp_0.2", 2, 1.0),
+    ("ibp_conv_0.2", math.inf, 0.1), ("ibp_conv_0.3", math.inf, 0.3), ("ibp_mlp_0.1", math.inf, 0.1),
+    ("fcn2x100", 2, 0.5), ("fcn2x100", math.inf, 0.03), ("adv3x100", 2, 1.0), ("adv3x100", math.inf, 0.1),
+    ("conv", 2, 1.0), ("conv", math.inf, 0.05), ("advconv", 2, 1.5), ("advconv", math.inf, 0.1),
+]  # fmt: skip
+"""Network, norm and budget."""
 
 
 def build(kind: str) -> nn.Sequential:
@@ -83,17 +96,9 @@ def train(kind: str, eps: float, epochs: int, x: Tensor, y: Tensor) -> nn.Sequen
 
 
 def mnist(root: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images ``(N, 1, 28, 28)`` in [0, 1] and labels of the part ``train`` or ``t10k``."""
-
-    def read(name: str) -> bytes:
-        path = root / "MNIST" / "raw" / name
-        return (
-            path.read_bytes() if path.is_file() else gzip.decompress(path.with_suffix(path.suffix + ".gz").read_bytes())
-        )
-
-    images = np.frombuffer(read(f"{part}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    labels = np.frombuffer(read(f"{part}-labels-idx1-ubyte"), np.uint8, offset=8)
-    return torch.tensor(images).float() / 255, torch.tensor(labels).long()
+    """Images ``(N, 1, 28, 28)`` in [0, 1] and labels of the part ``train`` or ``test``."""
+    data = brittle.load_data("mnist", root=root, split="test" if part == "t10k" else part)
+    return data.inputs, data.labels
 
 
 def load(name: str, zoo: Path) -> nn.Sequential:
@@ -127,14 +132,47 @@ def train_missing(root: Path, zoo: Path) -> None:
         )
 
 
+def compare(root: Path, zoo: Path, samples: int, names: list[str]) -> None:
+    """Robust samples under plain gradients, ``fast``, ``standard`` and a long Square, with passes and seconds."""
+    x, y = (part[:samples] for part in mnist(root, "test"))
+    plain = [partial(brittle.apgd, loss=loss) for loss in ("ce", "dlr")]
+    long = partial(brittle.square, queries=20_000)
+    print("network | norm | eps | plain | fast | standard | 20,000 queries alone | of standard's survivors these break")
+    for name, p, eps in CASES:
+        if name not in names:
+            continue
+        model = load(name, zoo) if name in HARDENED else certified.load(name, zoo)
+        found = {}
+        for label, attacks in (("plain", plain), ("fast", "fast"), ("standard", "standard"), ("queries", long)):
+            if label == "queries" and name not in HARDENED:
+                continue
+            started = time.perf_counter()
+            threat = brittle.Threat(attacks, p=p)
+            found[label] = brittle.evaluate(model, (x, y), threat, eps=eps, execution=brittle.Execution(certify=False))
+            e = found[label]
+            seconds = time.perf_counter() - started
+            print(f"    {label}: {e.robust_correct} of {e.clean_correct} right; {e.misled} attacked further;"
+                  f" {e.backwards} passes with gradient, {e.forwards} without, {seconds:.1f} s", flush=True)  # fmt: skip
+        robust = [str(e.robust_correct) for e in found.values()]
+        if "queries" in found:
+            pairs = zip(found["standard"].samples, found["queries"].samples, strict=True)
+            robust.append(str(sum(s.adversarial_margin > 0 >= q.adversarial_margin for s, q in pairs)))
+        print(" | ".join([name, f"{p:g}", f"{eps:g}", *robust]), flush=True)
+
+
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "compare"])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--names", nargs="+", default=[*dict.fromkeys(case[0] for case in CASES)])
     arguments = parser.parse_args()
-    train_missing(arguments.data_root, arguments.zoo)
+    if arguments.what == "train":
+        train_missing(arguments.data_root, arguments.zoo)
+    else:
+        compare(arguments.data_root, arguments.zoo, arguments.samples, arguments.names)
 
 
 if __name__ == "__main__":
