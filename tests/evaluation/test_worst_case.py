@@ -15,7 +15,7 @@ from brittle.errors import InputError
 from brittle.evaluation.accuracy import evaluate
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
-from brittle.evaluation.worst_case import WorstCase, correct, worst_case
+from brittle.evaluation.worst_case import WorstCase, correct, go_on, worst_case
 from brittle.linear.norms import lp_norm
 from brittle.models.borrow import frozen
 from brittle.models.forward import Counted, logits_of
@@ -581,3 +581,45 @@ def test_fast_breaks_what_gradients_alone_do_not(eps, robust):
     plain = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
     assert evaluate(Threshold(), (x, y), Threat(plain, p=2), eps=eps, execution=execution).robust_correct == 12
     assert evaluate(Threshold(), (x, y), Threat("fast", p=2), eps=eps, execution=execution).robust_correct == robust
+
+
+# --- going on with all survivors ---------------------------------------------------------------------------------
+
+
+def test_going_on_attacks_the_unproven_survivors_alone_and_keeps_what_is_worse():
+    x, y = torch.tensor([[0.0], [0.3], [0.0], [0.7], [0.1]]), torch.zeros(5, dtype=torch.long)
+    seen: list[int] = []
+    threat = Threat((towards(0.5, []),), further=(towards(0.2, []), towards(0.7, seen)))
+    before = worst_case(halves, x, y, threat.instead(threat.battery), 0.6, proven=torch.arange(5) == 2)
+    assert before.attack.tolist() == [-1, 0, -1, -1, -1]
+    after = go_on(halves, before, threat, 0.6)
+    assert seen == [0, 4]
+    assert after.attack.tolist() == [-1, 0, -1, -1, 2]  # 0.1 + 0.42 is past 0.5
+    assert after.robust_correct.tolist() == [True, False, True, False, False]
+    assert after.misled.tolist() == [True, False, False, False, True]
+    torch.testing.assert_close(after.x_adv[:, 0], torch.tensor([0.42, 0.6, 0.0, 0.7, 0.52]))
+    assert after.forwards > before.forwards
+    assert before.attack.tolist() == [-1, 0, -1, -1, -1]  # what was given is left as it was
+    assert before.x_adv[4] == pytest.approx(0.4)
+
+
+def test_going_on_without_survivors_costs_nothing():
+    x, y = torch.full((3, 1), 0.4), torch.zeros(3, dtype=torch.long)
+    threat = Threat((towards(1.0, []),), further=(towards(1.0, []),))
+    worst = worst_case(halves, x, y, threat.instead(threat.battery), 0.5)
+    assert go_on(halves, worst, threat, 0.5) is worst
+
+
+def test_pieces_of_a_worst_case_join_to_the_whole():
+    x, y = few(10)
+    whole = worst_case(mlp(), x, y, Threat(SEARCH), EPS[math.inf])
+    joined = WorstCase.joined([whole.between(0, 4), whole.between(4, 10)])
+    for name, values in vars(whole).items():
+        if isinstance(values, Tensor):
+            assert torch.equal(getattr(joined, name), values)
+    assert (joined.forwards, joined.backwards) == (0, 0)
+
+
+def test_other_attacks_of_the_same_attacker_run_alone():
+    threat = Threat((apgd, pgd), p=2, restarts=3, bounds=(-1.0, 1.0), seed=4, further=(square,))
+    assert threat.instead([fgsm]) == Threat((fgsm,), p=2, bounds=(-1.0, 1.0), seed=4)

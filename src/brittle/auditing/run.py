@@ -18,6 +18,7 @@ from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
 from brittle.evaluation.accuracy import check_norms, choose_attacks
+from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
@@ -287,6 +288,8 @@ class _Closer:
             flags, unchecked = honesty_flags(
                 self.network, worst, threat, eps, curve=curve, of_model=of_model, execution=self.execution
             )
+            case, parts, worst = go_on_with_queries(self.network, case, parts, worst, flags, execution=self.execution)
+            threat, evaluation, curve = case.threat, summarise(parts, case.threat, eps), add_curves(case, parts)
             progress(f"{label} honesty", 1, 1)
         responses, silent_layers = self.responses(worst, threat, eps)
         progress(f"{label} directions", 1, 1)
@@ -328,7 +331,7 @@ class _Closer:
         """Examples for the samples ``rows``; those that were left out, being proven robust, are attacked now."""
         x_adv, left_out = worst.x_adv[rows], worst.proven[rows].nonzero()[:, 0]
         if len(left_out):
-            samples, first_attack = rows[left_out], replace(threat, attacks=threat.battery[:1], restarts=1)
+            samples, first_attack = rows[left_out], threat.instead(threat.battery[:1])
             x, y, ids = worst.x[samples], worst.y[samples], worst.ids[samples.cpu()]
             quiet = replace(self.execution, progress=None)
             x_adv[left_out] = worst_case(self.network, x, y, first_attack, eps, ids=ids, execution=quiet).x_adv

@@ -85,6 +85,10 @@ class Threat:
         assert isinstance(self.attacks, tuple)
         return self.attacks
 
+    def instead(self, attacks: Sequence[Attack]) -> Threat:
+        """The same attacker with these attacks alone, run once."""
+        return replace(self, attacks=tuple(attacks), steps=None, restarts=1, further=())
+
     @property
     def names(self) -> list[str]:
         """What the attacks are called: those of the battery, then the further ones."""
@@ -191,7 +195,9 @@ def bound_options(attack: Attack) -> set[str]:
 def attack_name(attack: Attack) -> str:
     """``apgd``, or ``apgd(loss='dlr', steps=50)`` for an attack with bound options."""
     if isinstance(attack, functools.partial):
-        options = ", ".join(f"{name}={value!r}" for name, value in attack.keywords.items())
+        shown = {name: f"{len(value)} inputs" if isinstance(value, Tensor) else repr(value)
+                 for name, value in attack.keywords.items()}  # fmt: skip
+        options = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{attack_name(attack.func)}({options})"
     return getattr(attack, "__name__", type(attack).__name__)
 

@@ -48,7 +48,7 @@ class WorstCase:
         attack: Which attack broke the sample, ``(N,)``, as ``Threat.names`` counts them; -1 for none.
         restart: In which restart, ``(N,)``; -1 for none.
         proven: Samples that were not attacked because a certificate covers the budget, ``(N,)``.
-        misled: Samples that ``Threat.further`` is for, ``(N,)``: the trial came clearly closer than all before it.
+        misled: Samples that were attacked further ``(N,)``: a trial, or queries, came clearly closer than gradients.
         rejected: Examples that were outside the budget, the bounds or the finite numbers.
         forwards: Samples put through the network without gradient.
         backwards: Samples put through the network with a gradient.
@@ -77,6 +77,11 @@ class WorstCase:
         names = [f.name for f in dataclasses.fields(WorstCase) if f.name not in counts]
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return replace(parts[0], **joined, **{name: sum(getattr(part, name) for part in parts) for name in counts})
+
+    def between(self, start: int, stop: int) -> WorstCase:
+        """The samples number ``start`` to ``stop - 1``; what they cost is not known, and counts as nothing."""
+        tensors: dict[str, Any] = {name: t[start:stop] for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **tensors, rejected=0, forwards=0, backwards=0)
 
     def to(self, device: torch.device | str) -> WorstCase:
         """The same with all tensors on that device."""
@@ -168,6 +173,40 @@ def worst_case(
             forwards=state.judge.forwards + state.searched.forwards,
             backwards=state.judge.backwards + state.searched.backwards,
         )
+
+
+def go_on(
+    model: Model | Network, worst: WorstCase, threat: Threat, eps: float, *, execution: Execution = Execution()
+) -> WorstCase:
+    """Run a threat's further attacks on all survivors that are not proven, and keep what is worse.
+
+    Args:
+        model: As :func:`worst_case`.
+        worst: What the threat's other attacks have left.
+        threat: Attacks one by one; at least one further one.
+        eps: The budget.
+        execution: Samples at once.
+
+    Returns:
+        The worst case of all attacks; these survivors count as ``misled``.
+    """
+    rows = (worst.robust_correct & ~worst.proven).nonzero()[:, 0]
+    if len(rows) == 0:
+        return worst
+    x, y, ids = worst.x[rows], worst.y[rows], worst.ids[rows.cpu()]
+    later = worst_case(model, x, y, threat.instead(threat.further), eps, ids=ids, execution=execution)
+    names = ("x_adv", "adversarial_logits", "attack", "restart", "misled")
+    merged: dict[str, Any] = {name: getattr(worst, name).clone() for name in names}
+    closer = margins(later.adversarial_logits, y) < margins(worst.adversarial_logits[rows], y)
+    closer |= ~later.robust_correct
+    merged["misled"][rows] = True
+    for name in names[:2]:
+        merged[name][rows[closer]] = getattr(later, name)[closer]
+    broken = rows[later.attack >= 0]
+    merged["attack"][broken] = len(threat.battery) + later.attack[later.attack >= 0]
+    merged["restart"][broken] = 0
+    counts = {name: getattr(worst, name) + getattr(later, name) for name in ("rejected", "forwards", "backwards")}
+    return replace(worst, **merged, **counts)
 
 
 @dataclass

@@ -122,7 +122,7 @@ class Evaluation:
     def summary(self) -> str:
         """One line: budget, clean and robust accuracy, and how many samples are proven robust or attacked further."""
         proven = f"; {self.proven} proven robust" if self.proven else ""
-        misled = f"; {self.misled} attacked further, along smoothed gradients" if self.misled else ""
+        misled = f"; {self.misled} attacked further, since gradients mislead" if self.misled else ""
         accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
         return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}{misled}"
 

@@ -132,6 +132,8 @@ def default_queries(worst: WorstCase, threat: Threat) -> tuple[tuple[Attack, ...
     return (walk, first), (then,)
 
 
+BY_QUERIES = "queries against gradients"
+"""The check whose raised flag lets the evaluation go on with queries."""
 CHECKS = (
     Check(
         "zero gradients",
@@ -202,7 +204,7 @@ CHECKS = (
         attack_whole_range,
     ),
     Check(
-        "queries against gradients",
+        BY_QUERIES,
         "An attack by queries alone knows less; if it breaks what the others left, these were misled or too short.",
         attack_by_queries,
     ),

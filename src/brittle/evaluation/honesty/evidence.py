@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -81,7 +81,7 @@ class Evidence:
     def broken(self, rows: Tensor, attacks: tuple[Attack, ...], eps: float | None = None) -> Tensor:
         """Which of the samples ``rows`` the attacks break within ``eps`` (the budget, by default), ``(n,)``."""
         x, y, ids = self.worst.x[rows], self.worst.y[rows], self.worst.ids[rows.cpu()]
-        threat, eps = replace(self.threat, attacks=attacks, restarts=1), self.eps if eps is None else eps
+        threat, eps = self.threat.instead(attacks), self.eps if eps is None else eps
         return ~worst_case(self.network, x, y, threat, eps, ids=ids, execution=self.execution).robust_correct
 
     def broken_soon(self, *losses: str, random_start: bool = True, eps: float | None = None) -> Tensor:
