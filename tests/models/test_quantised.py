@@ -166,9 +166,10 @@ def test_packed_weights_are_in_the_fingerprint():
     assert fingerprint(0) == fingerprint(0) != fingerprint(1)
 
 
-def test_a_network_without_gradients_is_an_error_of_one_line():
-    with pytest.raises(InputError, match="differentiable operations"):
-        brittle.audit(dynamic(dense()), (torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)))
+def test_a_gradient_attack_alone_on_a_network_without_gradients_is_an_error_of_one_line():
+    for attack in (brittle.apgd, brittle.pgd):
+        with pytest.raises(InputError, match="differentiable operations"):
+            attack(dynamic(dense()), torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64), eps=0.1, p=2)
 
 
 # --- other ways to keep a matrix ----------------------------------------------------------------------------

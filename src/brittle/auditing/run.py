@@ -49,6 +49,7 @@ from brittle.results import (
     Rate,
     SecurityCurve,
     Setting,
+    UniversalResult,
 )
 from brittle.results.methods import UniversalKind
 from brittle.results.wording import norm_name
@@ -66,6 +67,15 @@ ASCENT_WEIGHTS = 4e7
 """Most parameters times ascents."""
 JACOBIANS_AT_ONCE = 32
 """Samples whose Jacobians are held at once."""
+NO_GRADIENTS = "the network cannot be differentiated"
+"""Why some of it is not measured of quantised networks, scripted ones without gradients and the like."""
+QUERIES_ALONE = Flag(
+    "attacked by queries alone",
+    True,
+    "The network has no gradients, and no copy in real numbers could be made of it.",
+    "Attacks that follow gradients usually break many more samples.",
+)
+"""Raised where nothing but the network's answers could be asked for."""
 NEED_DATA = (
     "clean and robust accuracy",
     "security curve",
@@ -244,7 +254,7 @@ def _attack_and_look(
         del outcomes  # hundreds of megabytes a norm: the pieces go when they are joined, and all before the next norm
         looks.append(closer.look(case, parts, worst, certificates[case.threat.p], of_model=not looks))
         del worst
-    return [look.norm for look in looks], looks[0].flags, _unavailable(looks, certificates, closer.honesty)
+    return [look.norm for look in looks], looks[0].flags, _unavailable(looks, certificates, closer)
 
 
 @dataclass(frozen=True)
@@ -291,16 +301,22 @@ class _Closer:
             case, parts, worst = go_on_with_queries(self.network, case, parts, worst, flags, execution=self.execution)
             threat, evaluation, curve = case.threat, summarise(parts, case.threat, eps), add_curves(case, parts)
             progress(f"{label} honesty", 1, 1)
+        if of_model and not self.network.gradients and self.network.fast is self.network.model:
+            flags = (*flags, QUERIES_ALONE)
         responses, silent_layers = self.responses(worst, threat, eps)
         progress(f"{label} directions", 1, 1)
-        universal = judge_universal(
-            self.model, (worst.x, worst.y), p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
-        )
+        universal: Sequence[UniversalResult] = ()
+        lipschitz = _certified(bound)
+        if self.network.gradients:
+            universal = judge_universal(
+                self.model, (worst.x, worst.y), p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
+            )
+            lipschitz = _add_local_norms(lipschitz, self.model, worst, threat)
         progress(f"{label} universal", 1, 1)
         norm = NormResult(
             p=threat.p,
             eps=eps,
-            lipschitz=_add_local_norms(_certified(bound), self.model, worst, threat),
+            lipschitz=lipschitz,
             evaluation=evaluation,
             curve=curve,
             certified=certified_curve(evaluation, [*curve.eps]),
@@ -354,7 +370,7 @@ def add_curves(case: Case, parts: Sequence[Part]) -> SecurityCurve:
 
 
 def _unavailable(
-    looks: Sequence[_Look], certificates: Mapping[float, NetworkBound], honesty: bool
+    looks: Sequence[_Look], certificates: Mapping[float, NetworkBound], closer: _Closer
 ) -> list[NotMeasured]:
     """What could not be measured although there are data, with the reasons."""
     missing = []
@@ -366,7 +382,9 @@ def _unavailable(
         if untried:
             missing.append(NotMeasured(f"{norm_name(norm.p)} proofs sample by sample", untried))
     universal = [result for look in looks for result in look.norm.universal]
-    if not universal:
+    if not closer.network.gradients:
+        missing += [NotMeasured(what, NO_GRADIENTS) for what in ("local gradient norms", "universal perturbations")]
+    elif not universal:
         missing.append(NotMeasured("universal perturbations", "needs two samples: one to fit on, one to judge by"))
     elif all(result.kind != UniversalKind.DATA_FREE for result in universal):
         why = "the first layer is no affine function of the input, or a constant"
@@ -374,7 +392,7 @@ def _unavailable(
     silent_layers = dict.fromkeys(layer for look in looks for layer in look.silent_layers)
     missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in silent_layers]
     unchecked = [check for look in looks for check in look.unchecked]
-    return missing + (unchecked if honesty else [NotMeasured("honesty flags", "switched off")])
+    return missing + (unchecked if closer.honesty else [NotMeasured("honesty flags", "switched off")])
 
 
 def _with_warnings(norm: NormResult, tally: Tally, glance: Glance) -> NormResult:

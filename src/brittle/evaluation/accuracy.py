@@ -18,10 +18,12 @@ from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk
 from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
-from brittle.evaluation.threat import Threat, for_classes
+from brittle.evaluation.threat import Threat, for_classes, without_gradients
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import Model, device_of, frozen, unwrapped
 from brittle.models.forward import logits_of
+from brittle.models.network import SAMPLES
+from brittle.models.twin import differentiable_twin, has_gradients
 from brittle.results import AttackResult, Evaluation, NotMeasured
 
 
@@ -129,7 +131,8 @@ def attack(
 
 
 def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:
-    """The threat with its attacks one by one, and what a preset leaves out for the network's number of classes.
+    """The threat with its attacks one by one, and what a preset leaves out, for the network's number of
+    classes or because it has no gradients.
 
     Args:
         threat: Names a preset, or holds attacks and is returned as it is.
@@ -138,9 +141,13 @@ def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat
     """
     if not isinstance(threat.attacks, str):
         return threat, ()
-    device = device_of(model)
-    logits = logits_of(model, samples.x[:1].to(device), samples.y[:1].to(device))
-    return for_classes(threat, logits.shape[1])
+    x = samples.x[:SAMPLES].to(device_of(model)).clamp(*threat.bounds)
+    logits = logits_of(model, x[:1], samples.y[:1].to(x.device))
+    chosen, left_out = for_classes(threat, logits.shape[1])
+    if has_gradients(model, x):
+        return chosen, left_out
+    chosen, missing = without_gradients(chosen, threat.attacks, differentiable_twin(model, x) is not None)
+    return chosen, left_out + missing
 
 
 def check_norms(p: float | Sequence[float]) -> tuple[float, ...]:

@@ -31,6 +31,8 @@ PRESETS = {
     "classes (200 steps each), along smoothed gradients with both losses (300 steps each), Square (10,000 queries)",
 }
 """What each preset runs, cheapest first."""
+QUERIES = {"fast": 1000, "standard": 5000, "thorough": 10000}
+"""Queries of Square on a network without gradients, by preset."""
 TRIAL = 12
 """Steps of a full attack for one of the trial that tells where plain gradients mislead: 8 of 100, rounded down."""
 
@@ -110,6 +112,26 @@ def for_classes(threat: Threat, classes: int) -> tuple[Threat, tuple[NotMeasured
     return replace(threat, attacks=attacks, steps=None, further=further), missing
 
 
+def without_gradients(threat: Threat, named: str, twin: bool) -> tuple[Threat, tuple[NotMeasured, ...]]:
+    """The attacks of a preset on a network that has no gradients, and what cannot be measured.
+
+    Args:
+        threat: The preset's attacks one by one.
+        named: The preset's name.
+        twin: Whether there is a copy in real numbers to search on; every example is judged by the network itself.
+    """
+    battery = threat.battery[:-1] if threat.further else threat.battery  # no trial: the copy's gradients are plain
+    queries = tuple(attack for attack in battery if is_by_queries(attack))
+    queries = queries or (partial(square, queries=QUERIES[named]),)
+    if twin:
+        on_copy = tuple(attack for attack in battery if not is_by_queries(attack))
+        why = "the network has none: they were taken on a copy in real numbers, and its examples judged by the network"
+        return replace(threat, attacks=on_copy + queries, further=()), (NotMeasured("gradients of the network", why),)
+    why = "the network has no gradients, and no copy in real numbers could be made of it"
+    left_out = [attack_name(attack) for attack in battery if not is_by_queries(attack)]
+    return replace(threat, attacks=queries, further=()), tuple(NotMeasured(name, why) for name in left_out)
+
+
 def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Attack, ...], tuple[tuple[str, str], ...]]:
     """The attacks of a preset that a network with that many classes admits.
 
@@ -180,6 +202,11 @@ def passes_of(threat: Threat) -> float:
 def unbind(attack: Attack) -> Attack:
     """The function behind the options that ``functools.partial`` bound."""
     return unbind(attack.func) if isinstance(attack, functools.partial) else attack
+
+
+def is_by_queries(attack: Attack) -> bool:
+    """Whether an attack asks for nothing but logits."""
+    return unbind(attack) is square
 
 
 def is_ours(attack: Attack) -> bool:

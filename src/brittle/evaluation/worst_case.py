@@ -21,7 +21,7 @@ from brittle.attacks.region import check_budget
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
-from brittle.evaluation.threat import Attack, Threat, bound_options, for_classes, is_ours
+from brittle.evaluation.threat import Attack, Threat, bound_options, for_classes, is_by_queries, is_ours
 from brittle.linear.norms import distances
 from brittle.models.borrow import Model, frozen
 from brittle.models.forward import Counted, in_parts, logits_of
@@ -113,7 +113,8 @@ def worst_case(
     """Attack samples and keep, for every one, the worst accepted example.
 
     This package's attacks search on the network's fast copy; every example is judged by the network itself, and a
-    sample that only the copy took for broken is attacked again on the network. Other attacks get the network itself.
+    sample that only the copy took for broken is attacked again on the network. Other attacks get the network itself,
+    and so do attacks by queries on a network without gradients.
 
     Args:
         model: Network from ``(N, ...)`` to logits ``(N, classes)``, left bit-equal; or one that is ready.
@@ -276,10 +277,12 @@ class _State:
         ours, model = is_ours(attack), self.network.model
         # Attacks of others may look into a module; a plain callable is counted.
         target = self.searched if ours else model if isinstance(model, nn.Module) else self.judge
+        if not self.network.gradients and is_by_queries(attack):  # they need no copy
+            target = self.judge
         with frozen(model):  # an attack may leave the network in another mode
             candidate = self.examples(attack, target, restart, rows, advance)
         broken = self.keep(candidate, rows)
-        if ours and self.searched.model is not model:
+        if ours and self.network.gradients and self.searched.model is not model:
             doubtful = self.doubtful(candidate, rows)
             if len(doubtful):  # only the copy took them for broken: search on the network itself
                 with frozen(model):

@@ -13,6 +13,10 @@ from brittle.errors import InputError
 from brittle.models.borrow import Model, device_of, frozen, unwrapped
 from brittle.models.fast_copy import copy_for_attacks
 from brittle.models.trace import NoRule, Trace, trace
+from brittle.models.twin import differentiable_twin, has_gradients
+
+SAMPLES = 8
+"""Samples on which copies are compared with the network."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,17 @@ class Network:
 
     Attributes:
         model: The network itself, in evaluation mode and without parameter gradients: every verdict is its own.
-        fast: A copy on which passes cost less, for attacks to search on; the network itself where there is none.
+        fast: A copy on which passes cost less, for attacks to search on; the network itself where there is none. Of a
+            network without gradients the copy in real numbers
+            (:func:`brittle.models.twin.differentiable_twin`).
         traced: Its trace, from which bounds and certificates are read; the reason where there is none.
+        gradients: Whether the network itself can be differentiated; not asked of plain callables, which have no copy.
     """
 
     model: Model
     fast: Model
     traced: Trace | NoRule | None = None
+    gradients: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -63,8 +71,10 @@ def make_ready(
     model = unwrapped(model)
     if traced is None and isinstance(model, nn.Module):
         traced = trace_or_reason(model, tuple(x.shape[1:]))
-    copied = copy_for_attacks(model, x.to(device_of(model)).clamp(*bounds), compiled=compiled, traced=traced)
-    return Network(model, copied, traced)
+    x = x[:SAMPLES].to(device_of(model)).clamp(*bounds)
+    if isinstance(model, nn.Module) and not has_gradients(model, x):
+        return Network(model, differentiable_twin(model, x) or model, traced, gradients=False)
+    return Network(model, copy_for_attacks(model, x, compiled=compiled, traced=traced), traced)
 
 
 def trace_or_reason(model: nn.Module, input_shape: tuple[int, ...] | None) -> Trace | NoRule | None:
