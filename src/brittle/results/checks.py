@@ -167,7 +167,10 @@ def _(layer: LayerResult) -> Iterable[Rule]:
     lengths = [len(getattr(layer, name)) for name in errors]
     yield set(lengths) == {len(FRACTIONS)}, f"{len(FRACTIONS)} numbers each as {', '.join(errors)}", lengths
     profiles = "row_norms", "singular_values"
-    yield min(len(getattr(layer, name)) for name in profiles) > 0, f"numbers as {' and '.join(profiles)}", "none"
+    largest = [max(getattr(layer, name), default=0.0) for name in profiles]
+    starts = [[*getattr(layer, name), 0.0][0] for name in profiles]
+    yield starts == largest, f"the largest number first as {' and '.join(profiles)}", starts
+    yield layer.degenerate or min(largest) > 0, f"numbers above 0 as {' and '.join(profiles)}, or degenerate", largest
     yield finite(
         layer, *errors, *profiles, "stable_rank", "nuclear_spectral_ratio", "nuclear_frobenius_ratio", "effective_rank",
         "effective_sparsity", "frobenius", "filter_norm_inf", "filter_norm_2",
