@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -380,3 +381,12 @@ def test_tensors_without_plain_values_are_refused(kind, tmp_path):
     torch.save({"w": tensor}, tmp_path / "w.pt")
     with pytest.raises(InputError):
         read_state(tmp_path / "w.pt")
+
+
+def test_a_length_that_lies_takes_no_memory(tmp_path):
+    (tmp_path / "net.pt").write_bytes(b"\x80\x02X\xff\xff\xff\x7f.")  # text of 2 GB, as checkpoints were once written
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"net\.pt: expected"):
+        read_state(tmp_path / "net.pt")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
