@@ -162,7 +162,7 @@ def margin_bounds(
         margins = []
         for part in torch.arange(len(x), device=like.device).split(max(1, MOST_VALUES // size)):
             values, ball = clean_values(relaxation, x[part]), Ball.around(x[part], eps[part], p, bounds)
-            margins.append(least_margins(network, relaxation.groups, values, ball, y[part], effort))
+            margins.append(least_margins(network, relaxation.groups, values, ball, y[part], effort, relaxation.model))
         return torch.cat(margins)
 
 

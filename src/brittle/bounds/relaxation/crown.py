@@ -6,7 +6,7 @@ section "Relaxations".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -104,19 +104,27 @@ def _(
 
 
 def lower_ends(
-    network: Network, reach: Reach, start: int, rows: Tensor, watched: dict[int, Tensor] | None = None
+    network: Network,
+    reach: Reach,
+    start: int,
+    rows: Tensor,
+    *,
+    slopes: Mapping[int, Tensor] | None = None,
+    watched: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Lower bounds of linear functions' differences from the clean input, by CROWN.
 
-    Above an activation lies its chord; below, the line of slope 1 or of the slope below zero, whichever leaves the
-    smaller area.
+    Above an activation lies its chord; below, a line through the kink.
 
     Args:
         network: The operations.
         reach: The samples.
         start: Number of the operation whose result the functions read.
         rows: ``(N, R, *shape)``.
-        watched: Filled with the coefficients ``(N, R, n)`` of the activations' results, by number.
+        slopes: Slopes of the lower lines ``(N, n)``, by number, each between the activation's own two; None: of these
+            two whichever leaves the smaller area, which is CROWN's choice.
+        watched: Filled with the coefficients ``(N, R, n)`` of the activations' results, by number, and with those of
+            the input ``(N, R, *shape)`` at 0.
 
     Returns:
         ``(N, R)``.
@@ -133,24 +141,26 @@ def lower_ends(
             return pooled.place_back(torch.where(loose, flat - negative, flat).view(g.shape))
         if watched is not None:
             watched[number] = flat
-        lines = _Lines.of(network, reach, number)
+        lines = _Lines.of(network, reach, number, None if slopes is None else slopes[number])
         fall = _dot(flat - negative, lines.below) + _dot(negative, lines.above)
         falls.append(fall * sum_factor(flat))
         return (flat * lines.low[:, None]).addcmul_(negative, lines.steeper[:, None]).view(g.shape)
 
     for number, g in pull_back(network, start, rows, through):
         if number in reach.errors:
-            falls.append(_absolute(g) * reach.errors[number][:, None])
+            falls.append(_rounded(g, reach.errors[number]))
         elif number == 0:
             middle, radius = _moves(reach.ball, g)
             falls.append(radius - middle)
+            if watched is not None:
+                watched[0] = g
     return -torch.stack(falls).sum(0)
 
 
 def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Interval:
     """Lower and upper bounds of linear functions' differences, with parallel lines around every activation.
 
-    Looser than :func:`lower_ends` for both signs, for half of its cost.
+    For half of the cost of :func:`lower_ends` for both signs, which is mostly tighter.
 
     Args:
         network: The operations.
@@ -179,7 +189,7 @@ def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Inter
 
     for number, g in pull_back(network, start, rows, through):
         if number in reach.errors:
-            radii.append(_absolute(g) * reach.errors[number][:, None])
+            radii.append(_rounded(g, reach.errors[number]))
         elif number == 0:
             middle, radius = _moves(reach.ball, g)
             middles.append(middle)
@@ -188,22 +198,32 @@ def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Inter
     return mid - rad, mid + rad
 
 
-def unit_ends(network: Network, reach: Reach, start: int, units: Tensor) -> Interval:
-    """:func:`both_ends` of single entries of a result, given as numbers ``(N, R)`` within the flattened sample."""
+def unit_ends(network: Network, reach: Reach, start: int, units: Tensor, parallel: bool = False) -> Interval:
+    """Lower and upper bounds of single entries' differences, given as numbers ``(N, R)`` in the flattened result."""
     linear = network.maps.get(start)
     if linear is not None and linear.matrix is not None:
-        low, high = both_ends(network, reach, network.ops[start].inputs[0], linear.matrix[units])
-        error = reach.errors[start][:, None]
+        error = reach.errors[start].flatten(1).gather(1, units)
+        start, rows = network.ops[start].inputs[0], linear.matrix[units]
+    else:
+        shape = torch.Size(network.shape(start))
+        rows = reach.ball.mid.new_zeros(*units.shape, shape.numel()).scatter_(2, units[..., None], 1.0)
+        error, rows = rows.new_zeros(units.shape), rows.unflatten(2, shape)
+    if parallel:
+        low, high = both_ends(network, reach, start, rows)
         return low - error, high + error
-    shape = torch.Size(network.shape(start))
-    rows = reach.ball.mid.new_zeros(*units.shape, shape.numel()).scatter_(2, units[..., None], 1.0)
-    return both_ends(network, reach, start, rows.unflatten(2, shape))
+    low, high = lower_ends(network, reach, start, torch.cat([rows, -rows], 1)).chunk(2, 1)
+    return low - error, error - high
 
 
 def chord(low: Tensor, high: Tensor, slope: float) -> Tensor:
     """Slope between the ends of an activation's graph over ``[low, high]``; ``slope`` is the one below zero."""
     inside = (activation(high, slope) - activation(low, slope)) / (high - low)
     return torch.where(low >= 0, 1.0, torch.where(high <= 0, slope, inside.clamp(slope, 1.0)))
+
+
+def steeper(low: Tensor, high: Tensor, slope: float) -> Tensor:
+    """Of the two slopes of an activation that which leaves the smaller area below the chord: CROWN's lower line."""
+    return torch.where(high > -low, 1.0, slope).to(low)
 
 
 def offsets(network: Network, reach: Reach, number: int, slope: Tensor) -> Interval:
@@ -247,12 +267,14 @@ class _Lines:
     above: Tensor
 
     @staticmethod
-    def of(network: Network, reach: Reach, number: int) -> _Lines:
+    def of(network: Network, reach: Reach, number: int, slope: Tensor | None) -> _Lines:
+        """Read off the ranges; ``slope`` is the lower line's where the range lies on both sides of the kink."""
         kink = network.low(number)
         low, high = reach.flat(number)
         z = reach.inputs[number].flatten(1)
         upper = chord(low, high, kink)
-        lower = torch.where((low >= 0) | ((high > 0) & (high > -low)), torch.ones_like(low), kink)
+        inside = steeper(low, high, kink) if slope is None else slope
+        lower = torch.where(low >= 0, 1.0, torch.where(high <= 0, kink, inside))
         top = torch.maximum(activation(low, kink) - upper * low, activation(high, kink) - upper * high)
         value = activation(z, kink)
         below, above = (value - lower * z).clamp_min(0), (value - (upper * z + top)).clamp_max(0)
@@ -312,6 +334,7 @@ def _dot(rows: Tensor, values: Tensor) -> Tensor:
     return torch.bmm(rows, values[..., None])[..., 0]
 
 
-def _absolute(g: Tensor) -> Tensor:
+def _rounded(g: Tensor, errors: Tensor) -> Tensor:
+    """What the rounding of a result ``(N, *shape)`` takes from functions of it."""
     flat = g.flatten(2)
-    return torch.linalg.vector_norm(flat, ord=1, dim=2) * sum_factor(flat)
+    return _dot(flat.abs(), errors.flatten(1)) * sum_factor(flat)

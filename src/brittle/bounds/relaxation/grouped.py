@@ -57,7 +57,7 @@ class Stretch:
         for number, g in pull_back(network, start, rows, pass_activation):
             if number == 0:
                 source = g[0].flatten(1)
-            elif number not in network.maps or network.maps[number].terms:
+            elif network.rounds(number):
                 flat = g[0].flatten(1)
                 sums[number] = torch.linalg.vector_norm(flat, ord=1, dim=1) * sum_factor(flat)
         return Stretch(target, source, {number: slopes[number] for number in inner}, inner, sums)
@@ -76,7 +76,7 @@ class Stretch:
             mid = mid + middle @ matrix.mT
             rad = rad + radius @ matrix.abs().mT * sum_factor(matrix)
         for number, sums in self.sums.items():
-            rad = rad + reach.errors[number][:, None] * sums
+            rad = rad + reach.errors[number].flatten(1).amax(1, keepdim=True) * sums
         return mid - rad, mid + rad
 
 

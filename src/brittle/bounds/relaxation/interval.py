@@ -54,6 +54,11 @@ class Network:
         """Entries of one sample's result."""
         return math.prod(self.shape(number))
 
+    def rounds(self, number: int) -> bool:
+        """Whether an operation computes anything, in place of passing its input on or elsewhere."""
+        linear = self.maps.get(number)
+        return not isinstance(self.ops[number].rule, Input | Concat) if linear is None else linear.terms > 0
+
     def slopes(self) -> list[int]:
         """Numbers of the activations."""
         return [number for number, op in enumerate(self.ops) if isinstance(op.rule, Slope)]
@@ -119,6 +124,12 @@ class Ball:
         low, high = torch.maximum(bounds[0] - slack - x, -rad), torch.minimum(bounds[1] + slack - x, rad)
         return Ball((low + high) / 2, (high - low) / 2 * (1 + 4 * unit_roundoff(x.dtype)), None)
 
+    def least(self, g: Tensor) -> Tensor:
+        """The difference ``(N, ...)`` of least ``<g, d>``."""
+        if self.length is None:
+            return self.mid - self.rad * g.sign()
+        return -per_sample(self.length / g.flatten(1).norm(dim=1).clamp_min(torch.finfo(g.dtype).tiny), g) * g
+
     def at(self, rows: Tensor) -> Ball:
         """The balls of some samples."""
         return Ball(self.mid[rows], self.rad[rows], None if self.length is None else self.length[rows])
@@ -132,7 +143,8 @@ class Reach:
         ball: Differences of the inputs.
         inputs: For every activation and max pooling the clean value of its input ``(N, ...)``, by number.
         ranges: Lower and upper ends of the same.
-        errors: Rounding of one entry of an operation's result, between any two points of the ball, ``(N,)``.
+        errors: Rounding of every entry of an operation's result, between any two points of the ball, by number of the
+            operations that round.
         final: Middle and half-width of the differences that the last operation reads.
     """
 
@@ -146,6 +158,14 @@ class Reach:
         """The range of an activation's input, ``(N, n)`` each."""
         low, high = self.ranges[number]
         return low.flatten(1), high.flatten(1)
+
+    def put(self, rows: Tensor, some: Reach) -> None:
+        """Write what is known of some samples over what was known of them; ``final`` stays."""
+        for number, ends in self.ranges.items():
+            for end, tighter in zip(ends, some.ranges[number], strict=True):
+                end[rows] = tighter
+        for number, error in self.errors.items():
+            error[rows] = some.errors[number]
 
     def at(self, rows: Tensor) -> Reach:
         """Some of the samples."""
@@ -235,13 +255,14 @@ def _(rule: Slope | MaxPool, op: Op, number: int, state: Propagation) -> None:
         bottom, top = state.tighter[number]
         low, high = torch.maximum(low, bottom), torch.minimum(high, top)
     state.inputs[number], state.ranges[number] = z, (low, high)
-    error = 32 * unit_roundoff(z.dtype) * torch.maximum(low.abs(), high.abs()).flatten(1).amax(1)
     bottom, top = (
         (activation(end, rule.low) if isinstance(rule, Slope) else rule.run(end)) - state.values[number]
         for end in (low, high)
     )
+    size = torch.maximum(low.abs(), high.abs())
+    error = 32 * unit_roundoff(z.dtype) * (size if isinstance(rule, Slope) else rule.run(size))
     state.errors[number] = error
-    state.moved[number] = ((bottom + top) / 2, (top - bottom).clamp_min(0) / 2 + per_sample(error, top))
+    state.moved[number] = ((bottom + top) / 2, (top - bottom).clamp_min(0) / 2 + error)
     if isinstance(rule, Slope) and source in state.lengths:  # no difference grows; in max pooling windows overlap
         state.lengths[number] = state.lengths[source]
 
@@ -256,7 +277,7 @@ def _(
     """A linear map; its rounding holds between any two points.
 
     An entry rounds by at most ``rounding`` times the magnitudes of its summands, at either point; twice the same of
-    the differences covers the arithmetic of the bound itself.
+    the differences covers the arithmetic of the bound itself, and a fiftieth more that of the magnitudes.
     """
     linear, source = state.network.maps[number], op.inputs[0]
     value, (mid, rad), length = state.values[source], state.moved[source], state.lengths.get(source)
@@ -264,17 +285,15 @@ def _(
         if length is not None:
             state.lengths[number] = length
         state.moved[number] = (linear.forward(mid), linear.magnitude(rad))
-        state.errors[number] = value.new_zeros(len(value))
         return
-    difference = mid.abs() + rad
-    whole, part = linear.summands(value.abs() + difference), linear.summands(difference)
-    error = linear.rounding * (2 * (whole + linear.offset) + 2 * part)
     middle, radius = linear.forward(mid), linear.magnitude(rad)
     if length is not None and linear.lengths is not None:
         radius = torch.minimum(radius, per_sample(length, radius) * linear.lengths)
     elif length is not None and middle.shape == mid.shape:  # a diagonal
         state.lengths[number] = length * linear.row_sum
-    state.moved[number], state.errors[number] = (middle, radius + per_sample(error, radius)), error
+    whole = 2 * linear.magnitude(value.abs() + 2 * mid.abs()) + 4 * radius + 2 * linear.offset
+    state.errors[number] = error = 1.02 * linear.rounding * whole
+    state.moved[number] = (middle, radius + error)
 
 
 @pass_on.register
@@ -282,13 +301,12 @@ def _(rule: Sum, op: Op, number: int, state: Propagation) -> None:
     parts, values = [state.moved[n] for n in op.inputs], [state.values[n] for n in op.inputs]
     mid = torch.stack([sign * m for sign, (m, _) in zip(rule.signs, parts, strict=True)]).sum(0)
     rad = torch.stack([r for _, r in parts]).sum(0)
-    sizes = [(v.abs() + m.abs() + r).flatten(1).amax(1) for v, (m, r) in zip(values, parts, strict=True)]
-    error = 8 * len(parts) * unit_roundoff(rad.dtype) * torch.stack(sizes).sum(0)
-    state.moved[number], state.errors[number] = (mid, rad + per_sample(error, rad)), error
+    sizes = torch.stack([v.abs() + m.abs() + r for v, (m, r) in zip(values, parts, strict=True)]).sum(0)
+    state.errors[number] = error = 8 * len(parts) * unit_roundoff(rad.dtype) * sizes
+    state.moved[number] = (mid, rad + error)
 
 
 @pass_on.register
 def _(rule: Concat, op: Op, number: int, state: Propagation) -> None:
     mids, rads = zip(*(state.moved[n] for n in op.inputs), strict=True)
     state.moved[number] = (rule.join(mids, rule.axis), rule.join(rads, rule.axis))
-    state.errors[number] = mids[0].new_zeros(len(mids[0]))

@@ -61,14 +61,6 @@ class Map:
     rounding: float = 0.0
     matrix: Tensor | None = None
 
-    def summands(self, size: Tensor) -> Tensor:
-        """Upper bound of every entry of ``|A| size``, ``(N,)``, by Hoelder's inequality."""
-        flat = size.flatten(1)
-        largest = self.row_sum * flat.amax(1)
-        if self.lengths is None:
-            return largest
-        return torch.minimum(largest, self.lengths.max() * torch.linalg.vector_norm(flat, dim=1) * (1 + 1e-3))
-
 
 @singledispatch
 def as_map(rule: object, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map | None:
@@ -155,7 +147,7 @@ def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) 
 
     flat = K.flatten(1)
     terms = max(flat.shape[1], len(K) // geometry.groups * K[0, 0].numel())  # forwards and backwards
-    lengths = flat.norm(dim=1).view(1, -1, *[1] * axes)
+    lengths = forward(K.new_ones(1, *shape[1:]), K.square()).sqrt()  # rows that reach into the padding are shorter
     convolution = Map(
         forward, lambda r: forward(r, size), transpose, terms, float(size.flatten(1).sum(1).max()), lengths
     )
@@ -165,7 +157,7 @@ def _(rule: Conv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) 
 @as_map.register
 def _(rule: TransposedConv, op: Op, shape: tuple[int, ...], called: object, like: Tensor) -> Map:
     assert op.shape is not None
-    K, geometry, after, axes = rule.K.to(like), rule.geometry, op.shape[2:], rule.K.ndim - 2
+    K, geometry, after = rule.K.to(like), rule.geometry, op.shape[2:]
 
     def back(g: Tensor) -> Tensor:
         g = apply(K, geometry, g)
@@ -175,7 +167,7 @@ def _(rule: TransposedConv, op: Op, shape: tuple[int, ...], called: object, like
 
     rows = K.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1).flatten(1)  # all that a channel may read
     terms = max(rows.shape[1], K[0].numel())  # forwards and backwards
-    lengths = rows.norm(dim=1).view(1, -1, *[1] * axes)
+    lengths = apply_transposed(K.square(), geometry, K.new_ones(1, *shape[1:]), after).sqrt()
     transposed = Map(
         lambda d: apply_transposed(K, geometry, d, after), lambda r: apply_transposed(K.abs(), geometry, r, after),
         back, terms, float(rows.abs().sum(1).max()), lengths,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brittle.bounds.relaxation.crown import gaps, lower_ends, unit_ends
+from brittle.bounds.relaxation.crown import chord, gaps, lower_ends, steeper, unit_ends
 from brittle.bounds.relaxation.grouped import Groups, targets
 from brittle.bounds.relaxation.interval import Ball, Network, Reach, intervals
 from brittle.bounds.relaxation.linear_maps import unit_roundoff
 from brittle.errors import InputError
 
-MOST_ENTRIES = 2**22
+MOST_ENTRIES = 2**20
 """Entries of the largest tensor of coefficients: so many samples are taken together."""
-RECOVERABLE = 0.75
-"""Share of what relaxation costs that bounding entries again may win back: without hope of so much it is not tried."""
+STEP = 0.3
+"""Length of the first step of a lower line's slope, of at most 1 in all; later ones fall to zero."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Effort:
     """How hard certificates are tried where a sample could still be certified.
 
     Attributes:
-        rounds: How often the entries of hidden layers whose relaxation costs most are bounded again; 0 is cheapest,
-            by far for convolutions.
-        rows: How many entries a layer that is, at most.
+        rounds: How often entries of hidden layers are bounded again; 0 is cheapest, by far for convolutions.
+        rows: How many entries of a layer that is at most, those whose relaxation costs most; only entries that can
+            change their side count.
+        slope_steps: Steps of gradient ascent that choose the slopes of the lower lines at last (alpha-CROWN), for
+            every margin on its own.
 
     Raises:
         InputError: A number is too small.
@@ -36,18 +39,29 @@ class Effort:
 
     rounds: int = 2
     rows: int = 32
+    slope_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or self.rows < 1:
             raise InputError(f"rounds: expected at least 0, rows: at least 1; got {self.rounds} and {self.rows}")
+        if self.slope_steps < 0:
+            raise InputError(f"slope_steps: expected at least 0; got {self.slope_steps}")
 
 
 USUAL = Effort()
 """What is tried where nothing else is asked for."""
+CROWN = Effort(rounds=1, rows=2**31)
+"""Every entry that can change its side is bounded again: as sharp as CROWN, up to the allowance for rounding."""
 
 
 def least_margins(
-    network: Network, groups: Groups | None, values: dict[int, Tensor], ball: Ball, y: Tensor, effort: Effort
+    network: Network,
+    groups: Groups | None,
+    values: dict[int, Tensor],
+    ball: Ball,
+    y: Tensor,
+    effort: Effort,
+    logits_at: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Lower bounds of ``min_{j != y} s_y - s_j`` over the ball, ``(N,)``.
 
@@ -58,6 +72,8 @@ def least_margins(
         ball: What the attacker may add.
         y: Labels ``(N,)``.
         effort: How hard it is tried.
+        logits_at: The network itself: a sample that it gives another label at the worst point of a relaxation is left
+            as it is, since nothing can be proven of it.
     """
     reach = intervals(network, values, ball)
     if groups is not None:
@@ -66,10 +82,28 @@ def least_margins(
     every = torch.arange(classes, device=y.device).expand(len(y), classes)
     others = every[every != y[:, None]].view(len(y), classes - 1)
     margins = _first_margins(network, reach, values, y, others)
+    batch, gaining = _Batch(network, reach, values, y, others, margins), targets(network)
+    gains = {target: torch.zeros_like(reach.flat(target)[0]) for target in gaining}
+    hopeful = torch.ones_like(y, dtype=torch.bool)
     widest = max(network.size(n) for n in range(len(network.ops)))
-    size = max(1, MOST_ENTRIES // (widest * max(effort.rows if effort.rounds else 1, classes)))
-    for part in (margins <= 0).sum(1).argsort().split(size):
-        margins[part] = _Batch(network, reach, values, y, others, margins).at(part).deepened(effort)
+    most = max((network.size(network.ops[target].inputs[0]) for target in gaining), default=0)
+    for turn in range(effort.rounds + 1 if gaining else 1):
+        todo = (hopeful & (margins <= 0).any(1)).nonzero()[:, 0]
+        if not len(todo):
+            break
+        rows = 2 * min(effort.rows, most) if turn else classes
+        for part in todo.split(max(1, MOST_ENTRIES // (widest * rows))):
+            some = batch.at(part)
+            if turn:
+                some = some.bounded_again({target: gain[part] for target, gain in gains.items()}, effort.rows)
+                reach.put(part, some.reach)
+            margins[part], costs, worst = some.crown()
+            hopeful[part] = logits_at(values[0][part] + worst).argmax(1) == y[part]
+            for target, cost in costs.items():
+                gains[target][part] = cost
+    todo = (hopeful[:, None] & (margins <= 0)).nonzero()
+    for pairs in todo.split(max(1, MOST_ENTRIES // widest)):
+        margins[pairs[:, 0], pairs[:, 1]] = batch.at(pairs[:, 0]).sharpened(pairs[:, 1], effort.slope_steps)
     return margins.amin(1).nan_to_num(nan=-math.inf)
 
 
@@ -90,62 +124,85 @@ class _Batch:
         reach = self.reach.at(rows)
         return _Batch(self.network, reach, values, self.y[rows], self.others[rows], self.margins[rows])
 
-    def deepened(self, effort: Effort) -> Tensor:
-        """The margins after CROWN for those not certain, then with entries bounded again and CROWN again."""
-        margins = self.margins.clone()
-        todo = (margins <= 0).any(1).nonzero()[:, 0]
-        batch = self.at(todo)
-        for turn in range(effort.rounds + 1):
-            if not len(todo):
-                break
-            bounds, gains, hope = batch.crown()
-            margins[todo] = bounds
-            keep = ((bounds <= 0).any(1) & hope).nonzero()[:, 0]
-            if turn == effort.rounds or not len(keep) or not gains:
-                break
-            batch = replace(batch, margins=bounds).at(keep)
-            todo = todo[keep]
-            gains = {target: gain[keep] for target, gain in gains.items()}
-            batch = replace(batch, reach=batch.bound_again(gains, effort.rows))
-        return margins
+    def lower(
+        self, others: Tensor, slopes: dict[int, Tensor] | None = None, watched: dict[int, Tensor] | None = None
+    ) -> Tensor:
+        """CROWN's margins ``(N, R)`` to other classes ``(N, R)``; see :func:`lower_ends`."""
+        last = len(self.network.ops) - 1
+        logits = self.values[last]
+        rows = F.one_hot(self.y, logits.shape[1])[:, None] - F.one_hot(others, logits.shape[1])
+        label, other = logits.gather(1, self.y[:, None]), logits.gather(1, others)
+        falls = lower_ends(self.network, self.reach, last, rows.to(logits), slopes=slopes, watched=watched)
+        return _lower(label - other + falls, label, other)
 
     def crown(self) -> tuple[Tensor, dict[int, Tensor], Tensor]:
-        """Margins with those that are not certain replaced by CROWN; what entries cost; whether there is hope.
+        """Margins with those that are not certain replaced by CROWN; what entries cost; the worst differences.
 
-        The cost of an entry ``(N, n)``, for each target, is what its relaxation takes from the uncertain margins. Hope:
-        no class would stay uncertain if bounding entries again took away the share ``RECOVERABLE`` of that cost.
+        The cost of an entry ``(N, n)``, for each target, is what its relaxation takes from the uncertain margins. The
+        worst difference of an input is where the linear bound of its least margin is least.
         """
         network, reach = self.network, self.reach
-        last = len(network.ops) - 1
-        logits = self.values[last]
         count = int((self.margins <= 0).sum(1).max())
         places = self.margins.topk(count, dim=1, largest=False).indices
         others, before = self.others.gather(1, places), self.margins.gather(1, places)
-        rows = F.one_hot(self.y, logits.shape[1])[:, None] - F.one_hot(others, logits.shape[1])
-        label, other = logits.gather(1, self.y[:, None]), logits.gather(1, others)
         watched: dict[int, Tensor] = {}
-        bounds = _lower(label - other + lower_ends(network, reach, last, rows.to(logits), watched), label, other)
-        bounds = torch.where(before > 0, before, torch.maximum(before, bounds))  # certain ones only fill the batch
-        wrong, hope, gains = (bounds <= 0).to(logits), bounds, {}
+        bounds = torch.maximum(before, self.lower(others, watched=watched))
+        bounds = torch.where(before > 0, before, bounds)  # certain ones only fill the batch
+        wrong, gains = (bounds <= 0).to(bounds), {}
         for target in targets(network):
-            falls, gap = -watched[target].clamp_max(0), gaps(network, reach, target)
-            hope = hope + RECOVERABLE * torch.bmm(falls, gap[..., None])[..., 0]
-            gains[target] = torch.bmm(wrong[:, None], falls)[:, 0] * gap
-        return self.margins.scatter(1, places, bounds), gains, (hope > 0).all(1)
+            falls, gap = watched[target].clamp_max(0), gaps(network, reach, target)
+            gains[target] = torch.bmm(wrong[:, None], falls.abs_())[:, 0] * gap
+        rows = torch.arange(len(bounds), device=bounds.device)
+        worst = reach.ball.least(watched[0][rows, bounds.argmin(1)])
+        return self.margins.scatter(1, places, bounds), gains, worst
 
-    def bound_again(self, gains: dict[int, Tensor], rows: int) -> Reach:
-        """Bound again the entries of every target whose relaxation costs most, in order."""
+    def bounded_again(self, gains: dict[int, Tensor], rows: int) -> _Batch:
+        """With the entries of every target whose relaxation costs most bounded again, in order."""
         network, reach, values = self.network, self.reach, self.values
         for target, gain in gains.items():
-            units = gain.topk(min(rows, gain.shape[1]), dim=1).indices
+            low, high = reach.flat(target)
+            movable = (low < 0) & (high > 0)
+            count = min(rows, int(movable.sum(1).max()))
+            if not count:
+                continue
+            units = torch.where(movable, gain, -1.0).topk(count, dim=1).indices
             shape, z = reach.inputs[target].shape, reach.inputs[target].flatten(1).gather(1, units)
             bottom, top = unit_ends(network, reach, network.ops[target].inputs[0], units)
-            low, high = reach.flat(target)
             low = low.scatter(1, units, torch.maximum(low.gather(1, units), z + bottom))
             high = high.scatter(1, units, torch.minimum(high.gather(1, units), z + top))
             ranges = {**reach.ranges, target: (low.view(shape), high.view(shape))}
             reach = intervals(network, values, reach.ball, ranges)
-        return reach
+        return replace(self, reach=reach)
+
+    def sharpened(self, places: Tensor, steps: int) -> Tensor:
+        """The margin ``(N,)`` at one place of every sample, with other slopes of the lower lines.
+
+        First those of the chords, then what gradient ascent makes of the better ones. Any slope is valid, so the best
+        bound counts.
+        """
+        network, reach = self.network, self.reach
+        others, best = self.others.gather(1, places[:, None]), self.margins.gather(1, places[:, None])
+        starts = {}
+        for number in network.slopes():
+            low, high = reach.flat(number)
+            starts[number] = chord(low, high, network.low(number))
+        bounds = self.lower(others, starts)
+        adaptive = {n: steeper(*reach.flat(n), network.low(n)) for n in starts}
+        slopes = {n: torch.where(bounds > best, starts[n], adaptive[n]) for n in starts}
+        best = torch.maximum(best, bounds)
+        for step in range(steps):
+            with torch.enable_grad():
+                free = {n: slope.detach().requires_grad_(True) for n, slope in slopes.items()}
+                bounds = self.lower(others, free)
+                ascent = torch.autograd.grad(bounds.sum(), list(free.values()))
+            best = torch.maximum(best, bounds.detach())
+            length = STEP * (1 - step / steps)
+            for (n, slope), g in zip(free.items(), ascent, strict=True):
+                moved = slope.detach() + length * g / g.abs().amax(1, keepdim=True).clamp_min(1e-30)
+                slopes[n] = moved.clamp(network.low(n), 1.0)
+        if steps:
+            best = torch.maximum(best, self.lower(others, slopes))
+        return best[:, 0]
 
 
 def _first_margins(network: Network, reach: Reach, values: dict[int, Tensor], y: Tensor, others: Tensor) -> Tensor:
@@ -161,7 +218,8 @@ def _first_margins(network: Network, reach: Reach, values: dict[int, Tensor], y:
         mine, pairs = y == c, W[c] - W
         low[mine] = mid[mine] @ pairs.mT - rad[mine] @ pairs.abs().mT
     label, other = logits.gather(1, y[:, None]), logits.gather(1, others)
-    return _lower(label - other + low.gather(1, others) - 2 * reach.errors[last][:, None], label, other)
+    error = reach.errors[last].gather(1, y[:, None]) + reach.errors[last].gather(1, others)
+    return _lower(label - other + low.gather(1, others) - error, label, other)
 
 
 def _lower(margins: Tensor, label: Tensor, other: Tensor) -> Tensor:
