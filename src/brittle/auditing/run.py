@@ -115,7 +115,7 @@ def audit(
         data: A :class:`brittle.data.Data`, ``(inputs, labels)``, an iterable of batches, a Dataset, or None. Read once
             and streamed; the checks that need examples look at those of the first 256 MB.
         threat: What the attacker may do; ``p`` takes the place of its norm. By default the preset ``fast``: APGD with
-            cross-entropy, then with the DLR loss (where there are at least 3 classes).
+            cross-entropy, with the DLR loss (where there are at least 3 classes), and along smoothed gradients.
         p: Norms of the budgets and bounds: inf, 2 or both.
         eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
         input_shape: Shape of one input without the batch axis, for sharper bounds on convolutions without data.
