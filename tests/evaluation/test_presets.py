@@ -29,6 +29,7 @@ WHOLE = {
         (apgd, CE),
         (apgd_targeted, {"steps": 100, "targets": 9}),
         (apgd_smoothed, CE),
+        (apgd_smoothed, DLR),
         (square, {"queries": 5000}),
     ],
     "thorough": [
@@ -148,6 +149,7 @@ def test_standard_records_every_attack(monkeypatch):
         "apgd(loss='ce', steps=100)",
         "apgd_targeted(steps=100, targets=9)",
         "apgd_smoothed(loss='ce', steps=100)",
+        "apgd_smoothed(loss='dlr', steps=100)",
         "square(queries=5000)",
     )
     assert e.robust_correct == 0

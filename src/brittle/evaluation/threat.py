@@ -25,8 +25,8 @@ PRESETS = {
     "fast": "APGD with cross-entropy, then with the DLR loss (100 steps each), then 8 steps along smoothed gradients; "
     "where these come closer, 100 of them with each loss",
     "standard": "AutoAttack's composition with APGD along smoothed gradients in place of FAB: APGD with cross-entropy "
-    "(100 steps), APGD towards the 9 likeliest other classes (100 steps each), along smoothed gradients (100 steps), "
-    "Square (5,000 queries)",
+    "(100 steps), APGD towards the 9 likeliest other classes (100 steps each), along smoothed gradients with both "
+    "losses (100 steps each), Square (5,000 queries)",
     "thorough": "APGD with cross-entropy and with the DLR loss (300 steps each), APGD towards the 20 likeliest other "
     "classes (200 steps each), along smoothed gradients with both losses (300 steps each), Square (10,000 queries)",
 }
@@ -162,7 +162,7 @@ def preset(name: str, classes: int, steps: int | None = None) -> tuple[tuple[Att
     search = (partial(square, queries=queries), "Square", 1)
     rows = {
         "fast": (cross_entropy, dlr, trial),
-        "standard": (cross_entropy, targeted, smoothed, search),
+        "standard": (cross_entropy, targeted, smoothed, smoothed_dlr, search),
         "thorough": (cross_entropy, dlr, targeted, smoothed, smoothed_dlr, search),
     }[name]
     reason = "needs at least {} classes; the model has {}"
