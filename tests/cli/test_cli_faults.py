@@ -87,6 +87,12 @@ def test_names_in_errors_do_not_act_on_the_terminal(arguments, capsys):
     one_line(capsys)
 
 
+@pytest.mark.parametrize("processes", [0, -1, 10**9, 10**30])
+def test_absurd_numbers_of_processes_are_refused(processes, capsys):
+    assert run(["train", "--data", "digits", "--processes", str(processes)]) == 2
+    one_line(capsys, "processes: expected an integer from 1 to 1024")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="other systems refuse such names")
 def test_names_in_results_do_not_act_on_the_terminal(arguments, tmp_path, capsys):
     hostile = tmp_path / f"net{HOSTILE}.safetensors"

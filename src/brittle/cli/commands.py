@@ -263,8 +263,8 @@ def _train(
     """
     output.check("weights.safetensors")
     values.device(device)
-    if processes < 1:
-        raise InputError(f"processes: expected an integer of at least 1; got {processes}")
+    if not 1 <= processes <= 1024:
+        raise InputError(f"processes: expected an integer from 1 to 1024; got {processes}")
     devices = [device] if processes == 1 else [device.partition(":")[0]] * processes
     _prepare_process(threads)
     request = network.request(samples, interventions.recipe(recipe, adversary))
