@@ -41,7 +41,7 @@ from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.radius import certified_radii
 from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
-from brittle.bounds.relaxation.margins import Effort
+from brittle.bounds.relaxation.margins import CROWN, Effort
 from brittle.models.trace import NoRule
 from helpers.patterned import FAMILIES, SLOPES, Patterned, jacobian_at, margins_of, network, norm_of, search
 
@@ -51,7 +51,7 @@ CHUNK = 100
 """Networks a line."""
 SAMPLES = 4
 """Inputs of every network that relaxations certify."""
-EFFORTS = (Effort(rounds=0), Effort(rounds=1, rows=2), Effort(), Effort(rounds=4, rows=500))
+EFFORTS = (Effort(rounds=0), Effort(rounds=1, rows=2), Effort(), CROWN, Effort(rounds=3, rows=500, slope_steps=4))
 DESCENT_STEPS = 12
 
 
