@@ -356,7 +356,7 @@ class _Closer:
 
 def perturbed_at_random(x: Tensor, eps: float, threat: Threat) -> Tensor:
     """The inputs with random signs (p = inf) or in a random direction (p = 2), as far as the attacker may go."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(threat.seed)).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(threat.seed), dtype=torch.float32).to(x)
     unit = noise.sign() if math.isinf(threat.p) else noise / per_sample(lp_norm(noise, 2), noise)
     return (x + eps * unit).clamp(*threat.bounds)
 
