@@ -4,6 +4,7 @@
     python benchmarks/attacks.py speed --data-root DATA       # seconds and robust accuracy, tool by tool
     python benchmarks/attacks.py agreement --data-root DATA   # the same verdicts as pyautoattack?
     python benchmarks/attacks.py curve --data-root DATA       # ten budgets against one
+    python benchmarks/attacks.py proofs --data-root DATA      # with certificates against the attacks alone
 
 DATA holds ``MNIST/raw`` and a CIFAR-10 layout, or ``cifar10-jpeg/{train,test}/<class>/*.jpg``. The other tools are
 optional (``pip install pyautoattack adversarial-robustness-toolbox torchattacks``). Every tool runs APGD on the
@@ -131,6 +132,12 @@ SPEED = {
     "resnet18": [(INF, 2 / 255)],
 }
 """Budgets of ``speed``."""
+PROOFS = SPEED | {
+    "fcn": [(INF, 0.1), (INF, 0.01), (2.0, 0.1)],
+    "fcn-adv": [(INF, 0.05), (INF, 0.025), (2.0, 0.25)],
+    "cnn": [(INF, 2 / 255), (INF, 0.5 / 255)],
+}
+"""Budgets of ``proofs``."""
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 4.0)
 """The budgets of ``curve``, in units of a network's second one."""
 
@@ -538,6 +545,38 @@ def ladder(network: nn.Module, data: brittle.Data, job: Job) -> list[float]:
     return [100 * (rate.value or 0.0) for rate in found.robust]
 
 
+def proofs(arguments: argparse.Namespace) -> Iterator[Row]:
+    """CPU seconds with certificates against the attacks alone, in turn; for one attack and for the preset ``fast``."""
+    attacks: dict[str, Any] = {
+        "APGD": functools.partial(brittle.apgd, loss="ce", steps=arguments.steps),
+        "PGD": functools.partial(brittle.pgd, steps=arguments.steps),
+        "fast": "fast",
+    }
+    for cells, network, data, job in cases(arguments, PROOFS.__getitem__):
+        for name, attack in attacks.items():
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            results: dict[bool, Any] = {}
+            for _, certify in itertools.product(range(arguments.repeats), seconds):
+                started = time.process_time()
+                results[certify] = brittle.evaluate(
+                    network,
+                    data,
+                    Threat(attack, p=job.p, seed=job.seed),
+                    eps=job.eps,
+                    execution=Execution(batch_size=job.batch, certify=certify),
+                )
+                seconds[certify].append(time.process_time() - started)
+            alone, proving = (min(seconds[certify]) for certify in (False, True))
+            found = {
+                "attack": name,
+                "robust, without and with proofs": " and ".join(str(e.robust_correct) for e in results.values()),
+                "proven": str(results[True].proven),
+                "CPU s, without and with proofs": f"{alone:.2f} and {proving:.2f}",
+                "with / without": f"{proving / alone:.2f}",
+            }
+            yield cells | found, asdict(job) | {"attack": name, "seconds": seconds, "proven": results[True].proven}
+
+
 def train_all(arguments: argparse.Namespace) -> Iterator[Row]:
     """Train what is missing; accuracy of every network, clean and under 20 steps of PGD."""
     for cells, network, data, job in cases(arguments, lambda net: budgets_of(net)[:2]):
@@ -576,9 +615,9 @@ def report(rows: Iterator[Row], arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run one of the four."""
+    """Run one of the five."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train", "speed", "agreement", "curve"])
+    parser.add_argument("command", choices=["train", "speed", "agreement", "curve", "proofs"])
     add = parser.add_argument
     add("--data-root", type=Path, required=True)
     add("--cifar-root", type=Path, help="where CIFAR-10 is, if elsewhere")
@@ -600,7 +639,8 @@ def main() -> None:
     add("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    run = {"train": train_all, "speed": speed, "agreement": agreement, "curve": curve}[arguments.command]
+    commands = {"train": train_all, "speed": speed, "agreement": agreement, "curve": curve, "proofs": proofs}
+    run = commands[arguments.command]
     report(run(arguments), arguments)
 
 

@@ -22,7 +22,7 @@ from brittle.attacks.region import check_budget
 from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
 from brittle.bounds.relaxation.grouped import targets
-from brittle.bounds.relaxation.margins import Effort
+from brittle.bounds.relaxation.margins import USUAL, Effort
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.threat import Threat
@@ -36,7 +36,7 @@ SHARP = Effort(rounds=2, rows=128)
 """How hard is tried what an audit reports, and what is asked for at any price."""
 CHEAP = Effort(rounds=0, rows=1)
 """Bounds that cost a few passes."""
-MOST_LOST = 0.015
+MOST_LOST = 0.012
 """What trying certificates may cost in vain, as a share of the attack alone; for each of the efforts."""
 FEWEST_TRIED = 4
 """Samples that are tried together at least; where fewer could be paid for, none is."""
@@ -284,7 +284,7 @@ def prove_while_it_pays(
     promise = _spread(len(x)).to(x.device)
     proven, tried = torch.zeros(len(x), dtype=torch.bool, device=x.device), promise.new_zeros(len(x), dtype=torch.bool)
     allowed = MOST_LOST * proofs.left * passes * len(x)
-    for effort in (CHEAP, SHARP):
+    for effort in (CHEAP, USUAL, SHARP):
         one, credit = price(proofs.relaxation, effort), allowed
         waiting = promise.argsort(descending=True)
         waiting = waiting[~proven[waiting] & promise[waiting].isfinite()]
