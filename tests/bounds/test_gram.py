@@ -381,11 +381,9 @@ def test_what_is_learnt_for_l_inf_is_a_bound_at_every_step(margins: bool) -> Non
 
 def test_more_steps_are_never_worse() -> None:
     """Constants and single margins, in both norms: the first steps are the same whatever their number."""
-    models = [(chain(seed, 5, 8, 8, 4), (5,)) for seed in range(3)]
-    models += [network(family, 1) for family in ("convolutions", "residual")]
-    for model, shape in models:
+    for model, shape in ((chain(0, 5, 8, 8, 4), (5,)), network("residual", 1)):
         before = network_bounds(model, NORMS, input_shape=shape)
-        for steps in (1, 5, 12):
+        for steps in (3, 9):
             after = network_bounds(model, NORMS, input_shape=shape, steps=steps)
             for p in NORMS:
                 assert after[p].upper <= before[p].upper, (shape, p, steps)
