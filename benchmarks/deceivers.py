@@ -18,7 +18,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,9 +64,11 @@ def fcn(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], 10))
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, p: float, eps: float) -> tuple[WorstCase, tuple[Flag, ...]]:
+def measure(
+    model: nn.Module, x: Tensor, y: Tensor, p: float, eps: float, steps: int | None = None
+) -> tuple[WorstCase, tuple[Flag, ...]]:
     """The worst case under the preset ``fast``, and the flags of it."""
-    threat = for_classes(brittle.Threat("fast", p), 10)[0]
+    threat = for_classes(brittle.Threat("fast", p, steps=steps), 10)[0]
     worst = worst_case(model, x, y, threat, eps)
     curve = security_curve(model, worst, threat, at=eps, budgets=[share * eps for share in (0.25, 0.5, 1.5, 2.0)])
     return worst, honesty_flags(model, worst, threat, eps, curve=curve)[0]
@@ -107,36 +110,41 @@ class Conv(nn.Sequential):
         super().__init__(*convolutions, nn.Flatten(), nn.Linear(32 * 49, 64), activation(), nn.Linear(64, 10))
 
 
-def honest_networks(data: tuple[Tensor, Tensor], zoo: Path) -> Iterator[tuple[str, nn.Module]]:
-    """Networks with ordinary gradients, by name: trained here, then those of the zoo."""
+def honest_networks(data: tuple[Tensor, Tensor], zoo: Path, named: str) -> Iterator[tuple[str, nn.Module]]:
+    """Networks with ordinary gradients whose names hold ``named``: trained here, then those of the zoo."""
     import certified
     import hardened
 
     import attacks
 
-    torch.manual_seed(0)
-    for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh):
-        yield f"FCN, {kind.__name__}", trained(fcn(100, 100, activation=kind), *data, epochs=2)
     small = tuple(part[:10_000] for part in data)
-    yield "conv, batch norm, ReLU", trained(Conv(), *small, epochs=2)
-    yield "conv, batch norm, GELU", trained(Conv(nn.GELU), *small, epochs=2)
-    yield "ViT", trained(attacks.SmallViT(), *small, epochs=4)
-    for name in certified.SUBJECTS:
-        if (zoo / f"{name}.safetensors").is_file():
-            yield name, certified.load(name, zoo)
-    for name in hardened.HARDENED:
-        if (zoo / f"{name}.pt").is_file():
-            yield name, hardened.load(name, zoo)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        f"FCN, {kind.__name__}": partial(lambda kind: trained(fcn(100, 100, activation=kind), *data, epochs=2), kind)
+        for kind in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+    }
+    for kind in (nn.ReLU, nn.GELU):
+        makers[f"conv, batch norm, {kind.__name__}"] = partial(lambda kind: trained(Conv(kind), *small, epochs=2), kind)
+    makers["ViT"] = lambda: trained(attacks.SmallViT(), *small, epochs=4)
+    makers |= {
+        name: partial(certified.load, name, zoo)
+        for name in certified.SUBJECTS
+        if (zoo / f"{name}.safetensors").is_file()
+    }
+    makers |= {name: partial(hardened.load, name, zoo) for name in hardened.HARDENED if (zoo / f"{name}.pt").is_file()}
+    for name, make in makers.items():
+        if named in name:
+            torch.manual_seed(0)
+            yield name, make()
 
 
-def honest(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], zoo: Path) -> None:
+def honest(data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], zoo: Path, steps: int | None, named: str) -> None:
     """One line a network, and how many raised a flag."""
     tried, alarmed = 0, list[str]()
-    for name, net in honest_networks(data, zoo):
+    for name, net in honest_networks(data, zoo, named):
         for n, budgets in itertools.product(SIZES, ({math.inf: 0.1, 2.0: 1.0}, {math.inf: 0.02, 2.0: 0.2})):
             x, y = (part[:n] for part in test)
             for p, eps in budgets.items():
-                worst, flags = measure(net.eval(), x, y, p, eps)
+                worst, flags = measure(net.eval(), x, y, p, eps, steps)
                 raised = [flag for flag in flags if flag.raised]
                 robust, proven = int(worst.robust_correct.sum()), int(worst.proven.sum())
                 case = f"{name}, {norm_name(p)} {eps:g}, {n} samples: {robust} robust, {proven} proven"
@@ -188,12 +196,14 @@ def main() -> None:
     parser.add_argument("what", choices=["deceivers", "honest", "cost"])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--steps", type=int, help="Of the preset's attacks; its own by default.")
+    parser.add_argument("--named", default="", help="Honest networks whose names hold this.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = [brittle.load_data("mnist", root=args.data_root, split=split) for split in ("train", "test")]
     train, test = ((part.inputs, part.labels) for part in data)
     if args.what == "honest":
-        honest(train, test, args.zoo)
+        honest(train, test, args.zoo, args.steps, args.named)
     else:
         {"deceivers": deceivers, "cost": cost}[args.what](train, test)
 
