@@ -241,9 +241,9 @@ def test_shares_are_judged_by_their_interval(pair):
         assert answers.zero_gradients(gradient, other).raised == above(hits, n, 0.05)
         assert answers.zero_gradients(other, gradient).raised == above(hits, n, 0.05)
     none, some = mask(0, n), mask(hits, n)
-    assert gradients.loss_gap(none, some).raised == above(hits, n, 0.10)
+    assert gradients.loss_gap(none, some).raised == above(hits, n, 0.25)
     assert gradients.loss_gap(some, none).raised == above(hits, n, 0.25)
-    assert gradients.loss_gap(none, none, Rate(hits, n)).raised == above(hits, n, 0.10)
+    assert gradients.loss_gap(none, none, Rate(hits, n)).raised == above(hits, n, 0.25)
     assert gradients.start_gap(none, some).raised == above(hits, n, 0.10)
     assert gradients.start_gap(some, none).raised == above(hits, n, 0.10)
     assert gradients.whole_range(some, 1.0, INF).raised == above(hits, n, 0.05)
@@ -346,6 +346,7 @@ def test_gradients_that_are_the_networks_own_explain_its_differences(pair, seed)
     elsewhere[:, 0] = promised[:, 0]
     assert judge(promised, elsewhere).raised == above(hits, n, 0.25)  # blind for most of the input
     assert not judge(0 * promised, promised).raised  # no gradient: another check's matter
+    assert not judge(promised, odd, rounding=promised.abs().amax((0, 1)) * 4).raised
 
 
 # --- deceivers ----------------------------------------------------------------------------------------------

@@ -234,7 +234,9 @@ def _attack(
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
-        said = [evaluation.summary for evaluation in result.evaluations]
+        said = []
+        for evaluation in result.evaluations:
+            said += [evaluation.summary, *(f"  - {doubt}" for doubt in evaluation.doubts)]
         said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
         _say(*said, result.signature.line)
         _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -14,6 +14,7 @@ from brittle.attacks.region import check_budget
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
 from brittle.evaluation.execution import Execution
+from brittle.evaluation.honesty.doors import checked_samples, flags_of_cases, split_off
 from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk
 from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
@@ -22,13 +23,19 @@ from brittle.evaluation.threat import Threat, for_classes, without_gradients
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import Model, device_of, frozen, unwrapped
 from brittle.models.forward import logits_of
-from brittle.models.network import SAMPLES
+from brittle.models.network import SAMPLES, make_ready
 from brittle.models.twin import differentiable_twin, has_gradients
 from brittle.results import AttackResult, Evaluation, NotMeasured
 
 
 def evaluate(
-    model: Model, data: DataLike, threat: Threat = Threat(apgd), *, eps: float, execution: Execution = Execution()
+    model: Model,
+    data: DataLike,
+    threat: Threat = Threat(apgd),
+    *,
+    eps: float,
+    honesty: bool = True,
+    execution: Execution = Execution(),
 ) -> Evaluation:
     """Clean and robust accuracy under the worst case over attacks and restarts.
 
@@ -47,6 +54,8 @@ def evaluate(
             ``ids``, ``batch_size`` and ``progress`` are passed to attacks that have them. Options are bound with
             ``functools.partial`` and recorded.
         eps: Budget, at least 0, in input units.
+        honesty: Whether to check if the robust accuracy can be trusted (:func:`brittle.evaluation.honesty_flags`), on
+            the first 1,024 samples; costs at most about 20,000 passes, which are not counted with the attack's.
         execution: How the work is carried out; verdicts do not depend on it, apart from rounding (which samples
             certificates are tried on does, and so ``proven``).
 
@@ -62,9 +71,9 @@ def evaluate(
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
         threat = choose_attacks(threat, model, first)[0]
-        plan, glance, tally = Plan((Case(threat, eps),), execution), glance_at(model, first.x), Tally()
-        outcomes = run_parts(model, plan, first, tally.over(chunks))
-        return with_warnings(summarise([outcome.part for (outcome,) in outcomes], threat, eps), tally, glance)
+        cases, glance, tally = (Case(threat, eps),), glance_at(model, first.x), Tally()
+        (evaluation,), _ = _measured(model, cases, execution, first, tally.over(chunks), honesty=honesty)
+        return with_warnings(evaluation, tally, glance)
 
 
 def attack(
@@ -75,6 +84,7 @@ def attack(
     p: float | Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
     name: str | None = None,
+    honesty: bool = True,
     execution: Execution = Execution(),
 ) -> AttackResult:
     """Robust accuracy of a network at the standard budgets, for one norm after the other.
@@ -86,6 +96,7 @@ def attack(
         p: Norms of the budgets: inf, 2 or both.
         eps: Budget for every norm, in input units; by default the data set's own, else 8/255 (inf) and 0.5 (2).
         name: What to call the model; its class name by default.
+        honesty: As :func:`brittle.evaluate`.
         execution: How the work is carried out.
 
     Returns:
@@ -102,7 +113,8 @@ def attack(
         battery, left_out = choose_attacks(threat, model, first)
         cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
         glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
-        outcomes = list(run_parts(model, Plan(cases, execution), first, read.over(tally.over(chunks))))
+        chunks = read.over(tally.over(chunks))
+        evaluations, unchecked = _measured(model, cases, execution, first, chunks, honesty=honesty)
         signature = signature_of(
             model,
             read.hexdigest(),
@@ -110,6 +122,7 @@ def attack(
             {
                 "preset": threat.attacks if isinstance(threat.attacks, str) else None,
                 "certify": execution.certify,
+                "honesty": honesty,
                 "restarts": threat.restarts,
                 "bounds": tuple(map(float, threat.bounds)),
                 "steps": threat.steps,
@@ -117,17 +130,35 @@ def attack(
                 "eps": tuple(budgets.values()),
             },
         )
-    evaluations = tuple(
-        with_warnings(summarise([parts[number].part for parts in outcomes], case.threat, case.eps), tally, glance)
-        for number, case in enumerate(cases)
-    )
     return AttackResult(
         model=name or type(model).__name__,
-        evaluations=evaluations,
-        not_measured=left_out,
+        evaluations=tuple(with_warnings(evaluation, tally, glance) for evaluation in evaluations),
+        not_measured=(*left_out, *unchecked),
         signature=signature,
         seconds=time.perf_counter() - started,
     )
+
+
+def _measured(
+    model: Model,
+    cases: tuple[Case, ...],
+    execution: Execution,
+    first: Chunk,
+    chunks: Iterator[Chunk],
+    *,
+    honesty: bool,
+) -> tuple[list[Evaluation], tuple[NotMeasured, ...]]:
+    """The evaluation of every case over all chunks, with its flags, and the checks that could not be made."""
+    bounds = cases[0].threat.bounds
+    network = make_ready(model, first.x, bounds, compiled=execution.compiled)
+    most = checked_samples(first.x) if honesty else 0
+    parts, examples = split_off(run_parts(network, Plan(cases, execution, most), first, chunks), most)
+    pairs = zip(cases, parts, strict=True)
+    evaluations = [summarise(of_case, case.threat, case.eps) for case, of_case in pairs]
+    if not honesty:
+        return evaluations, ()
+    flags, missing = flags_of_cases(network, cases, examples, execution)
+    return [replace(evaluation, flags=own) for evaluation, own in zip(evaluations, flags, strict=True)], missing
 
 
 def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:

@@ -3,13 +3,14 @@
 from brittle.results.attacks import (
     CertifiedCurve,
     Evaluation,
+    Flag,
     LayerResponse,
     SampleResult,
     SecurityCurve,
     UniversalResult,
     warnings_of,
 )
-from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, Flag, NormResult, Signature, Verdict
+from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormResult, Signature, Verdict
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import Argument, OperatorMethod, UniversalKind
 from brittle.results.rate import NotMeasured, Rate, Setting

@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """One check of whether robust accuracies can be trusted, and the number that raised it or did not.
+
+    Attributes:
+        name: What was looked for.
+        raised: Whether it was found: the robust accuracies it concerns must not be trusted.
+        finding: What was measured, with its number.
+        meaning: Why this matters, in one line.
+        p: Norm of the budget whose robust accuracy it concerns; None: every norm.
+    """
+
+    name: str
+    raised: bool
+    finding: str
+    meaning: str
+    p: float | None = None
+
+
+@dataclass(frozen=True)
 class SampleResult:
     """One sample under attack; the verdict is recomputed from the stored adversarial example.
 
@@ -78,6 +97,7 @@ class Evaluation:
         chance: Accuracy of answers that ignore the input: one over the number of classes, or the agreement that
             shuffled answers would have with the labels, whichever is larger. None in results of older versions.
         warnings: What is probably not meant as it was given, a sentence each: labels, budget, normalisation, inputs.
+        flags: The checks of whether the robust accuracy can be trusted; none in an audit, whose norms have them.
         samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
     """
 
@@ -101,6 +121,7 @@ class Evaluation:
     untried: str | None = None
     chance: float | None = None
     warnings: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
 
     @property
@@ -125,6 +146,19 @@ class Evaluation:
         misled = f"; {self.misled} attacked further, since gradients mislead" if self.misled else ""
         accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
         return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}{misled}"
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the robust accuracy, a sentence each: raised flags, unless proof and attack meet within a
+        point, and fewer than 100 right samples.
+        """
+        found = []
+        if self.robust_correct - self.proven > 0.01 * self.n:
+            raised = (flag for flag in self.flags if flag.raised)
+            found = [f"Do not trust the robust accuracy ({flag.name}). {flag.finding}" for flag in raised]
+        if self.clean_correct < 100:
+            found.append(f"Only {self.clean_correct} samples are right without attack: too few for a verdict (100).")
+        return tuple(found)
 
     def to_frame(self) -> pd.DataFrame:
         """The per-sample results, one row a sample."""

@@ -18,6 +18,7 @@ from brittle.errors import InputError
 from brittle.results.attacks import (
     CertifiedCurve,
     Evaluation,
+    Flag,
     LayerResponse,
     SecurityCurve,
     UniversalResult,
@@ -38,25 +39,6 @@ MOST_BYTES = 2**28
 """Of an audit's JSON; that of a network of thousands of layers takes a tenth."""
 ATTACK_SCHEMA_VERSION = 1
 """Of the JSON of an :class:`AttackResult`."""
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One check of whether robust accuracies can be trusted, and the number that raised it or did not.
-
-    Attributes:
-        name: What was looked for.
-        raised: Whether it was found: the robust accuracies it concerns must not be trusted.
-        finding: What was measured, with its number.
-        meaning: Why this matters, in one line.
-        p: Norm of the budget whose robust accuracy it concerns; None: every norm.
-    """
-
-    name: str
-    raised: bool
-    finding: str
-    meaning: str
-    p: float | None = None
 
 
 @dataclass(frozen=True)
