@@ -247,6 +247,7 @@ def ours(network: nn.Module, data: brittle.Data, job: Job) -> Verdict:
         data,
         Threat(attack, p=job.p, seed=job.seed),
         eps=job.eps,
+        honesty=False,
         execution=Execution(batch_size=job.batch, certify=job.certify),
     )
     robust = torch.tensor([s.clean_prediction == s.label and s.attack is None for s in result.samples])

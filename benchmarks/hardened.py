@@ -148,7 +148,9 @@ def compare(root: Path, zoo: Path, samples: int, names: list[str]) -> None:
                 continue
             started = time.perf_counter()
             threat = brittle.Threat(attacks, p=p)
-            found[label] = brittle.evaluate(model, (x, y), threat, eps=eps, execution=brittle.Execution(certify=False))
+            found[label] = brittle.evaluate(
+                model, (x, y), threat, eps=eps, honesty=False, execution=brittle.Execution(certify=False)
+            )
             e = found[label]
             seconds = time.perf_counter() - started
             passes = f"{e.backwards} passes with gradient, {e.forwards} without"

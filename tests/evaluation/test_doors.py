@@ -40,7 +40,9 @@ def test_evaluate_flags_a_deceiver_and_no_honest_network():
     assert len(honest.flags) >= 8
     caught = brittle.evaluate(deceiver(), data, Threat(ATTACKS), eps=0.15)
     assert {"answers that jump", "queries against gradients"} <= raised(caught)
-    assert caught.robust_correct > 25  # without a word it would be called robust
+    alone = brittle.evaluate(deceiver(), data, Threat(ATTACKS), eps=0.15, honesty=False)
+    assert alone.robust_correct > 25  # without a word it would be called robust
+    assert caught.robust_correct < alone.robust_correct - 10  # and the queries that saw it go on
     assert any(line.startswith("Do not trust the robust accuracy (queries") for line in caught.doubts)
 
 
@@ -58,8 +60,8 @@ def test_flags_do_not_depend_on_how_the_work_is_carried_out(tmp_path):
     threat = Threat(ATTACKS)
     whole = brittle.evaluate(deceiver(), (x, y), threat, eps=0.05)
     streamed = brittle.evaluate(deceiver(), [(x[:11], y[:11]), (x[11:], y[11:])], threat, eps=0.05)
-    kept = Execution(batch_size=4, resume=tmp_path)
-    brittle.evaluate(deceiver(), (x, y), threat, eps=0.05, execution=kept, honesty=True)
+    kept = Execution(batch_size=10, resume=tmp_path)
+    brittle.evaluate(deceiver(), (x, y), threat, eps=0.05, execution=kept)
     again = brittle.evaluate(deceiver(), (x, y), threat, eps=0.05, execution=kept)
     for other in (streamed, again):
         assert [(flag.name, flag.raised) for flag in other.flags] == [(flag.name, flag.raised) for flag in whole.flags]

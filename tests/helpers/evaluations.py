@@ -18,10 +18,10 @@ THREAT = {"p", "restarts", "bounds", "seed", "steps"}
 
 
 def evaluate_with(model, data, attack=apgd, *, eps, **options):
-    """Evaluate under options of the threat and of the execution alike, so that tests can vary one at a time."""
+    """Evaluate, without checks, under options of the threat and of the execution alike, so that tests can vary one."""
     threat = Threat(attack, **{name: value for name, value in options.items() if name in THREAT})
     execution = Execution(**{name: value for name, value in options.items() if name not in THREAT})
-    return evaluate(model, data, threat, eps=eps, execution=execution)
+    return evaluate(model, data, threat, eps=eps, honesty=False, execution=execution)
 
 
 def audit_with(model, data=None, attacks="fast", **options):

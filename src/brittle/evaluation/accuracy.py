@@ -13,6 +13,7 @@ from brittle.attacks import apgd
 from brittle.attacks.region import check_budget
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
+from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty.doors import checked_samples, flags_of_cases, split_off
 from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
@@ -55,7 +56,8 @@ def evaluate(
             ``functools.partial`` and recorded.
         eps: Budget, at least 0, in input units.
         honesty: Whether to check if the robust accuracy can be trusted (:func:`brittle.evaluation.honesty_flags`), on
-            the first 1,024 samples; costs at most about 20,000 passes, which are not counted with the attack's.
+            the first 1,024 samples; costs at most about 20,000 passes, which are not counted with the attack's. If
+            these are all and queries break what the attacks left, the evaluation goes on with them.
         execution: How the work is carried out; verdicts do not depend on it, apart from rounding (which samples
             certificates are tried on does, and so ``proven``).
 
@@ -153,12 +155,14 @@ def _measured(
     network = make_ready(model, first.x, bounds, compiled=execution.compiled)
     most = checked_samples(first.x) if honesty else 0
     parts, examples = split_off(run_parts(network, Plan(cases, execution, most), first, chunks), most)
-    pairs = zip(cases, parts, strict=True)
-    evaluations = [summarise(of_case, case.threat, case.eps) for case, of_case in pairs]
-    if not honesty:
-        return evaluations, ()
-    flags, missing = flags_of_cases(network, cases, examples, execution)
-    return [replace(evaluation, flags=own) for evaluation, own in zip(evaluations, flags, strict=True)], missing
+    flags, missing = flags_of_cases(network, cases, examples, execution) if honesty else ([() for _ in cases], ())
+    evaluations = []
+    for number, (case, of_case, own) in enumerate(zip(cases, parts, flags, strict=True)):
+        if honesty and len(examples[number].y) == sum(len(part.samples) for part in of_case):
+            worst = examples[number].to(network.device)
+            case, of_case, _ = go_on_with_queries(network, case, of_case, worst, own, execution=execution)
+        evaluations.append(replace(summarise(of_case, case.threat, case.eps), flags=own))
+    return evaluations, missing
 
 
 def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat, tuple[NotMeasured, ...]]:
