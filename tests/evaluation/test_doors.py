@@ -56,13 +56,13 @@ def test_checks_change_no_number_and_can_be_left_out():
 
 
 def test_flags_do_not_depend_on_how_the_work_is_carried_out(tmp_path):
-    x, y = few(20)
+    x, y = few(16)
     threat = Threat(ATTACKS)
-    whole = brittle.evaluate(deceiver(), (x, y), threat, eps=0.05)
-    streamed = brittle.evaluate(deceiver(), [(x[:11], y[:11]), (x[11:], y[11:])], threat, eps=0.05)
-    kept = Execution(batch_size=10, resume=tmp_path)
-    brittle.evaluate(deceiver(), (x, y), threat, eps=0.05, execution=kept)
-    again = brittle.evaluate(deceiver(), (x, y), threat, eps=0.05, execution=kept)
+    whole = brittle.evaluate(mlp(), (x, y), threat, eps=0.05)
+    streamed = brittle.evaluate(mlp(), [(x[:9], y[:9]), (x[9:], y[9:])], threat, eps=0.05)
+    kept = Execution(batch_size=8, resume=tmp_path)
+    brittle.evaluate(mlp(), (x, y), threat, eps=0.05, execution=kept)
+    again = brittle.evaluate(mlp(), (x, y), threat, eps=0.05, execution=kept)
     for other in (streamed, again):
         assert [(flag.name, flag.raised) for flag in other.flags] == [(flag.name, flag.raised) for flag in whole.flags]
 
