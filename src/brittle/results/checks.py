@@ -132,7 +132,9 @@ def _(response: LayerResponse) -> Iterable[Rule]:
     errors = len(response.energy_error)
     yield errors in (0, lengths[1]), "as many energy_error as energy, or none", errors
     yield counts(response, "n", "excluded")
-    yield finite(response, "k", "energy", "isotropic", "energy_error")
+    yield finite(response, "k", "energy", "isotropic")
+    known = all(error >= 0 for error in response.energy_error)
+    yield known, "energy_error of at least 0, infinite for a single sample", response.energy_error
     yield sizes(response, "amplification", "gain", "step", "step_error")
 
 
