@@ -47,8 +47,8 @@ MOST_GROUPS = 48
 """Groups of samples that share slopes, at most."""
 ENTRY_WORK = 30
 """Multiplications that take about as long as what is done with one entry of a hidden result."""
-TRIALS_OF_A_RADIUS = 6.5
-"""Certificates that the search of a radius costs (measured: budgets far too large are given up early)."""
+TRIALS_OF_A_RADIUS = 9.0
+"""Certificates that the search of a radius costs."""
 RADIUS_PRECISION = 0.1
 """Where a radius lies between two budgets, it is known to such a share; at the budgets of a curve it is exact."""
 PASSES_FOR_RADII = 90.0
