@@ -10,5 +10,6 @@ BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.py"))
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_finds_what_it_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(path.parent))  # as running it does
     monkeypatch.syspath_prepend(str(path.parent.parent / "tests"))
     assert callable(runpy.run_path(str(path), run_name="imported")["main"])
