@@ -564,6 +564,16 @@ def test_what_has_no_relaxation_is_refused(what):
         read_relaxation(seeded(make).eval(), shape)
 
 
+def test_linear_networks_have_no_slopes_to_learn():
+    model, x = net("linear"), inputs(0)
+    relaxation = read_relaxation(model, x[0].shape)
+    y = labels_of(model, x)
+    once, learnt = (
+        margin_bounds(relaxation, x, y, eps=30.0, p=2, effort=Effort(slope_steps=steps)) for steps in (0, 3)
+    )
+    assert torch.equal(once, learnt)
+
+
 def test_sums_that_broadcast_are_refused():
     """One pixel added to every pixel, from either side: backwards its coefficients would have to be added up."""
     parts = {"mean": nn.AdaptiveAvgPool2d(1), "head": nn.Sequential(nn.Flatten(), nn.Linear(9, 2))}

@@ -57,7 +57,7 @@ class Diagonal:
 
     def largest(self) -> float:
         """The largest weight: upper bound of every ``||J||^2``."""
-        return float(self.t.max())
+        return float(self.t.detach().max())
 
 
 @dataclass(frozen=True, eq=False)

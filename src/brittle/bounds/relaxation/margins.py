@@ -190,7 +190,7 @@ class _Batch:
         adaptive = {n: steeper(*reach.flat(n), network.low(n)) for n in starts}
         slopes = {n: torch.where(bounds > best, starts[n], adaptive[n]) for n in starts}
         best = torch.maximum(best, bounds)
-        for step in range(steps):
+        for step in range(steps if slopes else 0):  # a linear network has none
             with torch.enable_grad():
                 free = {n: slope.detach().requires_grad_(True) for n, slope in slopes.items()}
                 bounds = self.lower(others, free)
