@@ -115,7 +115,7 @@ class _Collected:
         logarithms = logarithms[torch.isfinite(logarithms)]  # the perturbation arrives, and comes out
         if not len(logarithms):
             return None, None
-        error = float(logarithms.std()) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else math.inf
+        error = float(logarithms.std()) / math.sqrt(len(logarithms)) if len(logarithms) > 1 else None
         return math.exp(float(logarithms.mean())), error
 
     def _energy(
@@ -129,11 +129,10 @@ class _Collected:
         ranks = {1, *(max(1, -(-int(f * 100) * min(m, n) // 100)) for f in FRACTIONS)}
         k = tuple(sorted({min(rank, shares.shape[1]) for rank in ranks}))
         means = shares.double().mean(0)
-        errors = (
-            shares.double().std(0) / math.sqrt(len(shares)) if len(shares) > 1 else torch.full_like(means, math.inf)
-        )
-        shares_at, errors_at = (tuple(float(values[i - 1]) for i in k) for values in (means, errors))
-        return k, shares_at, tuple(i / n for i in k), errors_at
+        errors: tuple[float, ...] = ()  # one sample has none
+        if len(shares) > 1:
+            errors = tuple(float(shares[:, i - 1].double().std()) / math.sqrt(len(shares)) for i in k)
+        return k, tuple(float(means[i - 1]) for i in k), tuple(i / n for i in k), errors
 
 
 def layer_responses(

@@ -74,7 +74,8 @@ def _use(layer: LayerResult, attack: LayerResponse, random: LayerResponse, way: 
     if not attack.step or not way.step or not random.energy or not excess:
         return None
     i, growth = _tenth(attack, layer), attack.step / way.step
-    error = math.hypot(attack.step_error or 0.0, way.step_error or 0.0)
+    errors = [math.inf if r.step_error is None else r.step_error for r in (attack, way)]  # one sample has none
+    error = math.hypot(*errors)
     unstructured = layer.filter_norm_2 / excess  # the norm of a random matrix of this shape and scale
     counts = excess >= CONCENTRATED and math.log(growth) > 1.96 * error
     owed = max(1.0, min(growth, attack.step / unstructured)) if counts else 1.0

@@ -244,10 +244,10 @@ class LayerResponse:
         gain: Median of ``||z_adv - z||_2 / ||x_adv - x||_2`` at the layer's output.
         n: Samples counted in amplification and gain (energy: those whose perturbation arrives at the layer).
         excluded: Samples left out because the perturbation or the clean output was zero.
-        energy_error: Standard error of each mean in ``energy``; empty in results of older versions.
+        energy_error: Standard error of each mean in ``energy``; empty for one sample, and in results of older versions.
         step: Geometric mean of the layer's own gain ``||W a||_2 / ||a||_2``, a the change of what its matrix reads
             (for a convolution, of all patches together): at most ``||W||_2``. None where it has no energy.
-        step_error: Standard error of the logarithm of ``step``.
+        step_error: Standard error of the logarithm of ``step``; None for one sample.
     """
 
     layer: str
