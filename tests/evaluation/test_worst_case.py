@@ -579,8 +579,9 @@ def test_fast_breaks_what_gradients_alone_do_not(eps, robust):
     x, y = torch.zeros(12, 1, 6, 6), torch.zeros(12, dtype=torch.long)
     execution = Execution(certify=False)
     plain = [functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")]
-    assert evaluate(Threshold(), (x, y), Threat(plain, p=2), eps=eps, execution=execution).robust_correct == 12
-    assert evaluate(Threshold(), (x, y), Threat("fast", p=2), eps=eps, execution=execution).robust_correct == robust
+    for attacks, left in ((plain, 12), ("fast", robust)):
+        e = evaluate(Threshold(), (x, y), Threat(attacks, p=2), eps=eps, execution=execution, honesty=False)
+        assert e.robust_correct == left
 
 
 # --- going on with all survivors ---------------------------------------------------------------------------------

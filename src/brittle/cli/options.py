@@ -239,7 +239,7 @@ THREAT = options(
 EXECUTION = options(
     "brittle.evaluation",
     "Execution",
-    {"Execution": "devices ray_workers batch_size certify compiled"},
+    {"Execution": "devices ray_workers batch_size certify proof_passes compiled"},
     without={"resume": "the folder parts of --out", "progress": "bars on standard error"},
     devices={
         "name": "--device",

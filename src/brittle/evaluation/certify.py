@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from brittle.attacks import fgsm
 from brittle.attacks.losses import margins
 from brittle.attacks.region import check_budget
+from brittle.bounds.graph.rules import Conv, TransposedConv
 from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
 from brittle.bounds.relaxation.grouped import targets
-from brittle.bounds.relaxation.margins import USUAL, Effort
+from brittle.bounds.relaxation.margins import CROWN, USUAL, Effort
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.threat import Threat
@@ -32,8 +33,8 @@ from brittle.models.forward import logits_of
 from brittle.models.network import Network
 from brittle.models.trace import NoRule
 
-SHARP = Effort(rounds=2, rows=128)
-"""How hard is tried what an audit reports, and what is asked for at any price."""
+SPARING = Effort(rounds=2, rows=128)
+"""How hard radii are searched for where those of CROWN cost too much."""
 CHEAP = Effort(rounds=0, rows=1)
 """Bounds that cost a few passes."""
 MOST_LOST = 0.012
@@ -47,16 +48,20 @@ MOST_GROUPS = 48
 """Groups of samples that share slopes, at most."""
 ENTRY_WORK = 30
 """Multiplications that take about as long as what is done with one entry of a hidden result."""
-TRIALS_OF_A_RADIUS = 9.0
-"""Certificates that the search of a radius costs."""
+ROW_COST, CONV_ROW_COST = 1.3, 4.0
+"""What a multiplication costs where entries are bounded again, in those of a pass: measured, dense and convolutions."""
+TRIALS_OF_A_RADIUS = 6.0
+"""Certificates that the search of a radius costs (4 to 6 on dense networks, 3 to 10 on convolutional ones)."""
 RADIUS_PRECISION = 0.1
 """Where a radius lies between two budgets, it is known to such a share; at the budgets of a curve it is exact."""
-PASSES_FOR_RADII = 90.0
-"""Passes for the radii of an audit, for each sample of the data: half of what the preset ``fast`` costs a survivor."""
+LEAST_WORK_FOR_RADII = 5e10
+"""Multiplications for radii that few samples of a small network are allowed in any case: a few seconds."""
 PASSES_SAVED = 200.0
 """Passes that a sample proven at the budget saves in any audit: those of the preset ``fast``."""
-FEWEST_RADII = 16
-"""Samples whose radii are searched for at least, however dear."""
+FEWEST_RADII = 4
+"""Samples whose radii are searched for at least; where fewer could be paid for, none is."""
+FEWEST_SHARP_RADII = 16
+"""Where CROWN's radii of so many samples can be paid for, they are searched for; else more samples are, less hard."""
 
 
 def proven_robust(
@@ -100,7 +105,7 @@ def proven_robust(
         if proofs.relaxation is None:
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if math.isinf(passes):
-            return margin_bounds(proofs.relaxation, x, y, eps=eps, p=p, bounds=bounds, effort=SHARP) > 0
+            return margin_bounds(proofs.relaxation, x, y, eps=eps, p=p, bounds=bounds, effort=CROWN) > 0
         return prove_while_it_pays(proofs, x, y, threat, eps, passes)[0]
 
 
@@ -113,12 +118,14 @@ class Proofs:
         untried: Why none is.
         left: Share of a few samples that withstand one step of an attack: more cannot be proven.
         measured: Share of the samples whose radii are searched for.
+        effort: How hard.
     """
 
     relaxation: Relaxation | None
     untried: str | None = None
     left: float = 1.0
     measured: float = 0.0
+    effort: Effort = CROWN
 
     def chosen(self, first: int, count: int) -> Tensor:
         """Which of the samples numbered from ``first`` have their radii searched for ``(count,)``.
@@ -140,6 +147,7 @@ def read_proofs(
     cases: Sequence[tuple[Threat, float]],
     passes: float,
     radii_of: int | None = None,
+    proof_passes: float = 0.0,
 ) -> tuple[Proofs, ...]:
     """Read a network for certificates, where these can be had and may pay.
 
@@ -150,6 +158,7 @@ def read_proofs(
         cases: Threats (norm and bounds) and budgets.
         passes: As :func:`proven_robust`.
         radii_of: Number of all samples, where their radii are wanted for their own sake; None: they are not.
+        proof_passes: Passes that radii may cost, for each of these samples.
     """
     model = network.model
     if not isinstance(model, nn.Module):
@@ -169,13 +178,14 @@ def read_proofs(
         if radii_of is None and paid < FEWEST_TRIED * price(plain, CHEAP):
             return Proofs(None, "they would not save time", left)
         # What radii are worth does not depend on the attacks: all report the same.
-        paid = paid / 2 if radii_of is None else PASSES_FOR_RADII / 5 * len(x)
+        paid = paid / 2 if radii_of is None else proof_passes / 5 * len(x)
         groups = _groups_for(plain, paid, len(x))
         relaxation = read(threat.bounds, groups)
         # Raises NoRule where an operation is not covered.
         margin_bounds(relaxation, inputs[:1], y[:1], eps=eps, p=threat.p, bounds=threat.bounds, effort=CHEAP)
-        measured = 0.0 if radii_of is None else _share_measured(relaxation, inputs, y, threat, eps, radii_of)
-        return Proofs(relaxation, None, left, measured)
+        if radii_of is None:
+            return Proofs(relaxation, None, left)
+        return _choose_radii(Proofs(relaxation, None, left), inputs, y, threat, eps, radii_of, proof_passes)
 
     proofs: list[Proofs] = []
     for threat, eps in cases:
@@ -201,26 +211,41 @@ def _left_by_one_step(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, ep
     return float((margins(logits_of(model, stepped, y), y) > 0).double().mean())
 
 
-def _share_measured(relaxation: Relaxation, x: Tensor, y: Tensor, threat: Threat, eps: float, total: int) -> float:
-    """Share of the data whose radii are searched for: all where proofs save what they cost, else what is allowed.
+def _choose_radii(
+    proofs: Proofs, x: Tensor, y: Tensor, threat: Threat, eps: float, total: int, proof_passes: float
+) -> Proofs:
+    """The proofs with the share of the data whose radii are searched for, and how hard.
 
-    Both are counted against the same preset, whatever attacks are run: all report the same.
+    All are where proofs save what they cost, else as many as is allowed. Both are counted against the same preset,
+    whatever attacks are run: all report the same.
     """
-    one = price(relaxation, SHARP)
-    cost, few = TRIALS_OF_A_RADIUS * one, slice(int(min(PEEKED, PASSES_FOR_RADII * total / (4 * one))))
-    proven = 0.0
+    relaxation = proofs.relaxation
+    assert relaxation is not None
+    allowed = max(proof_passes * total, LEAST_WORK_FOR_RADII / (2 * sum(_work(relaxation))))
+    effort = CROWN
+    if allowed < min(total, FEWEST_SHARP_RADII) * TRIALS_OF_A_RADIUS * price(relaxation, CROWN):
+        effort = SPARING
+    one = price(relaxation, effort)
+    few, proven = slice(int(min(PEEKED, allowed / (4 * one)))), 0.0
     if len(x[few]):
-        held = margin_bounds(relaxation, x[few], y[few], eps=eps, p=threat.p, bounds=threat.bounds, effort=SHARP) > 0
+        held = margin_bounds(relaxation, x[few], y[few], eps=eps, p=threat.p, bounds=threat.bounds, effort=effort) > 0
         proven = float(held.double().mean())
-    net = cost - proven * PASSES_SAVED
-    return min(1.0, max(PASSES_FOR_RADII / net, FEWEST_RADII / total)) if net > PASSES_FOR_RADII else 1.0
+    net = TRIALS_OF_A_RADIUS * one - proven * PASSES_SAVED
+    share = 1.0 if net * total <= allowed else allowed / net / total
+    if share * total < min(total, FEWEST_RADII):
+        costs = f"one radius costs about {net:,.0f} passes of the network"
+        reason = f"{costs}, and all together may cost {allowed:,.0f} (proof_passes)"
+        return replace(proofs, relaxation=None, untried=reason)
+    return replace(proofs, measured=share, effort=effort)
 
 
 def price(relaxation: Relaxation, effort: Effort) -> float:
     """About how many passes with gradient one certificate costs, from the sizes of the layers."""
     work, network = _work(relaxation), relaxation.network
     rows = 60 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
-    again = sum(min(effort.rows, network.size(n)) * sum(work[:n]) for n in targets(network))
+    convs = [isinstance(op.rule, Conv | TransposedConv) for op in network.ops]
+    dear = [w * (CONV_ROW_COST if conv else ROW_COST) for w, conv in zip(work, convs, strict=True)]
+    again = sum(min(effort.rows, network.size(n)) * sum(dear[:n]) for n in targets(network))
     return (rows * sum(work) + effort.rounds * again) / (2 * sum(work))
 
 
@@ -254,12 +279,12 @@ def measure_radii(
         budgets: Those of the curve.
     """
     assert proofs.relaxation is not None
-    relaxation, p, bounds = proofs.relaxation, threat.p, threat.bounds
-    radii = proven_radii(relaxation, x, y, p=p, bounds=bounds, floor=floor, precision=RADIUS_PRECISION, effort=SHARP)
+    relaxation, p, bounds, effort = proofs.relaxation, threat.p, threat.bounds, proofs.effort
+    radii = proven_radii(relaxation, x, y, p=p, bounds=bounds, floor=floor, precision=RADIUS_PRECISION, effort=effort)
     for eps in sorted(budgets):
         near = ((radii <= eps) & (radii > eps / (1 + 2 * RADIUS_PRECISION))).nonzero()[:, 0]
         if len(near):
-            held = margin_bounds(relaxation, x[near], y[near], eps=eps, p=p, bounds=bounds, effort=SHARP) > 0
+            held = margin_bounds(relaxation, x[near], y[near], eps=eps, p=p, bounds=bounds, effort=effort) > 0
             radii[near[held]] = math.nextafter(eps, math.inf)
     return radii
 
@@ -284,7 +309,7 @@ def prove_while_it_pays(
     promise = _spread(len(x)).to(x.device)
     proven, tried = torch.zeros(len(x), dtype=torch.bool, device=x.device), promise.new_zeros(len(x), dtype=torch.bool)
     allowed = MOST_LOST * proofs.left * passes * len(x)
-    for effort in (CHEAP, USUAL, SHARP):
+    for effort in (CHEAP, USUAL, CROWN):
         one, credit = price(proofs.relaxation, effort), allowed
         waiting = promise.argsort(descending=True)
         waiting = waiting[~proven[waiting] & promise[waiting].isfinite()]

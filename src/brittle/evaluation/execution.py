@@ -17,6 +17,9 @@ class Execution:
         batch_size: Samples at once; halved when memory runs out.
         certify: Prove samples robust: those proven at the budget are left out of the attacks, as long as that saves
             time, and an audit searches for certified radii; without it no relaxation is tried.
+        proof_passes: Passes of the network that an audit's certified radii may cost, for each sample of the data (at
+            least a few seconds' worth on a small network). Radii of more samples are searched for, and harder, the more
+            there are; a quarter of what the preset ``fast`` costs a survivor by default. inf: of all samples.
         compiled: Attack a compiled copy of the network (``torch.compile``); for long runs on a GPU.
         devices: Devices that share the work, each with a copy of the network; none: the network's own.
         ray_workers: Tasks at once on a Ray cluster (extra ``cluster``); 0 for none.
@@ -30,6 +33,7 @@ class Execution:
 
     batch_size: int = 256
     certify: bool = True
+    proof_passes: float = 60.0
     compiled: bool = False
     devices: tuple[str, ...] = ()
     ray_workers: int = 0
@@ -40,6 +44,8 @@ class Execution:
         """Check the numbers and the names."""
         if self.batch_size < 1:
             raise InputError(f"batch_size: expected at least 1; got {self.batch_size}")
+        if not self.proof_passes >= 0:
+            raise InputError(f"proof_passes: expected a number of at least 0; got {self.proof_passes}")
         if isinstance(self.devices, str):
             raise InputError(f"devices: expected names of devices, as ({self.devices!r},); got {self.devices!r}")
         if self.ray_workers < 0 or (self.ray_workers and self.devices):

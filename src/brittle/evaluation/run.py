@@ -169,7 +169,7 @@ def _folders(model: Model, plan: Plan, first: Chunk) -> tuple[Kept, ...] | None:
             fingerprint(
                 model,
                 (*case.threat.battery, *case.threat.further),
-                [*case.settings, str(execution.certify)],
+                [*case.settings, str(execution.certify), str(execution.proof_passes)],
                 first.x,
                 first.y,
             ),
@@ -187,8 +187,8 @@ def _equip(model: Model | Network, plan: Plan, first: Chunk) -> Worker:
     if not plan.execution.certify:
         return Worker(network, (Proofs(None, "they were switched off"),) * len(plan.cases))
     radii_of = (first.total or len(first.x)) if plan.cases[0].radii else None
-    pairs = [(case.threat, case.eps) for case in plan.cases]
-    return Worker(network, read_proofs(network, first.x, first.y, pairs, passes_of(threat), radii_of))
+    pairs, spent = [(case.threat, case.eps) for case in plan.cases], plan.execution.proof_passes
+    return Worker(network, read_proofs(network, first.x, first.y, pairs, passes_of(threat), radii_of, spent))
 
 
 def _attack_chunk(
