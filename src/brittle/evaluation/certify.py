@@ -33,8 +33,8 @@ from brittle.models.forward import logits_of
 from brittle.models.network import Network
 from brittle.models.trace import NoRule
 
-SPARING = Effort(rounds=2, rows=128)
-"""How hard radii are searched for where those of CROWN cost too much."""
+RADII_EFFORTS = (CROWN, Effort(rounds=2, rows=128), USUAL)
+"""How hard radii are searched for: the first effort that pays for ``ENOUGH_RADII``, or the last."""
 CHEAP = Effort(rounds=0, rows=1)
 """Bounds that cost a few passes."""
 MOST_LOST = 0.012
@@ -54,14 +54,14 @@ TRIALS_OF_A_RADIUS = 6.0
 """Certificates that the search of a radius costs (4 to 6 on dense networks, 3 to 10 on convolutional ones)."""
 RADIUS_PRECISION = 0.1
 """Where a radius lies between two budgets, it is known to such a share; at the budgets of a curve it is exact."""
-LEAST_WORK_FOR_RADII = 5e10
+LEAST_WORK_FOR_RADII = 1.5e11
 """Multiplications for radii that few samples of a small network are allowed in any case: a few seconds."""
 PASSES_SAVED = 200.0
 """Passes that a sample proven at the budget saves in any audit: those of the preset ``fast``."""
 FEWEST_RADII = 4
 """Samples whose radii are searched for at least; where fewer could be paid for, none is."""
-FEWEST_SHARP_RADII = 16
-"""Where CROWN's radii of so many samples can be paid for, they are searched for; else more samples are, less hard."""
+ENOUGH_RADII = 16
+"""Radii of so many samples are worth more than sharper ones of fewer."""
 
 
 def proven_robust(
@@ -222,9 +222,8 @@ def _choose_radii(
     relaxation = proofs.relaxation
     assert relaxation is not None
     allowed = max(proof_passes * total, LEAST_WORK_FOR_RADII / (2 * sum(_work(relaxation))))
-    effort = CROWN
-    if allowed < min(total, FEWEST_SHARP_RADII) * TRIALS_OF_A_RADIUS * price(relaxation, CROWN):
-        effort = SPARING
+    enough = min(total, ENOUGH_RADII) * TRIALS_OF_A_RADIUS
+    effort = next((e for e in RADII_EFFORTS if enough * price(relaxation, e) <= allowed), USUAL)
     one = price(relaxation, effort)
     few, proven = slice(int(min(PEEKED, allowed / (4 * one)))), 0.0
     if len(x[few]):
