@@ -565,6 +565,7 @@ def proofs(arguments: argparse.Namespace) -> Iterator[Row]:
                     Threat(attack, p=job.p, seed=job.seed),
                     eps=job.eps,
                     execution=Execution(batch_size=job.batch, certify=certify),
+                    honesty=False,
                 )
                 seconds[certify].append(time.process_time() - started)
             alone, proving = (min(seconds[certify]) for certify in (False, True))
