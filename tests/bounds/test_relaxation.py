@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.bounds.relaxation.certify import margin_bounds, read_relaxation
-from brittle.bounds.relaxation.margins import Effort
+from brittle.bounds.relaxation.margins import CROWN, Effort
 from brittle.errors import InputError
 from brittle.models.build import resnet18_cifar
 from brittle.models.normalize import Normalize
@@ -285,6 +285,22 @@ def test_everything_that_evaluation_accepts_is_covered():
 
 
 # --- exactness ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [5.0, 20.0, 100.0])
+def test_an_activation_of_the_input_does_not_shift_the_ball(eps):
+    """Sixteen units at 1, and their sum over 4: within l_2 4 all go to 0, where the bias of 0.5 alone is left."""
+    net = nn.Sequential(nn.ReLU(), nn.Linear(16, 1), nn.ReLU(), nn.Linear(1, 2)).double().eval()
+    with torch.no_grad():
+        net[1].weight.fill_(0.25)
+        net[1].bias.zero_()
+        net[3].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        net[3].bias.copy_(torch.tensor([0.5, 0.0]))
+    x, y = torch.ones(1, 16, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    for effort in (Effort(0, 1), CROWN):
+        bound = float(margin_bounds(read_relaxation(net, (16,)), x, y, eps=eps, p=2, effort=effort))
+        assert bound <= 0.5
+        assert bound >= 4.5 - 1.0001 * eps  # as for the sum without activations, whose row has length 1
 
 
 @both

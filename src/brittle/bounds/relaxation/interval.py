@@ -288,7 +288,10 @@ def _(
         return
     middle, radius = linear.forward(mid), linear.magnitude(rad)
     if length is not None and linear.lengths is not None:
-        radius = torch.minimum(radius, per_sample(length, radius) * linear.lengths)
+        # Differences as long as that lie around zero, not around the middle: behind an activation these are two places.
+        most = per_sample(length, radius) * linear.lengths
+        low, high = torch.maximum(middle - radius, -most), torch.minimum(middle + radius, most)
+        middle, radius = (low + high) / 2, (high - low) / 2
     elif length is not None and middle.shape == mid.shape:  # a diagonal
         state.lengths[number] = length * linear.row_sum
     whole = 2 * linear.magnitude(value.abs() + 2 * mid.abs()) + 4 * radius + 2 * linear.offset
