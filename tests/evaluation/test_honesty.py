@@ -30,7 +30,7 @@ from brittle.results import Audit, CertifiedCurve, Evaluation, Flag, Rate, Secur
 from brittle.results.wording import budget
 from helpers import networks
 from helpers.audits import norm_result, with_parts, without
-from helpers.deceivers import Deceiver
+from helpers.deceivers import Backwards, Deceiver
 from helpers.matrices import quick
 from helpers.networks import few, generator, mlp, seeded, uniform, untouched
 
@@ -83,18 +83,6 @@ class Masked(nn.Module):
         return self.disguise(self.net, x)
 
 
-class WrongWay(torch.autograd.Function):
-    """The identity, with a gradient of the wrong sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -gradient
-
-
 def dead_zone(net, x):
     """Around every sixteenth (where the pixels of the digits are) nothing changes; further off it does."""
     grid = ((16 * x).round() / 16).detach()
@@ -113,7 +101,7 @@ DESERVED = {
     ),
     "noise": (lambda net, x: net(x + 0.1 * torch.randn_like(x)), {"different answers to one input"}),
     "gradient of the wrong sign": (
-        lambda net, x: net(WrongWay.apply(x)),
+        lambda net, x: net(Backwards.apply(x)),
         {"gradients against differences", "queries against gradients"},
     ),
     "no gradient at the samples": (dead_zone, {"zero gradients", "random start against none"}),
