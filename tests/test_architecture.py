@@ -29,7 +29,10 @@ ROWS = [
 WITHOUT_TORCH = {"results", "reporting", "cli"}
 REPORTING_READS = {"errors", "_version", "progress", "storage", "results"}
 """Pages and figures are drawn from results alone."""
-EXTRAS = {"torchvision", "timm", "transformers", "ray", "lightning", "lightning_fabric", "tensorboard", "pyautoattack"}
+EXTRAS = {
+    "torchvision", "timm", "transformers", "ray", "lightning", "lightning_fabric", "tensorboard", "pyautoattack",
+    "onnx", "onnxscript", "onnxruntime",
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:

@@ -14,6 +14,7 @@ from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormR
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import Argument, OperatorMethod, UniversalKind
 from brittle.results.rate import NotMeasured, Rate, Setting
+from brittle.results.size import Latency, NetworkSize
 
 __all__ = [
     "FRACTIONS",
@@ -25,10 +26,12 @@ __all__ = [
     "CertifiedCurve",
     "Evaluation",
     "Flag",
+    "Latency",
     "LayerBound",
     "LayerResponse",
     "LayerResult",
     "LipschitzResult",
+    "NetworkSize",
     "NormBounds",
     "NormResult",
     "NotMeasured",

@@ -17,6 +17,7 @@ from brittle.results.attacks import CertifiedCurve, Evaluation, LayerResponse, S
 from brittle.results.layers import FRACTIONS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import UniversalKind
 from brittle.results.rate import Rate
+from brittle.results.size import Latency, NetworkSize
 
 NORMS = (2.0, math.inf)
 LARGEST = 2**63
@@ -191,3 +192,14 @@ def _(result: LipschitzResult) -> Iterable[Rule]:
     yield counts(result, "n")
     yield sizes(result, "upper", "lower", "median_lower", "largest_on_data", "reach")
     yield min((value for _, value in result.arguments), default=0) >= 0, "arguments of at least 0", result.arguments
+
+
+@rules_of.register
+def _(size: NetworkSize) -> Iterable[Rule]:
+    yield sizes(size, "parameters", "macs", "bytes")
+
+
+@rules_of.register
+def _(row: Latency) -> Iterable[Rule]:
+    yield min(row.batch_size, row.rounds, row.threads) > 0, "batch_size, rounds and threads of at least 1", row
+    yield 0 <= row.median <= row.p90 < math.inf, "0 <= median <= p90, both finite", (row.median, row.p90)
