@@ -1,7 +1,7 @@
 """The command line: parses, calls one function, prints. The only module that prints.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 bad usage or
-input (one line, no traceback), 130 interrupted.
+input (one line, no traceback), 4 done but below the floor that was asked for, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ from brittle.cli.options import (
     RECIPE,
     THREAT,
     Budgets,
+    Gate,
     Interventions,
     Json,
     Network,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.evaluation import Execution
-    from brittle.results import AttackResult, Audit
+    from brittle.results import AttackResult, Audit, Evaluation
 
 app = typer.Typer(
     name="brittle",
@@ -77,7 +78,7 @@ def run(arguments: list[str]) -> int:
         arguments: Everything after the program's name.
 
     Returns:
-        0 done, 1 failed to write or read a file, 2 bad usage or input, 130 interrupted.
+        0 done, 1 failed to write or read a file, 2 bad usage or input, 4 below a floor, 130 interrupted.
     """
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="brittle", standalone_mode=False)
@@ -102,6 +103,12 @@ def run(arguments: list[str]) -> int:
 def _complain(message: str, code: int) -> int:
     print(printable(f"brittle: {' '.join(message.split())}"), file=sys.stderr)
     return code
+
+
+def _pass(gate: Gate, evaluations: Iterable[tuple[str, Evaluation]]) -> None:
+    """Leave with exit code 4, and the reason on standard error, where a robust accuracy is below the floor."""
+    if (failure := gate.failure(evaluations)) is not None:
+        raise typer.Exit(_complain(failure, 4))
 
 
 def _say(*lines: str) -> None:
@@ -168,6 +175,7 @@ def _audit(
         int, option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds.")
     ] = 0,
     output: Output,
+    gate: Gate,
     as_json: Json = False,
 ) -> None:
     """Audit a trained network: one report that says how compressible and how fragile it is, and why.
@@ -177,10 +185,12 @@ def _audit(
     Example: brittle audit model.safetensors --arch fcn --data mnist --data-root data -o report
     """
     output.check("audit.json")
+    gate.check()
     shape = values.integers("input-shape", input_shape)
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
     model, data = _opened(network, samples, threads, devices[0], threat["seed"])
+    gate.check(data is not None)
     from brittle.auditing import audit
     from brittle.evaluation import Threat
     from brittle.reporting.page import report_html
@@ -193,13 +203,14 @@ def _audit(
     _write(result, output.out, "audit.json", report_html(result))
     if as_json:
         print(result.to_json(), end="")
-        return
-    if not output.quiet:
+    elif not output.quiet:
         _say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
         if result.not_measured:
             _say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
         _say(result.signature.line)
-    _say(f"Report: {output.out / 'report.html'}")
+    if not as_json:
+        _say(f"Report: {output.out / 'report.html'}")
+    _pass(gate, [(result.model, norm.evaluation) for norm in result.norms if norm.evaluation])
 
 
 @app.command("attack")
@@ -213,6 +224,7 @@ def _attack(
     execution: Annotated[Values, EXECUTION],
     threads: Threads = None,
     output: Output,
+    gate: Gate,
     as_json: Json = False,
 ) -> None:
     """Robust accuracy alone, under strong attacks, for data of any size; interrupted, it goes on where it stopped.
@@ -220,6 +232,7 @@ def _attack(
     Example: brittle attack model.safetensors --arch fcn --data mnist --data-root data --eps inf=0.1 -o attacked
     """
     output.check("attack.json")
+    gate.check()
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
     model, data = _opened(network, samples, threads, devices[0], threat["seed"])
@@ -240,6 +253,7 @@ def _attack(
         said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
         _say(*said, result.signature.line)
         _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
+    _pass(gate, [(result.model, evaluation) for evaluation in result.evaluations])
 
 
 @app.command("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +12,13 @@ import typer
 from brittle.cli import values
 from brittle.cli.from_dataclass import constant, options
 from brittle.errors import InputError
+from brittle.results.wording import budget, norm_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from brittle.data.load import Data
+    from brittle.results import Evaluation
     from brittle.training.recipe import Recipe
     from brittle.training.runs import RunConfig, RunRequest
 
@@ -156,6 +159,43 @@ class Output:
             raise InputError(
                 f"out: {self.out} already holds results ({name}); choose another folder or pass --overwrite"
             )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A floor under the robust accuracies, for pipelines."""
+
+    fail_under_robust: Annotated[
+        float | None,
+        option(
+            "Output", metavar="SHARE", help="End with exit code 4 if a robust accuracy is below this share (0 to 1)."
+        ),
+    ] = None
+
+    def check(self, attacked: bool = True) -> None:
+        """Refuse a floor that is no share, or one under accuracies that nothing is going to measure."""
+        if self.fail_under_robust is None:
+            return
+        if not 0 <= self.fail_under_robust <= 1:
+            raise InputError(f"fail-under-robust: expected a share from 0 to 1; got {self.fail_under_robust}")
+        if not attacked:
+            raise InputError("fail-under-robust: expected data to attack; got none, so there is no robust accuracy")
+
+    def failure(self, evaluations: Iterable[tuple[str, Evaluation]]) -> str | None:
+        """A sentence that names networks and norms below the floor, with robust accuracies; None if there are none.
+
+        The accuracies are compared as counted, not as printed.
+        """
+        if self.fail_under_robust is None:
+            return None
+        below = [
+            f"of {name} in {norm_name(e.p)} (eps {budget(e.eps)}) is {e.robust_accuracy.percent}"
+            f" ({e.robust_accuracy.counts})"
+            for name, e in evaluations
+            if (e.robust_accuracy.value or 0.0) < self.fail_under_robust
+        ]
+        floor = f"the floor {self.fail_under_robust} of --fail-under-robust"
+        return f"robust accuracy {', '.join(below)}: below {floor}" if below else None
 
 
 @dataclass(frozen=True)
