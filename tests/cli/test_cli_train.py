@@ -21,7 +21,7 @@ import brittle
 from brittle.cli.commands import run
 from brittle.data.load import load_data
 from brittle.results import AttackResult, Audit
-from brittle.training import Adversary, Recipe, loop
+from brittle.training import Adversary, Interventions, Recipe, loop
 from brittle.training.runs import CONFIG, load_run, run_config
 from helpers.command_line import one_line
 from helpers.processes import finish, read_all, start, wait_until
@@ -242,6 +242,27 @@ def test_without_lightning_nothing_is_lost(options, train, tmp_path, monkeypatch
     assert contents(tmp_path / "run") == before
 
 
+def test_it_learns_from_another_run(train, finished, tmp_path):
+    """From the run's network as it was trained, pairs, normalisation and all."""
+    lesson = ("--distill", "0.8", "--temperature", "2", "--select", "last", "-q")
+    assert train("--fine-tune", str(finished), "--teacher", str(finished), *lesson) == 0
+    network, config = load_run(tmp_path / "run")
+    assert (config.teacher, config.recipe.distill, config.recipe.temperature) == (str(finished), 0.8, 2.0)
+    start = load_run(finished)[0]
+    data = load_data("digits", split="train", limit=120)
+    result = brittle.train(start, data, config.recipe, interventions=Interventions(teacher=start))
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_a_run_is_not_its_own_teacher(train, tmp_path, capsys):
+    assert train("-q") == 0
+    before = contents(tmp_path / "run")
+    assert train("-q", "--teacher", str(tmp_path / "run"), "--distill", "0.5", "--overwrite") == 2
+    one_line(capsys, "teacher: expected weights outside of")
+    assert contents(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize("start", ["run", "run/weights.safetensors"])
 def test_a_run_is_not_fine_tuned_in_place(start, train, tmp_path, capsys):
     """Interrupted, it would have lost the only copy of what it started from."""
@@ -427,6 +448,9 @@ def test_a_terminal_shows_how_it_goes(tmp_path):
         (("--arch", "fnc"), ("arch", "fcn")),
         (("--arch-arg", "nothing=1"), ("fcn", "nothing")),
         (("--fine-tune", "missing.pt"), ("missing.pt",)),
+        (("--teacher", "missing", "--distill", "0.5"), ("missing", "config.json")),
+        (("--distill", "0.5"), ("teacher", "distill")),
+        (("--distill", "2"), ("distill", "from 0 to 1")),
         (("--device", "tpu"), ("device",)),
         (("--processes", "0"), ("processes",)),
         (("--threads", "0"), ("threads",)),

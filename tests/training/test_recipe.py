@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from brittle.errors import InputError
-from brittle.training import CONSTRAINTS, PENALTIES, Adversary, Recipe, train
+from brittle.training import CONSTRAINTS, PENALTIES, Adversary, Interventions, Recipe, train
 from brittle.training.optimizers import OPTIMIZERS, SCHEDULES
 from helpers.matrices import quick
 from helpers.networks import digits, seeded
@@ -29,6 +29,8 @@ WRONG = {
     "decay": (0.0, -1.0, NAN, INF),
     "penalties": ({"l1": -1.0}, {"l1": NAN}, {"l1": INF}),
     "refresh": (0, -1, 2.5),
+    "distill": (-0.1, 1.1, NAN, True, "half"),
+    "temperature": (0.0, -1.0, NAN, INF),
     "crop": (-1, 0.5),
     "validation": (-0.1, 1.0, NAN),
     "patience": (0, -1, 1.5),
@@ -147,7 +149,9 @@ def outcome(**fields):
     """Everything that a training yields but the time it took."""
     x, y = digits("train")
     start = {"epochs": 2, "batch_size": 32, "lr": 0.01, "validation": 0.25, "measure_every": 2}
-    result = train(image_net(), (x[:120], y[:120]), Recipe(**start | fields))
+    recipe = Recipe(**start | fields)
+    own = Interventions(teacher=seeded(image_net, 1) if recipe.distill else None)
+    result = train(image_net(), (x[:120], y[:120]), recipe, interventions=own)
     rows = [dataclasses.replace(row, seconds=0.0, samples_per_second=0.0) for row in result.epochs]
     weights = [tensor.flatten().tolist() for tensor in result.model.state_dict().values()]
     return weights, rows, result.layers
@@ -171,6 +175,8 @@ CHANGES = {
     "constraints": ({}, {"spectral_cap": 0.5}),
     "layers": (bound, ("0",)),
     "adversary": ({}, Adversary(0.1, steps=1)),
+    "distill": ({"distill": 0.5}, 0.6),
+    "temperature": ({"distill": 0.5}, 2.0),
     "crop": ({}, 1),
     "flip": ({}, True),
     "validation": ({}, 0.3),
@@ -195,7 +201,7 @@ def test_every_attribute_changes_the_outcome(name):
     if name == "precision":
         pytest.importorskip("lightning_fabric")
     around, value = CHANGES[name]
-    assert outcome(**around) != outcome(**around, **{name: value})
+    assert outcome(**around) != outcome(**around | {name: value})
 
 
 @pytest.mark.parametrize(

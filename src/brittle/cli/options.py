@@ -215,6 +215,10 @@ class NewNetwork:
     fine_tune: Annotated[
         Path | None, option("Network", help="Start from these weights: a file, or a folder of brittle train.")
     ] = None
+    teacher: Annotated[
+        Path | None,
+        option("Interventions", help="Learn from the network of this folder of brittle train; see --distill."),
+    ] = None
     rank: Annotated[
         str | None, option("Network", help="Train low-rank factors of this rank, or share of the full one.")
     ] = None
@@ -230,6 +234,7 @@ class NewNetwork:
             statistics=values.statistics(self.mean, self.std),
             rank=values.rank(self.rank),
             start=self.fine_tune,
+            teacher=self.teacher,
             data_root=samples.data_root,
             limit=samples.limit,
             image_size=values.image_size(samples.image_size),
@@ -293,7 +298,7 @@ RECIPE = options(
     "brittle.training",
     "Recipe",
     {
-        "Interventions": "penalties constraints layers refresh",
+        "Interventions": "penalties constraints layers refresh distill temperature",
         "Optimisation": "epochs batch_size optimizer lr weight_decay momentum schedule crop flip",
         "Selection and measurement": "validation patience select measure_every",
         "Execution": "precision seed",
@@ -319,6 +324,8 @@ RECIPE = options(
     },
     layers={"type": str, "help": "Layers acted on, separated by commas.", "show_default": "the paper's choice"},
     schedule={"help": "constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."},
+    distill={"help": "Share of the loss that draws towards the predictions of --teacher on clean inputs, from 0 to 1."},
+    temperature={"help": "By which the logits of both are divided there."},
     patience={"help": "End after so many epochs without a better validation accuracy."},
     measure_every={"help": "Epochs between measurements of layers and bounds, and after the last; 0 for none."},
     seed={"callback": check_seed},

@@ -41,7 +41,8 @@ class Job:
         recipe: How to train.
         interventions: The user's own.
         folder: Where history, weights and state go; None for nowhere.
-        identity: Digests of model, data and recipe; a state of another one is refused. Empty without a folder.
+        identity: Digests of model, data and teacher, and the recipe; a state of another one is refused. Empty without
+            a folder.
     """
 
     model: nn.Module
@@ -84,13 +85,14 @@ def make_job(
         chosen_layers(model, recipe.layers)
     bind_penalties(model, recipe, Interventions())
     bind_constraints(model, recipe, Interventions())
-    _run_model(model, samples)
+    interventions = interventions or Interventions()
+    _check_teacher(interventions.teacher, recipe, samples, classes=_run_model(model, samples).shape[1])
     if held_out is not None:
         _run_model(model, held_out)
     elif recipe.validation > 0:
         samples, held_out = split_validation(samples, recipe)
     where = None if folder is None else Path(folder)
-    job = Job(copy.deepcopy(model), samples, held_out, recipe, interventions or Interventions(), where, {})
+    job = Job(copy.deepcopy(model), samples, held_out, recipe, interventions, where, {})
     if where is None:
         return job
     job = dataclasses.replace(job, identity=_identify(job))
@@ -125,30 +127,59 @@ def split_validation(samples: Samples, recipe: Recipe) -> tuple[Samples, Samples
     return (inputs[rest], labels[rest]), (inputs[drawn], labels[drawn])
 
 
-def _run_model(model: nn.Module, samples: Samples) -> None:
-    """Run the model on the samples with the smallest and the largest label: these two show labels out of range."""
+def _run_model(model: nn.Module, samples: Samples) -> Tensor:
+    """Logits of the samples with the smallest and the largest label: these two show labels out of range."""
     (inputs, labels), device = samples, device_of(model)
     ends = [int(labels.argmin()), int(labels.argmax())]
     with frozen(model):
-        logits_of(model, inputs[ends].to(device), labels[ends].to(device))
+        return logits_of(model, inputs[ends].to(device), labels[ends].to(device))
+
+
+def _check_teacher(teacher: nn.Module | None, recipe: Recipe, samples: Samples, *, classes: int) -> None:
+    """Raise unless there is a teacher exactly where the recipe wants one, with the network's inputs and classes."""
+    if (teacher is None) != (recipe.distill == 0):
+        there = "no teacher" if teacher is None else f"a {type(teacher).__name__}"
+        raise InputError(f"teacher: expected a network exactly where distill is above 0; got {there}, {recipe.distill}")
+    if teacher is None:
+        return
+    if not isinstance(teacher, nn.Module):
+        raise InputError(f"teacher: expected a torch.nn.Module; got {type(teacher).__name__}")
+    try:
+        taught = _run_model(teacher, samples).shape[1]
+    except InputError as error:
+        raise InputError(f"teacher: {error}") from None
+    if taught != classes:
+        raise InputError(f"teacher: expected {classes} logits, as the network has; got {taught}")
 
 
 def _identify(job: Job) -> dict[str, Any]:
     """What a state must be of to go on from it."""
-    structure = ";".join(f"{name}:{type(module).__qualname__}" for name, module in job.model.named_modules())
     # The names go into the digest: others would refuse the states of earlier versions.
     tensors = {"inputs": job.samples[0], "labels": job.samples[1]}
     if job.validation is not None:
         tensors |= {"held inputs": job.validation[0], "held labels": job.validation[1]}
-    recipe = dataclasses.asdict(job.recipe)
-    if job.recipe.adversary is not None:
-        recipe["adversary"]["p"] = str(job.recipe.adversary.p)  # JSON has no infinity
+    teacher = job.interventions.teacher
     return {
-        # Networks of equal weights may differ in what has none, such as activations.
-        "model": digest(job.model.state_dict()) + hashlib.sha256(structure.encode()).hexdigest(),
+        "model": _digest_network(job.model),
         "data": digest(tensors),
-        "recipe": json.loads(json.dumps(recipe)),  # as it will be read back: tuples as lists
+        "recipe": _plain(job.recipe),
+        **({} if teacher is None else {"teacher": _digest_network(teacher)}),
     }
+
+
+def _digest_network(model: nn.Module) -> str:
+    """Of weights and kinds of modules: networks of equal weights may differ in what has none, such as activations."""
+    structure = ";".join(f"{name}:{type(module).__qualname__}" for name, module in model.named_modules())
+    return digest(model.state_dict()) + hashlib.sha256(structure.encode()).hexdigest()
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it will be read back from JSON: tuples as lists, and no infinity."""
+    plain = dataclasses.asdict(recipe)
+    if recipe.adversary is not None:
+        plain["adversary"]["p"] = str(recipe.adversary.p)
+    read: dict[str, Any] = json.loads(json.dumps(plain))
+    return read
 
 
 def _check_state(identity: dict[str, Any], folder: Path) -> None:
@@ -157,6 +188,10 @@ def _check_state(identity: dict[str, Any], folder: Path) -> None:
     if snapshot is None:
         return
     there = snapshot[1].get("identity")
+    if isinstance(there, dict) and isinstance(there.get("recipe"), dict):
+        there = there | {
+            "recipe": _plain(Recipe()) | there["recipe"]
+        }  # attributes newer than the state: their defaults
     for name, value in identity.items():
         if not isinstance(there, dict) or there.get(name) != value:
             raise InputError(

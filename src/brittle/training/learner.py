@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from brittle.errors import InputError
 from brittle.random_streams import seed_of
 from brittle.training.adversarial import perturb_first
 from brittle.training.batches import Batches
+from brittle.training.distillation import distilled_cross_entropy
 from brittle.training.hosts import Host
 from brittle.training.interventions.assembly import bind_constraints, bind_penalties
 from brittle.training.jobs import Job
@@ -43,6 +43,9 @@ class Learner:
         self.module = copy.deepcopy(job.model).to(host.device).train()  # of several processes each needs its own
         for parameter in self.module.parameters():
             parameter.grad = None
+        self.teacher = copy.deepcopy(job.interventions.teacher)
+        if self.teacher is not None:
+            self.teacher.to(host.device).eval()
         self.penalties = bind_penalties(self.module, self.recipe, job.interventions)
         self.constraints = bind_constraints(self.module, self.recipe, job.interventions)
         self._optimizer = self._make_optimizer()
@@ -83,6 +86,7 @@ class Learner:
         self._seed(seed_of(self.recipe.seed, step_stream(epoch, number)))
         mine = rows[host.rank :: host.world]
         x, y = self.batches.take(mine, epoch)
+        taught = self._taught(x)
         if adversary is not None:
             attacked = round(adversary.ratio * len(rows))
             attacked = len(range(host.rank, attacked, host.world))  # of the whole batch's first ones, this process's
@@ -91,7 +95,7 @@ class Learner:
             group["lr"] = lr
         self._wrapped_optimizer.zero_grad(set_to_none=True)
         logits = self._wrapped(x)
-        loss = F.cross_entropy(logits, y, reduction="sum")
+        loss = distilled_cross_entropy(logits, y, taught, self.recipe.distill, self.recipe.temperature)
         penalty = sum((penalty() for penalty in self.penalties), loss.new_zeros(()))
         # Processes' gradients are averaged, so each scales its sum as if the whole batch were like its share.
         host.backward(loss * (host.world / len(rows)) + penalty)
@@ -102,6 +106,15 @@ class Learner:
             right = (logits.argmax(1) == y).sum()
             share = len(rows) / host.world
             return torch.stack((loss.detach(), right, penalty.detach() * share, loss.new_tensor(len(y))))
+
+    def _taught(self, x: Tensor) -> Tensor | None:
+        """The teacher's logits on inputs that are not attacked; None without one."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            logits = self.teacher(x)
+        assert isinstance(logits, Tensor)
+        return logits
 
     def train_mode(self) -> None:
         """Put the network into training mode, as the wrapper sees it."""

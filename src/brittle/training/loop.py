@@ -76,21 +76,23 @@ def train(
 ) -> Training:
     r"""Train a copy of a network.
 
-    Minimised is the mean cross-entropy plus every penalty times its strength; after every step of the optimiser, and
-    once before the first (but for those that count steps, as shrinkages), the constraints are applied. The order of
-    the samples, crops, attacks and dropout follow from the recipe's seed alone, so on the CPU a run that was
-    interrupted, even killed, and is started again on its folder ends with bit for bit the weights of an uninterrupted
-    one.
+    Minimised is the mean cross-entropy, or its mixture with the distance from a teacher
+    (:func:`brittle.training.distillation.distilled_cross_entropy`), plus every penalty times its strength; after
+    every step of the optimiser, and once before the first (but for those that count steps, as shrinkages), the
+    constraints are applied. The order of the samples, crops, attacks and dropout follow from the recipe's seed alone,
+    so on the CPU a run that was interrupted, even killed, and is started again on its folder ends with bit for bit
+    the weights of an uninterrupted one.
 
     Args:
         model: The network to start from, inputs ``(N, ...)`` in [0, 1] to logits ``(N, classes)``; left bit-equal.
         data: Training samples, or inputs and labels.
         recipe: Everything that decides the result; the defaults of :class:`Recipe` without one.
         validation: Samples to select the weights by, in place of the recipe's share of the training samples.
-        interventions: Further penalties and constraints, functions of your own.
+        interventions: Further penalties and constraints, functions of your own, and the teacher of a recipe with
+            ``distill``.
         folder: Where the history (``history.csv``, ``layers.csv``, both as Parquet too), the weights
             (``weights.safetensors``) and, until the end, the state to go on from are kept; None keeps nothing. What a
-            finished training left there is replaced. ``interventions`` are not compared with those of the state.
+            finished training left there is replaced. Functions of ``interventions`` are not compared with the state's.
         devices: ``cpu``, ``cuda`` or ``cuda:N``. Several, as ``("cuda:0", "cuda:1")`` or ``("cpu", "cpu")``: one
             process each, which share every batch (Lightning Fabric, extra ``multi``); gradients are those of the
             whole batch, batch norms see a process's own share.
@@ -101,7 +103,8 @@ def train(
 
     Raises:
         InputError: Data that are no labelled inputs in [0, 1], a model that cannot run on them, an unknown penalty or
-            constraint, a folder that holds the state of another training, or a loss that is no longer finite.
+            constraint, a teacher that is missing, not wanted, or of other inputs or classes, a folder that holds the
+            state of another training, or a loss that is no longer finite.
         MissingExtra: Lightning is needed and not installed.
         OSError: Writing to the folder failed, or it was removed meanwhile.
     """

@@ -77,6 +77,9 @@ class Recipe:
             None where the constraint has a value of its own (``frobenius``: the norms at the start).
         layers: Layers that penalties and constraints act on; None for the paper's choice.
         adversary: Adversarial training; None for none.
+        distill: Share of the loss that teaches, from 0 (none) to 1 (no labels): the distance from the predictions of a
+            teacher, an uncompressed network, on the clean inputs.
+        temperature: By which the logits of both are divided there, above 0.
         crop: Pixels of zero padding from which every image is cropped at a random place.
         flip: Whether every other image is mirrored, at random.
         validation: Share of the training samples held out to select the weights, from 0 (none), below 1.
@@ -106,6 +109,8 @@ class Recipe:
     constraints: Mapping[str, float | None] = field(default_factory=dict)
     layers: tuple[str, ...] | None = None
     adversary: Adversary | None = None
+    distill: float = 0.0
+    temperature: float = 1.0
     crop: int = 0
     flip: bool = False
     validation: float = 0.1
@@ -127,6 +132,9 @@ class Recipe:
         _check_number("weight_decay", self.weight_decay)
         _check_number("momentum", self.momentum, below=1)
         _check_number("validation", self.validation, below=1)
+        _check_number("temperature", self.temperature, above=0)
+        if not (_is_number(self.distill) and 0 <= self.distill <= 1):
+            raise InputError(f"distill: expected a share from 0 to 1; got {self.distill!r}")
         for name, strength in self.penalties.items():
             _check_number(f"penalties[{name!r}]", strength)
         for name, listed in (("milestones", self.milestones), ("layers", self.layers or ())):

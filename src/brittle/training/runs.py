@@ -23,6 +23,7 @@ from brittle.storage.codec import from_json, to_json
 from brittle.storage.files import remove_files, write_text
 from brittle.training.history import Callback
 from brittle.training.hosts import check_devices
+from brittle.training.interventions.assembly import Interventions
 from brittle.training.jobs import make_job
 from brittle.training.loop import WEIGHTS, Training, run_job
 from brittle.training.recipe import Recipe
@@ -52,6 +53,7 @@ class RunConfig:
         limit: Most training samples; None for all.
         image_size: ``(height, width)`` to which the images of a folder were resized; None for none.
         start: File or run's folder of the weights that were fine-tuned; None for fresh ones.
+        teacher: Run's folder of the network that it learnt from; None for none.
         recipe: How it was trained.
         version: Of Brittle.
         schema_version: Of this document.
@@ -69,6 +71,7 @@ class RunConfig:
     limit: int | None = None
     image_size: tuple[int, int] | None = None
     start: str | None = None
+    teacher: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     version: str = __version__
     schema_version: int = SCHEMA_VERSION
@@ -130,6 +133,7 @@ class RunRequest:
         statistics: Per-channel mean and standard deviation to normalise by; the data set's own by default.
         rank: Rank of low-rank pairs, or a share of the full rank; None for full matrices.
         start: Weights to fine-tune: a file (of the architecture alone or with its normalisation), or a run's folder.
+        teacher: Folder of the run whose network a recipe with ``distill`` learns from.
         data_root: Where the data lie, for the configuration.
         limit: Most training samples, likewise.
         image_size: Of the images of a folder, likewise.
@@ -141,6 +145,7 @@ class RunRequest:
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     rank: int | float | None = None
     start: Path | None = None
+    teacher: Path | None = None
     data_root: Path | None = None
     limit: int | None = None
     image_size: tuple[int, int] | None = None
@@ -170,13 +175,18 @@ def train_run(
         InputError: As ``train``, or a part of the request that does not fit the data.
         OSError: As ``train``.
     """
-    if request.start is not None and folder.resolve() in (request.start.resolve(), request.start.resolve().parent):
-        raise InputError(
-            f"fine_tune: expected weights outside of {folder}, whose own would go before new ones are there"
-        )
+    for name, source in (("fine_tune", request.start), ("teacher", request.teacher)):
+        if source is not None and folder.resolve() in (source.resolve(), source.resolve().parent):
+            raise InputError(
+                f"{name}: expected weights outside of {folder}, whose own would go before new ones are there"
+            )
     names = check_devices(devices, request.recipe)
     network, config = build_network(request, data)
-    job = make_job(network, data, request.recipe, folder=folder, overwrite=overwrite)
+    interventions = None
+    if request.teacher is not None:
+        arch = request.arch if request.arch == run_config(request.teacher).arch else None  # named, hence trusted
+        interventions = Interventions(teacher=load_run(request.teacher, arch=arch)[0])
+    job = make_job(network, data, request.recipe, interventions=interventions, folder=folder, overwrite=overwrite)
     if not overwrite and (folder / CONFIG).exists():
         run_config(folder)  # of something else it is not ours to replace
     if overwrite:
@@ -214,6 +224,7 @@ def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig
         limit=request.limit,
         image_size=request.image_size,
         start=None if request.start is None else str(request.start.absolute()),
+        teacher=None if request.teacher is None else str(request.teacher.absolute()),
         recipe=request.recipe,
     )
 

@@ -16,18 +16,20 @@ from brittle.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Interventions:
-    """Penalties and constraints of your own, beside those that a recipe names.
+    """What no recipe can hold: penalties and constraints of your own, beside those that it names, and a teacher.
 
-    Functions, so no recipe can hold them and no resumed training can compare them. Where training runs in several
-    processes they have to be picklable.
+    Where training runs in several processes they have to be picklable.
 
     Attributes:
-        penalties: Functions of the model to a scalar, with their strengths.
-        constraints: Functions of the model that return what is to be called after every step.
+        penalties: Functions of the model to a scalar, with their strengths; no resumed training can compare them.
+        constraints: Functions of the model that return what is to be called after every step; likewise.
+        teacher: The network that a recipe with ``distill`` learns from: the same inputs, as many logits. It is only
+            read; a resumed training compares its weights.
     """
 
     penalties: Sequence[tuple[Penalty, float]] = ()
     constraints: Sequence[Constraint] = ()
+    teacher: nn.Module | None = None
 
 
 def bind_penalties(model: nn.Module, recipe: Recipe, own: Interventions) -> list[Callable[[], Tensor]]:
