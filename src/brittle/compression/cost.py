@@ -1,0 +1,179 @@
+"""What a network costs, as a function of what is kept of it: parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from brittle.compression.groups import ChannelGroup
+from brittle.compression.removal import Convolution
+from brittle.errors import InputError
+from brittle.models.borrow import frozen
+
+Target = Literal["parameters", "macs"]
+Counts = Mapping[str, int]
+"""Units that are kept, by group."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Sizes of a Linear or a convolution, from which its cost follows.
+
+    Attributes:
+        name: Of the module.
+        outputs: Channels or neurons.
+        inputs: Channels or neurons that one output reads: of a grouped convolution those of its own group.
+        kernel: Entries of the kernel: 1 for a Linear.
+        positions: Places at which the layer is evaluated for one sample, over all its calls.
+        bias: Whether it has one.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    kernel: int
+    positions: float
+    bias: bool
+
+
+@dataclass(frozen=True)
+class ChannelCosts:
+    """Cost of a network as a function of the units that are kept of its groups.
+
+    Attributes:
+        names: The groups.
+        units: ``(groups,)``: all units.
+        weights: ``(layers,)``: what a pair of an output and an input costs.
+        outputs: ``(layers,)``, with all units.
+        inputs: ``(layers,)``, likewise.
+        from_outputs: ``(layers, groups)``: outputs that go with a unit.
+        from_inputs: ``(layers, groups)``: inputs that go with a unit.
+        each: ``(groups,)``: what a unit costs by itself (biases, batch norms).
+        constant: What stays whatever is removed.
+    """
+
+    names: tuple[str, ...]
+    units: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+    inputs: NDArray[np.float64]
+    from_outputs: NDArray[np.float64]
+    from_inputs: NDArray[np.float64]
+    each: NDArray[np.float64]
+    constant: float
+
+    def total(self, counts: Counts | None = None) -> float:
+        """Exact cost of the compact network; by default of the whole one.
+
+        Args:
+            counts: Units that are kept; of groups that are not named, all.
+        """
+        removed = np.zeros(len(self.names))
+        for i, name in enumerate(self.names):
+            removed[i] = self.units[i] - (counts or {}).get(name, self.units[i])
+        return self.without(removed)
+
+    def without(self, removed: NDArray[np.float64]) -> float:
+        """Cost with so many units removed of every group ``(groups,)``."""
+        outputs = self.outputs - self.from_outputs @ removed
+        inputs = self.inputs - self.from_inputs @ removed
+        return float(self.weights @ (outputs * inputs) + self.each @ (self.units - removed) + self.constant)
+
+    def of_one(self, removed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the next unit of every group saves ``(groups,)``, where so many are removed already.
+
+        The product of outputs and inputs is differentiated: where a unit is both of one layer it saves that much less
+        by one entry.
+        """
+        outputs = self.outputs - self.from_outputs @ removed
+        inputs = self.inputs - self.from_inputs @ removed
+        saved = (self.weights * inputs) @ self.from_outputs + (self.weights * outputs) @ self.from_inputs
+        result: NDArray[np.float64] = saved + self.each
+        return result
+
+
+def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, target: Target) -> ChannelCosts:
+    """Read the cost of a network.
+
+    Parameters are those of all its modules; MACs are the multiplications of Linear layers and convolutions for one
+    sample (attention's products of activations, norms and activations left out).
+
+    Args:
+        model: Left as it is.
+        groups: Groups of units.
+        x: Inputs ``(N, ...)``: one gives the number of places at which every layer is evaluated.
+        target: ``"parameters"`` or ``"macs"``.
+
+    Raises:
+        InputError: The target is unknown.
+    """
+    if target not in get_args(Target):
+        raise InputError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
+    layers = layer_sizes(model, x)
+    place = {layer.name: i for i, layer in enumerate(layers)}
+    from_outputs, from_inputs = np.zeros((2, len(layers), len(groups)))
+    each = np.zeros(len(groups))
+    for g, group in enumerate(groups):
+        for side in group.sides:
+            module, number = model.get_submodule(side.module), side.channels.shape[1]
+            if side.module in place:
+                layer = layers[place[side.module]]
+                per_group = module.groups if isinstance(module, Convolution) and not side.out else 1
+                (from_outputs if side.out else from_inputs)[place[side.module], g] += number / per_group
+                if side.out and layer.bias and target == "parameters":
+                    each[g] += number
+            elif target == "parameters":
+                own = [p for p in module.parameters(recurse=False) if p.numel() > 1]
+                each[g] += number * len(own)
+    sizes = np.array([[layer.outputs, layer.inputs] for layer in layers], dtype=float).reshape(-1, 2)
+    factor = [layer.kernel * (1.0 if target == "parameters" else layer.positions) for layer in layers]
+    units = np.array([group.units for group in groups], dtype=np.int64)
+    inside = float(np.array(factor) @ sizes.prod(1) + each @ units)
+    whole = float(sum(p.numel() for p in model.parameters())) if target == "parameters" else inside
+    return ChannelCosts(
+        tuple(group.name for group in groups), units, np.array(factor), sizes[:, 0], sizes[:, 1],
+        from_outputs, from_inputs, each, whole - inside,
+    )  # fmt: skip
+
+
+def layer_sizes(model: nn.Module, x: Tensor) -> list[Layer]:
+    """Sizes of every Linear and convolution that one sample goes through, in the order of the modules.
+
+    Args:
+        model: Left as it is.
+        x: Inputs ``(N, ...)``; the first is used.
+    """
+    positions = dict[nn.Module, float]()
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        entries = output[0].numel()
+        if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            entries //= math.prod(module.stride)  # an input entry meets the whole kernel, an output entry a part
+        assert isinstance(outputs, int)
+        positions[module] = positions.get(module, 0.0) + entries / outputs
+
+    maps = {m: name for name, m in model.named_modules() if isinstance(m, nn.Linear | Convolution)}
+    handles = [module.register_forward_hook(count) for module in maps]
+    try:
+        with frozen(model), torch.no_grad():
+            model(x[:1].to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = []
+    for module, name in maps.items():
+        if isinstance(module, nn.Linear):
+            sizes = module.out_features, module.in_features, 1
+        else:
+            assert isinstance(module, Convolution)
+            sizes = module.out_channels, module.in_channels // module.groups, math.prod(module.kernel_size)
+        layers.append(Layer(name, *sizes, positions.get(module, 0.0), module.bias is not None))
+    return layers
