@@ -18,6 +18,7 @@ from brittle.models.layers import read_layers
 from brittle.models.selection import chosen_layers, matrix
 from brittle.training.interventions.penalties import (
     PENALTIES,
+    condition,
     group_lasso,
     joint_l1,
     l1,
@@ -30,7 +31,7 @@ from helpers.networks import convnet, generator, mlp, seeded, untidy, untouched
 
 FUNCTIONS = {
     function.__name__: function
-    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control)
+    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control, condition)
 }
 OPTIONS = [(name, {}) for name in FUNCTIONS] + [
     ("spread_control", {"norm": 1}),
@@ -122,7 +123,7 @@ def test_scale_invariant_group_lasso_is_from_one_to_the_root_of_the_rows(W):
 @quick
 @given(matrices(zero=False), st.sampled_from([0.5, 3.0]))
 def test_the_others_grow_with_the_scale(W, c):
-    for name, power in (("group_lasso", 1), ("nuclear_norm", 1), ("l1", 1), ("spread_control", 2)):
+    for name, power in (("group_lasso", 1), ("nuclear_norm", 1), ("l1", 1), ("spread_control", 2), ("condition", 2)):
         value, scaled = (value_and_gradient(FUNCTIONS[name], V)[0] for V in (W, c * W))
         assert scaled == pytest.approx(c**power * value, rel=1e-6, abs=1e-9)
 
@@ -228,6 +229,71 @@ def test_descending_lowers_the_penalty(name, options):
             if parameter.grad is not None:
                 parameter -= 1e-3 * parameter.grad / parameter.grad.norm()
         assert FUNCTIONS[name](net, **options) < before
+
+
+# Condition
+
+
+def core_deviation(W, rank):
+    """The definition: S by bases of rows and columns, and the distance of its Gram matrix from a multiple of I."""
+    U, _, Vh = np.linalg.svd(W)
+    S = U[:, :rank].T @ W @ Vh[:rank].T
+    return np.linalg.norm(S.T @ S - np.linalg.norm(S) ** 2 / rank * np.eye(rank))
+
+
+@quick
+@given(matrices())
+def test_condition_is_the_spread_of_the_squared_singular_values(W):
+    A, r = W.numpy(), min(W.shape)
+    scale = max(1.0, float(W.square().sum()))
+    value, gradient = value_and_gradient(condition, W)
+    assert value == pytest.approx(core_deviation(A, r), rel=1e-6, abs=1e-7 * scale)
+    squares = np.linalg.svd(A, compute_uv=False) ** 2
+    assert value == pytest.approx(math.sqrt(r) * squares.std(), rel=1e-6, abs=1e-7 * scale)
+    assert gradient.isfinite().all()
+    if value > 1e-6 * scale:
+        B = A if len(A) == r else A.T
+        formula = 2 * (B @ B.T - np.trace(B @ B.T) / r * np.eye(r)) @ B / value
+        np.testing.assert_allclose(gradient if len(A) == r else gradient.mT, formula, rtol=1e-5, atol=1e-6 * scale)
+
+
+@quick
+@given(r=st.integers(1, 5), seed=st.integers(0, 10**6))
+def test_condition_of_a_pair_is_that_of_its_core_however_the_product_is_shared(r, seed):
+    def draw(k, *shape):
+        return torch.randn(*shape, generator=generator(seed + k), dtype=torch.float64)
+
+    A, B, T, D, E = draw(0, r, 7), draw(1, 6, r), draw(2, r, r) + 3 * torch.eye(r), draw(3, r, 7), draw(4, 6, r)
+
+    def pair(A, B):
+        net = holding(A, B)
+        return nn.Sequential(nn.Sequential(net[0], net[2]))
+
+    def of(A, B):
+        return condition(pair(A, B), layers=["0"])
+
+    for first, second in ((A, B), (T @ A, B @ T.inverse())):
+        value = float(of(first, second).detach())
+        assert value == pytest.approx(core_deviation((B @ A).numpy(), r), rel=1e-6, abs=1e-8)
+    if r == 1:
+        assert value == 0
+        return
+    net = pair(A, B)
+    condition(net, layers=["0"]).backward()
+    slope = (of(A + 1e-6 * D, B + 1e-6 * E) - of(A - 1e-6 * D, B - 1e-6 * E)) / 2e-6
+    found = (net[0][0].weight.grad * D).sum() + (net[0][1].weight.grad * E).sum()
+    assert float(found) == pytest.approx(float(slope.detach()), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_condition_is_zero_without_gradient_where_all_singular_values_are_one_size(dtype):
+    Q = torch.linalg.qr(torch.randn(9, 4, generator=generator(0), dtype=torch.float64)).Q
+    for W in (3 * torch.eye(4), torch.zeros(4, 4)):
+        value, gradient = value_and_gradient(condition, W.to(dtype))
+        assert (value, gradient.count_nonzero()) == (0, 0)
+    value, gradient = value_and_gradient(condition, (3 * Q).to(dtype))
+    assert value == pytest.approx(0, abs=1e3 * torch.finfo(dtype).eps)
+    assert gradient.isfinite().all()
 
 
 # Consecutive layers

@@ -94,12 +94,14 @@ def matrix(chosen: Chosen) -> Tensor:
         ``(m, n)``: rows are output neurons or filters, ``n = in / groups * kernel entries``. The stacked filters of a
         grouped convolution, not the block-diagonal matrix. A view of the weight where there is one.
     """
-    weights = [_read_weight(module).flatten(1) for module in chosen.modules]
-    if len(weights) == 1:
-        return weights[0]
-    first, second = weights
+    first, *rest = factors(chosen)
     with torch.autocast(first.device.type, enabled=False):
-        return second @ first
+        return rest[0] @ first if rest else first
+
+
+def factors(chosen: Chosen) -> list[Tensor]:
+    """The one matrix ``(m, n)`` of a layer, or the two of a pair, ``(r, n)`` and ``(m, r)``; differentiable."""
+    return [_read_weight(module).flatten(1) for module in chosen.modules]
 
 
 def _read_weight(module: nn.Module) -> Tensor:

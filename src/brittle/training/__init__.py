@@ -7,6 +7,7 @@ from brittle.training.interventions.constraints import CONSTRAINTS
 from brittle.training.interventions.nuclear import RefreshedNuclearNorm
 from brittle.training.interventions.penalties import (
     PENALTIES,
+    condition,
     group_lasso,
     joint_l1,
     l1,
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "RefreshedNuclearNorm",
     "Training",
+    "condition",
     "factorised",
     "group_lasso",
     "joint_l1",

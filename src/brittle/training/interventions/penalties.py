@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from brittle.errors import InputError
-from brittle.models.selection import Chosen, chosen_layers, matrix
+from brittle.models.selection import Chosen, chosen_layers, factors, matrix
 from brittle.training.interventions.binding import Intervention, weighted
 from brittle.training.interventions.nuclear import RefreshedNuclearNorm, nuclear_norm_of
 
@@ -123,6 +123,38 @@ def spread_control(
     return _total(map(variance, _matrices(model, layers)))
 
 
+def condition(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``||S^T S - a^2 I||_F`` with ``a^2 = ||S||_F^2 / r``; draws the r singular values of every chosen layer together.
+
+    S ``(r, r)`` is the core of a low-rank pair of rank r: its product without the orthonormal bases of its rows and
+    columns; a matrix that is no pair counts as one of rank ``r = min(m, n)``. The value is ``sqrt(r)`` times the
+    standard deviation of the squared singular values, 0 exactly at condition number 1; the gradient in S is
+    ``2 S (S^T S - a^2 I)`` over the value, and 0 where that is 0 up to rounding (RobustDLRT: Schotthoefer, Yang &
+    Schnake 2025, arXiv 2505.08022, Definition 1 and Proposition 1). No bases are computed: of a pair ``B A`` the
+    product ``(B^T B)(A A^T)`` has the eigenvalues of ``S^T S``. In squared units of the weights, so it lowers the
+    scale as well.
+    """
+
+    def deviation(layer: Chosen) -> Tensor:
+        gram = _core_gram([W.to(torch.promote_types(W.dtype, torch.float32)) for W in factors(layer)])
+        trace = gram.trace()
+        centred = gram - trace / len(gram) * torch.eye(len(gram)).to(gram)
+        square = (centred * centred.mT).sum()
+        positive = square > (torch.finfo(gram.dtype).eps * trace).square()
+        return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
+
+    return _total(map(deviation, chosen_layers(model, layers)))
+
+
+def _core_gram(weights: Sequence[Tensor]) -> Tensor:
+    """``(r, r)`` with the squared singular values of a matrix's smaller side, or of a pair's core, as eigenvalues."""
+    first, second = weights[0], weights[-1]
+    with torch.autocast(first.device.type, enabled=False):
+        if len(weights) == 2:
+            return (second.mT @ second) @ (first @ first.mT)
+        return first @ first.mT if first.shape[0] <= first.shape[1] else first.mT @ first
+
+
 def row_norms(W: Tensor, norm: int = 2) -> Tensor:
     """l2 or l1 norms of a matrix's rows, in one pass; the gradient is that pass again, and 0 at a zero row.
 
@@ -213,6 +245,7 @@ PENALTIES: dict[str, Intervention[Tensor]] = {
     "l1": weighted(l1),
     "joint_l1": weighted(joint_l1),
     "spread_control": weighted(spread_control),
+    "condition": weighted(condition),
 }
 """Every penalty by its name: ``PENALTIES[name](model, strength, layers=None, every=1)`` is to be called for what is
 added to the loss."""
