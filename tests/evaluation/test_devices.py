@@ -29,7 +29,7 @@ from helpers.evaluations import (
     whole,
 )
 from helpers.networks import convnet, few, linear, mlp, untidy, untouched
-from helpers.processes import TESTS
+from helpers.processes import TESTS, lives, wait_until
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
@@ -225,50 +225,73 @@ def cluster():
             os.environ[name] = value
 
 
-def test_a_cluster_gives_what_one_process_gives(cluster, tmp_path):
-    net, (x, y) = mlp(), few(40)
-    run = functools.partial(evaluate_with, net, attack=[quick_apgd], eps=0.06, batch_size=3, certify=False)
-    told = []
-    with untouched(net):
-        spread = run((x, y), ray_workers=2, progress=lambda stage, *step: told.append(step))
-    assert everything(spread) == everything(run((x, y), devices=("cpu",)))
-    assert [(s.attack, s.restart) for s in spread.samples] == [(s.attack, s.restart) for s in run((x, y)).samples]
+run_small = functools.partial(evaluate_with, mlp(), attack=[quick_apgd], eps=0.06, batch_size=3, certify=False)
+
+
+@pytest.fixture(scope="module")
+def spread(cluster, tmp_path_factory):
+    """One evaluation on two processes of the cluster, what it told, and where it was asked from to keep its results.
+
+    Every process imports PyTorch, which takes seconds: the tests below look at different sides of the same call.
+    """
+    folder, lock, told = tmp_path_factory.mktemp("cluster"), threading.Lock(), []
+
+    def tell(stage, done, total):  # holds a lock, which cannot be pickled
+        with lock:
+            told.append((done, total))
+
+    with pytest.MonkeyPatch.context() as patch, untouched(mlp()):
+        patch.chdir(folder)  # the cluster's processes started elsewhere
+        result = run_small(few(40), ray_workers=2, resume="kept", progress=tell)
+    return result, told, folder
+
+
+def test_a_cluster_gives_what_one_process_gives(spread):
+    result, *_ = spread
+    alone = run_small(few(40), devices=("cpu",))
+    assert everything(result) == everything(alone)
+    assert [(s.attack, s.restart) for s in result.samples] == [(s.attack, s.restart) for s in alone.samples]
+
+
+def test_progress_stays_at_home(spread):
+    _, told, _ = spread
     assert told[-1] == (40, 40)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
-    kept = run((x, y), ray_workers=2, resume=tmp_path)
-    assert whole(kept) == whole(spread) == whole(run((x, y), ray_workers=2, resume=tmp_path))
-    assert len(list(tmp_path.glob("*.json"))) == 4
-    wrong = x.clone()
-    wrong[21] = math.nan
-    with pytest.raises(InputError, match="x: expected finite numbers"):
-        run((wrong, y), ray_workers=2)
 
 
-def test_a_cluster_keeps_results_where_the_caller_stands(cluster, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the cluster's processes started elsewhere
-    evaluate_with(mlp(), few(8), attack=quick_apgd, eps=0.06, batch_size=1, ray_workers=2, resume="kept")
-    assert len(list((tmp_path / "kept").glob("*.json"))) == 2
+def test_a_cluster_keeps_results_where_the_caller_stands_and_takes_them_up_again(spread):
+    result, _, folder = spread
+    before = {path: path.stat().st_mtime_ns for path in (folder / "kept").glob("*.json")}
+    assert len(before) == 4
+    assert whole(run_small(few(40), ray_workers=1, resume=folder / "kept")) == whole(result)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "kept").glob("*.json")} == before
 
 
 def test_an_error_ends_the_other_tasks_of_a_cluster(cluster, tmp_path):
+    """Also where the cluster has no room for a third process."""
+
     def failing(model, x, y, *, eps, p, ids):
         if 0 in ids:
+            wait_until(lambda: list(tmp_path.glob("*.pid")), 60)  # the other one is at work
             raise ZeroDivisionError
-        time.sleep(3)
-        (tmp_path / str(int(ids[0]))).touch()
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        (tmp_path / "pid").rename(tmp_path / f"{ids[0]}.pid")
+        time.sleep(60)
         return x
 
     net, (x, _) = mlp(), few(40)
     with pytest.raises(ZeroDivisionError):
         evaluate_with(net, (x, net(x).argmax(1)), attack=failing, eps=0.06, batch_size=4, certify=False, ray_workers=3)
-    time.sleep(5)
-    assert list(tmp_path.iterdir()) == []
+    (begun,) = tmp_path.glob("*.pid")
+    wait_until(lambda: not lives(int(begun.read_text())), 20)
 
 
 def test_errors_of_a_cluster_read_as_those_of_one_process(cluster):
-    x, y = few(8)
+    x, y = few(40)
+    x = x.clone()
+    x[21] = math.nan  # in the second of four parts
     with pytest.raises(InputError, match=r"^x: expected finite numbers"):
-        evaluate_with(mlp(), (x * math.nan, y), attack=quick_apgd, eps=0.06, batch_size=3, ray_workers=2)
+        run_small((x, y), ray_workers=1)
 
 
 def test_what_cannot_be_sent_to_a_cluster_is_an_error_of_one_line(cluster):
@@ -280,17 +303,6 @@ def test_what_cannot_be_sent_to_a_cluster_is_an_error_of_one_line(cluster):
 
     with pytest.raises(InputError, match=r"^ray_workers: expected a network and attacks that can be pickled; got .+$"):
         evaluate_with(mlp(), few(8), attack=locked, eps=0.06, ray_workers=2)
-
-
-def test_progress_that_cannot_be_pickled_stays_at_home(cluster):
-    lock, told = threading.Lock(), []
-
-    def tell(stage, done, total):
-        with lock:
-            told.append((stage, done, total))
-
-    evaluate_with(mlp(), few(8), attack=quick_apgd, eps=0.06, batch_size=1, ray_workers=2, progress=tell)
-    assert told[-1][1:] == (8, 8)
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):

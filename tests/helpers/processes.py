@@ -89,6 +89,15 @@ def group_lives(process: subprocess.Popen) -> bool:
     return True
 
 
+def lives(pid: int) -> bool:
+    """Whether there is a process of that number, though it may have ended and wait to be asked how."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def kill_group(process: subprocess.Popen) -> None:
     """Kill a process and what is left of all that it started."""
     with suppress(ProcessLookupError):

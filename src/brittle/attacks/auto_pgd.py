@@ -78,11 +78,41 @@ def apgd(
     """
     check_batch(x, y, bounds=bounds)
     check_count(steps, "steps")
+    pool, schedule = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids), Schedule.of(steps, rho)
+    return untargeted("apgd", model, pool, loss, schedule, batch_size=batch_size, progress=progress)
+
+
+def untargeted(
+    name: str,
+    model: Model,
+    pool: Pool,
+    loss: str | Loss,
+    schedule: Schedule,
+    *,
+    look: Look | None = None,
+    batch_size: int | None,
+    progress: Progress | None,
+) -> Tensor:
+    """The examples of a pool, away from its labels: what :func:`apgd` and ``apgd_smoothed`` share.
+
+    Args:
+        name: Of the attack, for ``progress``.
+        model: As :func:`apgd`.
+        pool: The checked samples.
+        loss: ``"ce"``, ``"dlr"`` or a function.
+        schedule: The rule that halves steps.
+        look: As :class:`AutoPgd`.
+        batch_size: As :func:`apgd`.
+        progress: Called with ``(name, samples done, their number)``.
+
+    Raises:
+        InputError: ``batch_size`` or the loss's name is wrong.
+    """
     check_count(batch_size, "batch_size")
-    pool, objective = Pool.of(x, y, eps, p, bounds, seed if random_start else None, ids), named_loss(loss)
-    search = AutoPgd("apgd", model, pool, lambda logits, y, _: objective(logits, y), pool.y, Schedule.of(steps, rho))
+    objective = named_loss(loss)
+    search = AutoPgd(name, model, pool, lambda logits, y, _: objective(logits, y), pool.y, schedule, look)
     with frozen(model):
-        run(search, len(x), batch_size, x.device, progress)
+        run(search, len(pool.x), batch_size, pool.x.device, progress)
     return pool.examples()
 
 

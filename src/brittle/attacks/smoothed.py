@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from brittle.attacks.auto_pgd import AutoPgd, Schedule
-from brittle.attacks.losses import Loss, loss_and_gradient, named_loss
-from brittle.attacks.packing import State, run
+from brittle.attacks.auto_pgd import Schedule, untargeted
+from brittle.attacks.losses import Loss, loss_and_gradient
+from brittle.attacks.packing import State
 from brittle.attacks.pool import Pool, check_count
 from brittle.attacks.region import inside
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.linear.norms import per_sample
-from brittle.models.borrow import Model, frozen
+from brittle.models.borrow import Model
 from brittle.models.forward import check_logits
 from brittle.progress import Progress
 from brittle.random_streams import generator
@@ -58,41 +58,24 @@ def apgd_smoothed(
     and one without. The noise depends on the seed and the step, and is the same for all samples.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
-        x: Inputs ``(N, ...)`` within ``bounds``.
-        y: True labels ``(N,)``.
-        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
-        p: Norm of the budget: 2 or inf.
-        steps: Gradient steps, at least 1.
-        loss: ``"ce"``, ``"dlr"`` or a function.
+        model, x, y, eps, p, steps, loss, rho, bounds, ids, batch_size: As :func:`brittle.attacks.apgd`.
         noise: Standard deviation in the first step, as a share of the range of ``bounds``; above 0.
-        rho: As :func:`brittle.attacks.auto_pgd.apgd`.
-        bounds: Smallest and largest admissible input value.
         seed: Seed of the random starts and of the noise.
-        ids: Integers ``(N,)`` that name the samples (their positions by default).
-        batch_size: Most samples at once (all by default).
         progress: Called with ``("apgd_smoothed", samples done, their number)``.
 
     Returns:
-        ``x_adv``, like ``x``: the first misclassified point met, or else the point of largest loss.
+        ``x_adv``, like ``x``, as :func:`brittle.attacks.apgd`.
 
     Raises:
         InputError: An argument is out of range; it names the argument, what was expected and what came.
     """
     check_batch(x, y, bounds=bounds)
     check_count(steps, "steps")
-    check_count(batch_size, "batch_size")
     if not 0 < noise < math.inf:
         raise InputError(f"noise: expected a finite number above 0; got {noise}")
-    pool, objective = Pool.of(x, y, eps, p, bounds, seed, ids), named_loss(loss)
-    shaken = _Shaken.of(pool, steps, noise * (bounds[1] - bounds[0]), seed)
-    schedule = Schedule.of(steps, rho)
-    search = AutoPgd(
-        "apgd_smoothed", model, pool, lambda logits, y, _: objective(logits, y), pool.y, schedule, shaken.measure
-    )
-    with frozen(model):
-        run(search, len(x), batch_size, x.device, progress)
-    return pool.examples()
+    pool, schedule = Pool.of(x, y, eps, p, bounds, seed, ids), Schedule.of(steps, rho)
+    look = _Shaken.of(pool, steps, noise * (bounds[1] - bounds[0]), seed).measure
+    return untargeted("apgd_smoothed", model, pool, loss, schedule, look=look, batch_size=batch_size, progress=progress)
 
 
 @dataclass(frozen=True)
