@@ -179,9 +179,9 @@ def test_a_samples_place_on_the_curve_does_not_depend_on_the_batch(p):
 
 @pytest.mark.parametrize("p", NORMS)
 def test_ten_budgets_cost_at_most_two_and_a_half_times_the_dearest(p):
-    x, y = digits()
+    x, y = few(150)
     budgets = [EPS[p] * f for f in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)]
-    attack = functools.partial(apgd, steps=40)
+    attack = functools.partial(apgd, steps=30)
     singles = [evaluate(mlp(), (x, y), Threat(attack, p=p), eps=b, execution=Execution(certify=False)) for b in budgets]
     threat = Threat((attack,), p)
     worst = worst_case(mlp(), x, y, threat, budgets[4])
@@ -189,7 +189,7 @@ def test_ten_budgets_cost_at_most_two_and_a_half_times_the_dearest(p):
     curve = security_curve(counted, worst, threat, at=budgets[4], budgets=budgets)
     assert worst.backwards + counted.backwards <= 2.5 * max(e.backwards for e in singles)
     for found, e in zip(hits(curve), singles, strict=True):  # cheaper, and not by finding less
-        assert found <= e.robust_correct + 3
+        assert found <= e.robust_correct + 1
 
 
 def test_unusual_budgets():

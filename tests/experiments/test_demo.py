@@ -1,5 +1,6 @@
 """The demo in small: what it equalises, what it writes, and that its words follow its numbers."""
 
+import functools
 import html
 import math
 from dataclasses import replace
@@ -20,7 +21,10 @@ from helpers.audits import with_parts
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     state = torch.get_rng_state()
-    comparison = run_demo(out, variants=(VARIANTS[0], VARIANTS[2], VARIANTS[4]), epochs=2)
+    with pytest.MonkeyPatch.context() as patch:  # narrow networks, and the first digits alone
+        patch.setattr("brittle.experiments.demo.WIDTH", 32)
+        patch.setattr("brittle.experiments.demo.load_data", functools.partial(load_data, limit=150))
+        comparison = run_demo(out, variants=(VARIANTS[0], VARIANTS[2], VARIANTS[4]), epochs=8)
     assert torch.equal(state, torch.get_rng_state())
     return comparison, out
 
