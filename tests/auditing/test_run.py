@@ -116,16 +116,17 @@ def test_the_result_does_not_depend_on_the_batch_size():
 
 def test_signatures_tell_weights_data_and_settings_apart():
     x, y = few(4)
-    base = quick(mlp(), (x, y)).signature
-    other = copy.deepcopy(mlp())
+    net = linear(10, 64)
+    base = quick(net, (x, y)).signature
+    other = copy.deepcopy(net)
     with torch.no_grad():
         other[1].weight[0, 0] += 1e-3
     assert quick(other, (x, y)).signature.weights != base.weights
-    assert quick(mlp(), (x, y.roll(1))).signature.data != base.data
-    changed = quick(mlp(), (x, y), eps=0.01).signature
+    assert quick(net, (x, y.roll(1))).signature.data != base.data
+    changed = quick(net, (x, y), eps=0.01).signature
     assert (changed.weights, changed.data) == (base.weights, base.data)
     assert changed.line != base.line
-    assert audit(mlp()).signature.data is None
+    assert audit(net).signature.data is None
     assert base.versions["brittle"] == brittle.__version__
 
 
@@ -276,7 +277,7 @@ def test_budgets_are_the_datas_own_then_the_standard_ones():
     x, y = few(6)
 
     def budgets(*data, **options):
-        return [e.eps for e in evaluations(quick(mlp(), *data, **options))]
+        return [e.eps for e in evaluations(quick(linear(10, 64), *data, **options))]
 
     assert budgets(brittle.load_data("digits").take(6)) == [0.06, 0.3]
     assert budgets((x, y)) == [8 / 255, 0.5]

@@ -21,7 +21,7 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.worst_case import worst_case
 from brittle.linear.norms import dual_exponent, lp_norm
 from brittle.models.forward import Counted
-from helpers.networks import Logistic, convnet, digits, few, linear, mlp, seeded, uniform, untouched
+from helpers.networks import Logistic, convnet, few, linear, mlp, seeded, uniform, untouched
 
 NORMS = [math.inf, 2]
 EPS = {math.inf: 0.06, 2: 0.3}
