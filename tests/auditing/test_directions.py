@@ -318,9 +318,11 @@ def test_a_layers_step_is_the_geometric_mean_of_its_own_gains():
 @pytest.mark.parametrize("make", [mlp, convnet, untidy])
 def test_a_step_never_exceeds_the_norm_of_the_layers_matrix(make):
     """For convolutions too: the patches, each as often as it is read, are what the filter matrix is multiplied with."""
-    x = few(20)[0]
-    views = read_layers(make()).views
-    for response in layer_responses(make(), views, x, (x + 0.1).clamp(0, 1), p=math.inf)[0]:
+    net, x = make(), few(20)[0]
+    views = read_layers(net).views
+    responses, _ = layer_responses(net, views, x, (x + 0.1).clamp(0, 1), p=math.inf)
+    assert len(responses) == len(views)
+    for response in responses:
         view = next(view for view in views if view.name == response.layer)
         sigma = float(torch.linalg.matrix_norm(view.matrix.double(), ord=2))
         assert response.step is None or 0 < response.step <= sigma * (1 + 1e-5)

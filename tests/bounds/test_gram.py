@@ -112,6 +112,7 @@ def check_below(model: nn.Module, shape: tuple[int, ...], seed: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_arguments_and_margins_hold_under_every_pattern(family: str) -> None:
     """Both norms; every pair of outputs, with patterns that climb towards a violation of its margin."""
+    bounded = 0
     for seed in range(100, 106):
         model, shape = network(family, seed)
         bounds = network_bounds(model, NORMS, input_shape=shape)
@@ -119,6 +120,7 @@ def test_all_arguments_and_margins_hold_under_every_pattern(family: str) -> None
         for p, bound in bounds.items():
             if bound.upper is None:
                 continue
+            bounded += len(bound.arguments) > 0
             net.redraw("corners")
             found = jacobians(model, shape, seed) + search(net, p, 4)
             if bound.margins is not None and len(bound.margins) > 1:
@@ -129,6 +131,7 @@ def test_all_arguments_and_margins_hold_under_every_pattern(family: str) -> None
                     assert norm_of(J, p)[0] <= value * SLACK, (family, seed, p, name)
                 if bound.margins is not None:
                     assert (margins_of(J, p) <= bound.margins * SLACK + 1e-12).all(), (family, seed, p)
+    assert bounded >= 6  # of twelve
 
 
 def test_the_climb_reaches_the_exact_norm_of_small_networks() -> None:

@@ -157,11 +157,11 @@ def test_multipliers_are_hardly_ever_worse_than_half():
 
 
 def test_optimised_multipliers_are_no_worse():
-    for case in CASES[:40]:
-        bounds = case.uppers(steps=20)
-        if "multipliers" in bounds:
-            assert bounds["optimised multipliers"] <= bounds["multipliers"] * SLACK
-            assert case.largest <= bounds["optimised multipliers"] * SLACK
+    optimised = [(case.largest, bounds) for case in CASES[:40] if "multipliers" in (bounds := case.uppers(steps=20))]
+    assert len(optimised) > 10
+    for largest, bounds in optimised:
+        assert bounds["optimised multipliers"] <= bounds["multipliers"] * SLACK
+        assert largest <= bounds["optimised multipliers"] * SLACK
 
 
 @pytest.mark.parametrize("scale", [-1.0, 1e-150, 1e120])

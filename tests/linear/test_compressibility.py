@@ -38,7 +38,7 @@ NAN = torch.tensor([1.0, math.nan])
 
 
 def close(actual, expected, rtol=1e-9, atol=1e-12):
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=rtol, atol=atol, equal_nan=False)
 
 
 def best_error(v, k, q):
