@@ -15,6 +15,7 @@ from brittle.compression.groups import channel_groups, mask_units, remove_units,
 from brittle.compression.scores import SCORES, RandomScores, row_l1, row_l2
 from brittle.errors import InputError
 from helpers.branching import branching
+from helpers.thresholds import best_threshold
 
 SEEDS = range(12)
 
@@ -167,20 +168,6 @@ def test_a_kept_layer_that_cannot_lose_channels_is_named_when_they_are_removed()
         remove_units(model, forced, {"first": torch.arange(4)}, x)
 
 
-def brute_force(scores, whole, budget, cost, q):
-    """Every threshold on the one k-term error, tried: the closest cost, with more kept among equals."""
-    from brittle.linear import k_term_error
-
-    best = None
-    errors = {name: [float(k_term_error(s, k, q)) for k in range(len(s) + 1)] for name, s in scores.items()}
-    for threshold in sorted({e for curve in errors.values() for e in curve}):
-        counts = {n: max(1, next(k for k, e in enumerate(curve) if e <= threshold)) for n, curve in errors.items()}
-        found = (abs(cost(counts) - budget), -cost(counts))
-        if best is None or found < best[0]:
-            best = (found, counts)
-    return best[1]
-
-
 @pytest.mark.parametrize("q", [1.0, 2.0])
 @pytest.mark.parametrize("seed", range(8))
 def test_k_term_is_the_best_of_all_thresholds(seed, q):
@@ -199,7 +186,7 @@ def test_k_term_is_the_best_of_all_thresholds(seed, q):
             share * whole,
             in_order=True,
         )
-        assert found.counts == brute_force(scores, whole, share * whole, cost, q)
+        assert found.counts == best_threshold(scores, share * whole, cost, q)
 
 
 def test_layerwise_takes_the_same_share_and_global_one_threshold():

@@ -5,6 +5,8 @@ from brittle.compression.cost import channel_costs
 from brittle.compression.factorise import factorised, merged
 from brittle.compression.groups import channel_groups, mask_units, remove_units, unit_scores
 from brittle.compression.scores import SCORES, RandomScores
+from brittle.compression.sparsity import weight_costs, weight_scores, with_zeros
+from brittle.compression.truncation import rank_costs, singular_directions, truncate
 
 __all__ = [
     "ALLOCATIONS",
@@ -17,6 +19,12 @@ __all__ = [
     "keep_best",
     "mask_units",
     "merged",
+    "rank_costs",
     "remove_units",
+    "singular_directions",
+    "truncate",
     "unit_scores",
+    "weight_costs",
+    "weight_scores",
+    "with_zeros",
 ]

@@ -99,6 +99,38 @@ class ChannelCosts:
         return result
 
 
+@dataclass(frozen=True)
+class SeparateCosts:
+    """Cost of a network whose layers get smaller each by itself: ranks, and single weights.
+
+    Attributes:
+        names: The layers.
+        units: ``(layers,)``: all units, directions or entries.
+        each: ``(layers,)``: what a unit costs.
+        whole: ``(layers,)``: what the layer costs as it is, and so at most.
+        constant: What the rest of the network costs.
+    """
+
+    names: tuple[str, ...]
+    units: NDArray[np.int64]
+    each: NDArray[np.float64]
+    whole: NDArray[np.float64]
+    constant: float
+
+    def total(self, counts: Counts | None = None) -> float:
+        """Exact cost of the compressed network; by default of the whole one.
+
+        Args:
+            counts: Units that are kept; of layers that are not named, all.
+        """
+        kept = [(counts or {}).get(name, units) for name, units in zip(self.names, self.units, strict=True)]
+        return self.without(self.units - np.array(kept, dtype=float))
+
+    def without(self, removed: NDArray[np.float64]) -> float:
+        """Cost with so many units removed of every layer ``(layers,)``; it never rises with them."""
+        return float(np.minimum(self.whole, self.each * (self.units - removed)).sum() + self.constant)
+
+
 def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, target: Target) -> ChannelCosts:
     """Read the cost of a network.
 
@@ -114,8 +146,7 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
     Raises:
         InputError: The target is unknown.
     """
-    if target not in get_args(Target):
-        raise InputError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
+    check_target(target)
     layers = layer_sizes(model, x)
     place = {layer.name: i for i, layer in enumerate(layers)}
     from_outputs, from_inputs = np.zeros((2, len(layers), len(groups)))
@@ -141,6 +172,12 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
         tuple(group.name for group in groups), units, np.array(factor), sizes[:, 0], sizes[:, 1],
         from_outputs, from_inputs, each, whole - inside,
     )  # fmt: skip
+
+
+def check_target(target: str) -> None:
+    """Raise :class:`InputError` unless it is one of ``Target``."""
+    if target not in get_args(Target):
+        raise InputError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
 
 
 def layer_sizes(model: nn.Module, x: Tensor) -> list[Layer]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from brittle.compression.surgery import Map, map_like, pointwise_map, replace_modules, replaceable_module
+from brittle.compression.surgery import Map, make_pair, map_like, replace_modules, replaceable_module
 from brittle.errors import InputError
 from brittle.models.layers import read_layers
 from brittle.models.selection import Chosen, chosen_layers, matrix
@@ -75,7 +75,7 @@ def factorised(
             module = replaceable_module(copied, layer)
             W = module.weight.detach().flatten(1).double()
             factors = _best_factors(W, r) if initial == "svd" else _random_factors(W, r, generator)
-            pairs[module] = _make_pair(module, *factors)
+            pairs[module] = make_pair(module, *factors)
     return replace_modules(copied, pairs)
 
 
@@ -169,12 +169,6 @@ def _random_factors(W: Tensor, rank: int, generator: torch.Generator) -> tuple[T
     B = torch.randn(m, rank, generator=generator, dtype=torch.float64).to(W.device) / m**0.5
     scale = (W.norm() / (B @ A).norm()).sqrt()
     return scale * A, scale * B
-
-
-def _make_pair(module: Map, A: Tensor, B: Tensor) -> nn.Sequential:
-    first, second = map_like(module, A), pointwise_map(module, B)
-    second.bias = module.bias
-    return nn.Sequential(first, second).train(module.training)
 
 
 def _merge(first: Map, second: Map) -> Map:

@@ -118,10 +118,19 @@ def difference(model: nn.Module, groups: Sequence[Units], kept: Kept, x: Tensor)
         kept: What stays.
         x: Inputs ``(N, ...)``.
     """
-    zeros = masked(model, groups, kept)
-    small = compact(model, groups, kept)
-    with frozen(zeros), frozen(small), torch.no_grad():
-        expected = zeros(x)
+    return logit_gap(masked(model, groups, kept), compact(model, groups, kept), x)
+
+
+def logit_gap(reference: nn.Module, small: nn.Module, x: Tensor) -> float:
+    """How far a network's logits are from another's on ``x``, relative to the largest of these; inf: it fails.
+
+    Args:
+        reference: What it should compute; both are left as they are.
+        small: The network in question.
+        x: Inputs ``(N, ...)``.
+    """
+    with frozen(reference), frozen(small), torch.no_grad():
+        expected = reference(x)
         try:
             got = small(x)
         except Exception:  # a forward that counts on its sizes fails as it likes

@@ -39,13 +39,14 @@ def replaceable_module(model: nn.Module, layer: Chosen) -> Map:
             torch module that reads its weight itself.
     """
     module = layer.modules[0]
-    obstacle = _obstacle(model, module)
-    if obstacle is not None or not isinstance(module, Map):
-        raise InputError(f"layers: expected layers that a low-rank pair can replace; layer {layer.name!r} {obstacle}")
+    reason = obstacle(model, module)
+    if reason is not None or not isinstance(module, Map):
+        raise InputError(f"layers: expected layers that a low-rank pair can replace; layer {layer.name!r} {reason}")
     return module
 
 
-def _obstacle(model: nn.Module, module: nn.Module) -> str | None:
+def obstacle(model: nn.Module, module: nn.Module) -> str | None:
+    """Why a module cannot be replaced without changing more than it, in words that follow its name; None if it can."""
     if type(module) not in (nn.Linear, nn.Conv2d):  # a subclass, as a parametrised module is, computes something else
         return f"is a {type(module).__name__}, not a plain Linear or Conv2d"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
@@ -97,6 +98,19 @@ def pointwise_map(module: Map, matrix: Tensor) -> Map:
     else:
         new = skip_init(nn.Conv2d, inputs, outputs, 1, **options)
     return _fill(new, matrix, module)
+
+
+def make_pair(module: Map, A: Tensor, B: Tensor) -> nn.Sequential:
+    """Two maps in a row in place of one, with its bias.
+
+    Args:
+        module: What they replace; the second takes its bias along.
+        A: ``(r, n)``, of the first, which has the module's kernel and geometry.
+        B: ``(m, r)``, of the second, pointwise one.
+    """
+    first, second = map_like(module, A), pointwise_map(module, B)
+    second.bias = module.bias
+    return nn.Sequential(first, second).train(module.training)
 
 
 def _fill(new: nn.Module, matrix: Tensor, module: Map) -> Map:
