@@ -348,6 +348,7 @@ def watching(shape: Sequence[int]) -> Iterator[Passes]:
     passes, inside = Passes(), [0]
 
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Note the pass of a whole network: one that no other network runs inside of."""
         x = inputs[0] if inputs else None
         if not inside[0] and isinstance(x, Tensor) and x.shape[1:] == shape and any(module.children()):
             passes.append(one_pass(x, module))

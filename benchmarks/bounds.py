@@ -77,6 +77,7 @@ def trained(kind: str, width: int, depth: int, data: brittle.Data, cache: Path) 
 
 
 def _fit(kind: str, width: int, depth: int, data: brittle.Data, epochs: int = 4) -> list[Tensor]:
+    """The matrices of a fully connected network trained on the data; low-rank ones are trained as two factors."""
     torch.manual_seed(0)
     sizes, rank = [784, *[width] * (depth - 1), 10], 32 if width < 1000 else 64
     layers: list[list[Tensor]] = []
@@ -140,6 +141,7 @@ def found(network: nn.Module, data: brittle.Data, p: float) -> float:
 
 
 def _row(name: str, accuracy: float, bound: Any, largest: float, seconds: float) -> str:
+    """A line of the table: the values of the arguments, and how far the bound is above what was found."""
     values = dict(bound.arguments)
     exact = values.get("exact norms, all pairs", values.get("exact norms, disjoint pairs", math.nan))
     numbers = [values["product of norms"], values["paper form"], values["sharp form"], exact, bound.upper]

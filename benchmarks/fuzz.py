@@ -108,6 +108,7 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 def flip_bits(rng: random.Random, content: bytearray) -> bytearray:
+    """One bit in each of a few bytes."""
     for _ in range(rng.choice((1, 1, 2, 8))):
         if content:
             content[near_start(rng, content)] ^= 1 << rng.randrange(8)
@@ -125,22 +126,26 @@ def set_number(rng: random.Random, content: bytearray) -> bytearray:
 
 
 def cut(rng: random.Random, content: bytearray) -> bytearray:
+    """The beginning alone, of any length."""
     return content[: rng.randrange(len(content) + 1)]
 
 
 def leave_out(rng: random.Random, content: bytearray) -> bytearray:
+    """A few bytes are missing; what follows moves up."""
     start = near_start(rng, content)
     del content[start : start + rng.choice((1, 2, 4, 8, 64))]
     return content
 
 
 def put_in(rng: random.Random, content: bytearray) -> bytearray:
+    """A few bytes more: nonsense, or what stands there already."""
     start = near_start(rng, content)
     content[start:start] = rng.choice((rng.randbytes(rng.choice((1, 2, 4, 8, 64))), content[start : start + 40]))
     return content
 
 
 def splice(rng: random.Random, content: bytearray) -> bytearray:
+    """A part of the file over another part."""
     start, source, size = near_start(rng, content), near_start(rng, content), rng.randrange(1, 65)
     content[start : start + size] = content[source : source + size]
     return content
@@ -188,6 +193,7 @@ def within(unpack: Callable[[bytes], bytes], pack: Callable[[random.Random, byte
 
 
 def cifar_binary() -> Door:
+    """Two samples, each a label and its pixels."""
     valid = {"cifar-10-batches-bin/test_batch.bin": bytes([1]) + bytes(3072) + bytes([9]) + bytes(range(256)) * 12}
     return Door(valid, damage_one, lambda root: load_data("cifar10", root=root))
 
@@ -219,6 +225,7 @@ def cifar_pickle() -> Door:
 
 
 def mnist(packed: bool) -> Door:
+    """Images and labels in the IDX format, plain or gzipped."""
     end = ".gz" if packed else ""
     images = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 28, 28) + bytes(range(98)) * 16
     labels = bytes([0, 0, 8, 1]) + struct.pack(">I", 2) + b"\1\7"
@@ -276,6 +283,7 @@ def npz() -> Door:
 
 
 def zipped(members: Files, how: int = zipfile.ZIP_STORED) -> bytes:
+    """The bytes of an archive with these members."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", how) as archive:
         for name, member in members.items():
@@ -354,14 +362,17 @@ def checked_png(content: bytes) -> bytes:
 
 
 def network() -> torch.nn.Module:
+    """The network that every file of weights is meant for."""
     return fcn(4, 2, 1, 2)
 
 
 def enter_weights(name: str) -> Callable[[Path], object]:
+    """What reads a file of weights into the network."""
     return lambda root: fill(network(), read_state(root / name))
 
 
 def safetensors() -> Door:
+    """A head of JSON before the values: bytes are damaged, or the head says something strange."""
     from safetensors.torch import save
 
     content = save(network().state_dict())
@@ -436,6 +447,7 @@ def strange(rng: random.Random, document: Any) -> Any:
 
 
 def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place of a JSON value, as what holds it and the key or index there."""
     for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield value, key
         yield from places_in(part)

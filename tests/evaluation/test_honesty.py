@@ -575,7 +575,7 @@ light = functools.partial(brittle.audit, threat=Threat(ATTACKS))
 @functools.cache
 def audits() -> tuple[Audit, Audit]:
     """Of an honest network and of one whose gradients point the wrong way."""
-    x, y = few(60)
+    x, y = few(30)
     return light(mlp(), (x, y), eps=BUDGETS), light(
         Masked(DESERVED["gradient of the wrong sign"][0]), (x, y), eps=BUDGETS
     )

@@ -86,6 +86,7 @@ def options(
 
 
 def _option(field: Field, panel: str, changed: Mapping[str, Any]) -> inspect.Parameter:
+    """A field as the option that typer makes of it."""
     settings = {"help": field.meaning.replace("[", r"\["), "rich_help_panel": panel, **changed}
     kind = settings.pop("type", TYPES.get(field.type.removesuffix(" | None")))
     default = settings.pop("default", field.default)

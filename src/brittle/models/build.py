@@ -94,6 +94,7 @@ def runs_code(arch: str) -> bool:
 
 
 def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
+    """What makes the network of that name: ours, of a library, or a function of the user's."""
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]
     source, colon, name = arch.partition(":")
@@ -129,6 +130,7 @@ def _zoo_builder(source: str, name: str) -> Builder:
 
 
 def _import_builder(module: str, function: str) -> Builder:
+    """A function of a module, which may stand in the folder that Python was started in."""
     here = os.getcwd()
     importlib.invalidate_caches()  # the module may be younger than the last look into its folder
     sys.path.insert(0, here)

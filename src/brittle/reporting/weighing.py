@@ -70,6 +70,7 @@ def uses(norm: NormResult, layers: Sequence[LayerResult]) -> list[Use]:
 
 
 def _use(layer: LayerResult, attack: LayerResponse, random: LayerResponse, way: LayerResponse) -> Use | None:
+    """What an attack owes to a layer's leading directions; None where that cannot be said."""
     excess = layer.excess(2)  # 0 where every weight is zero, or where scales leave the range of float64
     if not attack.step or not way.step or not random.energy or not excess:
         return None

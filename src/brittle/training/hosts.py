@@ -152,6 +152,7 @@ def launch(
 def _launch_processes(
     fabric: Any, work: Callable[[Host, Any, Callback | None], T], job: Any, callback: Callback | None
 ) -> T:
+    """Run the work in several processes: the first one's result and reports come back, and none outlives the call."""
     reports = _Reports(callback)
     processes_before = set(multiprocessing.active_children())
     try:

@@ -77,6 +77,8 @@ def _check_finite(values: Tensor) -> None:
 
 
 class _NuclearNorm(torch.autograd.Function):
+    """``||W||_*`` with the polar factor, of :func:`polar_factor`, as its gradient."""
+
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
         value, P = polar_factor(W)
