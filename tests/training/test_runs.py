@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import brittle
+from brittle.compression.rebuild import rebuilt
 from brittle.data.load import Data, load_data
 from brittle.errors import InputError
 from brittle.training import Adversary, Recipe
@@ -20,7 +21,6 @@ from brittle.training.runs import (
     build_network,
     load_run,
     run_config,
-    run_network,
     train_run,
 )
 from helpers.networks import digits, untouched
@@ -67,7 +67,7 @@ def test_the_very_network_is_built_again(name, tmp_path):
     assert config.recipe == REQUESTS[name].recipe
     assert (config.arch, config.classes, config.input_shape) == (REQUESTS[name].arch, 10, (1, 8, 8))
     assert bool(config.ranks) == (REQUESTS[name].rank is not None)
-    other = run_network(config)
+    other = rebuilt(config)
     assert str(other) == str(network)
     assert not torch.equal(logits(other), logits(network))
     assert {n: tuple(t.shape) for n, t in other.state_dict().items()} == {
@@ -80,7 +80,7 @@ def test_heads_are_no_shape_and_matter():
     config = build_network(REQUESTS["vit, heads"], samples())[1]
     assert config.arguments["heads"] == 4
     changed = dataclasses.replace(config, arguments={**config.arguments, "heads": 2})
-    assert not torch.allclose(logits(run_network(config)), logits(run_network(changed)), atol=1e-4)
+    assert not torch.allclose(logits(rebuilt(config)), logits(rebuilt(changed)), atol=1e-4)
 
 
 def test_the_configuration_says_all(tmp_path):

@@ -3,6 +3,7 @@
 from brittle.compression.allocation import ALLOCATIONS, cut, keep_best
 from brittle.compression.cost import channel_costs
 from brittle.compression.factorise import factorised, merged
+from brittle.compression.folders import load_compressed, save_compressed
 from brittle.compression.groups import channel_groups, mask_units, remove_units, unit_scores
 from brittle.compression.scores import SCORES, RandomScores
 from brittle.compression.sparsity import weight_costs, weight_scores, with_zeros
@@ -17,10 +18,12 @@ __all__ = [
     "cut",
     "factorised",
     "keep_best",
+    "load_compressed",
     "mask_units",
     "merged",
     "rank_costs",
     "remove_units",
+    "save_compressed",
     "singular_directions",
     "truncate",
     "unit_scores",

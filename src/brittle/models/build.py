@@ -7,11 +7,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from brittle.errors import InputError, MissingExtra, one_line
 from brittle.models.architectures.fcn import fcn, fcn_arguments
@@ -39,6 +41,7 @@ def build_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     seed: int = 0,
+    most: int | None = None,
 ) -> nn.Module:
     """Build a freshly initialised network on the CPU; nothing is downloaded and no weights are read.
 
@@ -54,13 +57,15 @@ def build_model(
         state: Weights that the network is to hold later. For our own networks the arguments left out follow from
             their shapes; for all others it is not used.
         seed: Seeds the initialisation. The global random state and default dtype stay as they were.
+        most: Most numbers that its parameters may have: a tensor with which they become more is refused before memory
+            is taken for it. None for any number.
 
     Returns:
         The network, in training mode unless its builder says otherwise.
 
     Raises:
         InputError: An unknown name, an import that fails, arguments the builder refuses, a result that is no
-            ``nn.Module``, or a ``state`` that is not one of the named network.
+            ``nn.Module``, a ``state`` that is not one of the named network, or more numbers than ``most``.
         MissingExtra: torchvision or timm is needed and not installed.
 
     >>> build_model("fcn", {"depth": 2}, {"1.weight": torch.ones(5, 4), "3.weight": torch.ones(3, 5)})[1]
@@ -71,11 +76,11 @@ def build_model(
     if state is not None and arch in INFERENCES:
         given = {**INFERENCES[arch](state), **given}
     for name, value in given.items():
-        most = DEEPEST if name == "depth" else MOST
-        if isinstance(value, int) and value > most:
-            raise InputError(f"{arch}: expected {name} of at most {most}; got {value}")
+        largest = DEEPEST if name == "depth" else MOST
+        if isinstance(value, int) and value > largest:
+            raise InputError(f"{arch}: expected {name} of at most {largest}; got {value}")
     try:
-        with _isolate_globals(seed):
+        with _isolate_globals(seed), _Bounded(arch, most) if most is not None else nullcontext():
             model = build(**given)
     except InputError:
         raise
@@ -91,6 +96,47 @@ def build_model(
 def runs_code(arch: str) -> bool:
     """Whether an architecture is ``module:function``, which imports and calls code that is not ours."""
     return arch not in ARCHITECTURES and arch.partition(":")[0] not in ("torchvision", "timm")
+
+
+def check_trusted(arch: str | None, asked: str | None, made: str) -> None:
+    """Raise unless the architecture that a folder names is one of ours, or the function that its user has named.
+
+    A folder from elsewhere could name any function, so none is called that the caller has not named.
+
+    Args:
+        arch: What the folder names.
+        asked: What its user names; None for nothing.
+        made: For the message: which folder is made of it, as in "runs/1 is a run".
+
+    Raises:
+        InputError: The folder names a function and ``asked`` is None, or ``asked`` is something else.
+    """
+    if asked not in (None, arch):
+        raise InputError(f"arch: expected {arch}, of which {made}, or none; got {asked}")
+    if asked is None and arch is not None and runs_code(arch):
+        raise InputError(f"arch: expected {arch}, of which {made} and which is called, if you trust it; got none")
+
+
+class _Bounded(TorchFunctionMode):
+    """Inside, tensors may be made of so many numbers altogether."""
+
+    MAKERS = torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn
+    """What modules make their parameters with."""
+
+    def __init__(self, arch: str, most: int) -> None:
+        super().__init__()
+        self.arch, self.most, self.made = arch, most, 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.MAKERS:
+            alike = {key: value for key, value in kwargs.items() if key not in ("generator", "out")}
+            self.made += func(*args, **alike | {"device": "meta"}).numel()  # a tensor there takes no memory
+            if self.made > self.most:
+                raise InputError(f"{self.arch}: expected a network of at most {self.most} numbers; got one of more")
+        return func(*args, **kwargs)
 
 
 def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:

@@ -10,6 +10,7 @@ from brittle.results.attacks import (
     UniversalResult,
     warnings_of,
 )
+from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormResult, Signature, Verdict
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import Argument, OperatorMethod, UniversalKind
@@ -24,8 +25,11 @@ __all__ = [
     "AttackResult",
     "Audit",
     "CertifiedCurve",
+    "CompressionRecipe",
+    "CompressionRequest",
     "Evaluation",
     "Flag",
+    "GroupCut",
     "Latency",
     "LayerBound",
     "LayerResponse",

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from brittle.errors import InputError
 from brittle.results.attacks import CertifiedCurve, Evaluation, LayerResponse, SecurityCurve, UniversalResult
+from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.layers import FRACTIONS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import UniversalKind
 from brittle.results.rate import Rate
@@ -203,3 +204,25 @@ def _(size: NetworkSize) -> Iterable[Rule]:
 def _(row: Latency) -> Iterable[Rule]:
     yield min(row.batch_size, row.rounds, row.threads) > 0, "batch_size, rounds and threads of at least 1", row
     yield 0 <= row.median <= row.p90 < math.inf, "0 <= median <= p90, both finite", (row.median, row.p90)
+
+
+@rules_of.register
+def _(asked: CompressionRequest) -> Iterable[Rule]:
+    yield 0 <= asked.ratio <= 1, "a ratio from 0 to 1", asked.ratio
+
+
+@rules_of.register
+def _(group: GroupCut) -> Iterable[Rule]:
+    yield 0 <= group.after <= group.before, "0 <= after <= before", (group.after, group.before)
+    named = [index for index in group.removed if 0 <= index < group.before]
+    falls = any(one >= other for one, other in pairwise(group.removed))
+    yield named == [*group.removed] and not falls, "removed units that rise from 0 to before - 1", group.removed
+    gone = group.before - group.after
+    yield not group.removed or len(group.removed) == gone, f"{gone} removed units, or none named", len(group.removed)
+
+
+@rules_of.register
+def _(recipe: CompressionRecipe) -> Iterable[Rule]:
+    yield recipe.classes > 0, "classes of at least 1", recipe.classes
+    yield min(recipe.input_shape, default=1) > 0, "an input_shape of at least 1 each", recipe.input_shape
+    yield 0 <= recipe.zeros <= 1, "a share of zeros from 0 to 1", recipe.zeros

@@ -13,12 +13,15 @@ from pathlib import Path
 from torch import nn
 
 from brittle._version import __version__
-from brittle.compression.factorise import factorised, rank_map, with_pairs
+from brittle.compression.factorise import factorised
+from brittle.compression.folders import RECIPE, load_compressed
+from brittle.compression.rebuild import ranks_and_sizes, refilled
 from brittle.data.load import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
-from brittle.models.build import ARCHITECTURES, build_model, runs_code
+from brittle.models.build import ARCHITECTURES, build_model, check_trusted, runs_code
 from brittle.models.checkpoints import fill, read_state
 from brittle.models.normalize import normalised
+from brittle.results.compression import CompressionRecipe
 from brittle.storage.codec import from_json, to_json
 from brittle.storage.files import remove_files, write_text
 from brittle.training.history import Callback
@@ -43,18 +46,21 @@ class RunConfig:
     Attributes:
         arch: As :func:`brittle.build_model` takes it.
         arguments: Of the architecture, those that follow from the data included.
-        mean: Per channel, of the ``Normalize`` that is the network's first module.
+        mean: Per channel, of the ``Normalize`` that is the network's first module; () where there is none.
         std: Likewise.
         ranks: Rank by name of every layer that is a low-rank pair.
         input_shape: Of one sample.
         classes: Number of classes.
-        data: What was trained on, as :func:`brittle.load_data` takes it.
+        data: What was trained on (a compressed network: planned with), as :func:`brittle.load_data` takes it; None
+            for nothing that is known.
         data_root: Where it lay; None for none.
         limit: Most training samples; None for all.
         image_size: ``(height, width)`` to which the images of a folder were resized; None for none.
         start: File or run's folder of the weights that were fine-tuned; None for fresh ones.
         teacher: Run's folder of the network that it learnt from; None for none.
         recipe: How it was trained.
+        sizes: Of the modules of a compressed network that was fine-tuned, see
+            :class:`brittle.results.compression.CompressionRecipe`.
         version: Of Brittle.
         schema_version: Of this document.
     """
@@ -66,13 +72,14 @@ class RunConfig:
     ranks: dict[str, int]
     input_shape: tuple[int, ...]
     classes: int
-    data: str
+    data: str | None
     data_root: str | None = None
     limit: int | None = None
     image_size: tuple[int, int] | None = None
     start: str | None = None
     teacher: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
+    sizes: dict[str, dict[str, int | tuple[int, ...]]] = field(default_factory=dict)
     version: str = __version__
     schema_version: int = SCHEMA_VERSION
 
@@ -90,10 +97,11 @@ def run_config(folder: str | Path) -> RunConfig:
 
 
 def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module, RunConfig]:
-    """The trained network of a run, with its normalisation inside, in evaluation mode, and its configuration.
+    """The network of a folder, with its normalisation inside, in evaluation mode, and its configuration.
 
     Args:
-        folder: The run's.
+        folder: Of a run of ``brittle train``, or of a compressed network
+            (:func:`brittle.compression.save_compressed`), whose configuration says nothing about its training.
         arch: Only for a network that a function of yours builds: ``module:function``, as the run names it. A run from
             elsewhere could name any function, so none is called that the caller has not named.
 
@@ -101,26 +109,40 @@ def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module,
         InputError: The folder is not one of a run, the run is not finished, its weights do not fit, or it names a
             function other than ``arch``.
     """
-    config, folder = run_config(folder), Path(folder)
-    if arch not in (None, config.arch):
-        raise InputError(f"arch: expected {config.arch}, of which {folder} is a run, or none; got {arch}")
-    if arch is None and runs_code(config.arch):
-        raise InputError(
-            f"arch: expected {config.arch}, which is called to build {folder}, named by you if you trust it; got none"
-        )
+    folder = Path(folder)
+    if (folder / RECIPE).is_file():
+        if (folder / CONFIG).is_file():
+            raise InputError(
+                f"folder: expected a run or a compressed network; got {folder}, which holds a {CONFIG} and a {RECIPE}"
+            )
+        network, recipe = load_compressed(folder, arch=arch)
+        return network, _config_of(recipe)
+    config = run_config(folder)
+    check_trusted(config.arch, arch, f"{folder} is a run")
     if not (folder / WEIGHTS).is_file():
         raise InputError(
             f"folder: expected a finished run; got {folder}, not finished (no {WEIGHTS}): run its command again"
         )
-    network = run_network(config)
-    fill(network, read_state(folder / WEIGHTS))
-    return network.eval(), config
+    return refilled(config, read_state(folder / WEIGHTS)).eval(), config
 
 
-def run_network(config: RunConfig, *, seed: int = 0) -> nn.Module:
-    """The network of a configuration, freshly initialised: ``normalize``, then ``model``, low-rank pairs put in."""
-    network = normalised(build_model(config.arch, config.arguments, seed=seed), config.mean, config.std)
-    return with_pairs(network, config.ranks) if config.ranks else network
+def _config_of(recipe: CompressionRecipe) -> RunConfig:
+    """What a compressed network was made of, as that of a run; how it was trained is not known."""
+    assert recipe.arch is not None  # no network without one can be opened
+    return RunConfig(
+        arch=recipe.arch,
+        arguments=recipe.arguments,
+        mean=recipe.mean,
+        std=recipe.std,
+        ranks=recipe.ranks,
+        sizes=recipe.sizes,
+        input_shape=recipe.input_shape,
+        classes=recipe.classes,
+        data=recipe.data,
+        data_root=recipe.data_root,
+        image_size=recipe.image_size,
+        start=recipe.start,
+    )
 
 
 @dataclass(frozen=True)
@@ -205,18 +227,19 @@ def build_network(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig
         network, config = _load_start(request, request.start)
     else:
         network, config = _build_fresh(request, data)
-    ranks = config.ranks
+    ranks, sizes = config.ranks, config.sizes
     if request.rank is not None:
         initial = "random" if request.start is None else "svd"
         network = factorised(
             network, request.rank, layers=request.recipe.layers, initial=initial, seed=request.recipe.seed
         )
-        ranks = rank_map(network)
-        if not ranks:
+        ranks, sizes = ranks_and_sizes(network, config)
+        if ranks == config.ranks:
             raise InputError(f"rank: expected a rank below that of some chosen layer; got {request.rank}")
     return network, dataclasses.replace(
         config,
         ranks=ranks,
+        sizes=sizes,
         input_shape=tuple(data.inputs.shape[1:]),
         classes=data.classes,
         data=data.name,
