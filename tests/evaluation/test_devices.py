@@ -272,7 +272,7 @@ def test_an_error_ends_the_other_tasks_of_a_cluster(cluster, tmp_path):
 
     def failing(model, x, y, *, eps, p, ids):
         if 0 in ids:
-            wait_until(lambda: list(tmp_path.glob("*.pid")), 60)  # the other one is at work
+            wait_until(lambda: list(tmp_path.glob("*.pid")), 120)  # the other one is at work
             raise ZeroDivisionError
         (tmp_path / "pid").write_text(str(os.getpid()))
         (tmp_path / "pid").rename(tmp_path / f"{ids[0]}.pid")
