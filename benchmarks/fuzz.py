@@ -50,12 +50,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from brittle import load_data
 from brittle.cli import commands
+from brittle.compression import save_compressed
 from brittle.errors import InputError
 from brittle.models.build import fcn
 from brittle.models.checkpoints import fill, read_state
 from brittle.reporting import page
 from brittle.results import Audit
+from brittle.training import load_run
 from helpers import audits
+from helpers.compressed import small_fcn
 
 SECONDS, WAITING, BYTES = 5, 60, 2**31
 """Of an input: processor time, time on the clock of a machine that does other things as well, memory."""
@@ -412,6 +415,23 @@ def checkpoint() -> Door:
     return Door({"net.pt": forms[0]}, make, enter_weights("net.pt"))
 
 
+def compressed() -> Door:
+    """A compressed network's recipe with strange values, and its weights damaged."""
+    with tempfile.TemporaryDirectory() as scratch:
+        save_compressed(scratch, *small_fcn())
+        valid = {f"out/{path.name}": path.read_bytes() for path in Path(scratch).iterdir()}
+    recipe = json.loads(valid["out/recipe.json"])
+
+    def make(rng: random.Random, files: Files) -> Files:
+        if rng.random() < 0.2:
+            return damage_one(rng, files)
+        part = rng.choice(("sizes", "ranks", "arguments", None))  # where most can go wrong, or anywhere
+        changed = strange(rng, recipe) if part is None else recipe | {part: strange(rng, recipe[part])}
+        return files | {"out/recipe.json": json.dumps(changed).encode()}
+
+    return Door(valid, make, lambda root: load_run(root / "out"))
+
+
 # --- the doors of words -----------------------------------------------------------------------------------------
 
 STRANGE: tuple[Any, ...] = (
@@ -576,6 +596,7 @@ DOORS: dict[str, Callable[[], Door]] = {
     "folder": folder,
     "safetensors": safetensors,
     "checkpoint": checkpoint,
+    "compressed": compressed,
     "audit": lambda: audit(drawn=False),
     "report": lambda: audit(drawn=True),
     "options": options,
@@ -679,7 +700,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def is_allocation(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or bool(re.search(r"allocat|out of memory", str(error), re.IGNORECASE))
+    return isinstance(error, MemoryError) or bool(
+        re.search(r"allocator|allocation|(to|t) allocate|out of memory", str(error), re.IGNORECASE)
+    )
 
 
 def last_lines(error: BaseException) -> str:

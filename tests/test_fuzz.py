@@ -22,8 +22,8 @@ def fuzz():
 
 
 DOORS = (
-    "cifar-binary", "cifar-pickle", "mnist", "mnist-gz", "npz", "svhn", "folder", "safetensors", "checkpoint", "audit",
-    "report", "options",
+    "cifar-binary", "cifar-pickle", "mnist", "mnist-gz", "npz", "svhn", "folder", "safetensors", "checkpoint",
+    "compressed", "audit", "report", "options",
 )  # fmt: skip
 
 
