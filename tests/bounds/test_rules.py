@@ -47,6 +47,7 @@ from brittle.bounds.relaxation.crown import pull_back, pull_through
 from brittle.bounds.relaxation.grouped import targets
 from brittle.bounds.relaxation.interval import Ball, Network, Propagation, intervals, is_curved, pass_on
 from brittle.bounds.relaxation.linear_maps import as_map
+from brittle.bounds.relaxation.windows import Window, window_before
 from brittle.linear.conv_geometry import ConvGeometry
 from brittle.models.trace import NoRule
 from helpers.networks import generator, seeded
@@ -218,6 +219,10 @@ ANALYSES: dict[str, tuple[object, Callable[[Case], object]]] = {
     "curved": (is_curved, lambda case: is_curved(case.rule, network_of(case)[-1])),
     "interval": (pass_on, propagate),
     "coefficients": (pull_through, pull),
+    "window": (
+        window_before,
+        lambda case: window_before(case.rule, network_of(case)[-1], Window((1, 1), (0, 0), (2, 2))),
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
 from brittle.bounds.relaxation.grouped import targets
 from brittle.bounds.relaxation.margins import CROWN, USUAL, Effort
+from brittle.bounds.relaxation.windows import entries_read, windows_to
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
 from brittle.evaluation.threat import Threat
@@ -48,8 +49,10 @@ MOST_GROUPS = 48
 """Groups of samples that share slopes, at most."""
 ENTRY_WORK = 30
 """Multiplications that take about as long as what is done with one entry of a hidden result."""
-ROW_COST, CONV_ROW_COST = 1.3, 4.0
+ROW_COST, CONV_ROW_COST = 1.3, 6.0
 """What a multiplication costs where entries are bounded again, in those of a pass: measured, dense and convolutions."""
+PLACE_COST = 6.0
+"""What it costs to cut out the windows of the entries at one place, in entries bounded again: measured."""
 TRIALS_OF_A_RADIUS = 6.0
 """Certificates that the search of a radius costs (4 to 6 on dense networks, 3 to 10 on convolutional ones)."""
 RADIUS_PRECISION = 0.1
@@ -244,7 +247,13 @@ def price(relaxation: Relaxation, effort: Effort) -> float:
     rows = 60 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
     convs = [isinstance(op.rule, Conv | TransposedConv) for op in network.ops]
     dear = [w * (CONV_ROW_COST if conv else ROW_COST) for w, conv in zip(work, convs, strict=True)]
-    again = sum(min(effort.rows, network.size(n)) * sum(dear[:n]) for n in targets(network))
+    again = 0.0
+    for target in targets(network):
+        channels, *image = network.shape(target)
+        windows = windows_to(network, network.ops[target].inputs[0])
+        one = sum(dear[n] * entries / network.size(n) for n, entries in entries_read(network, windows).items())
+        places = min(effort.rows, math.prod(image)) if any(windows.values()) else 0
+        again += one * (min(effort.rows, channels * math.prod(image)) + PLACE_COST * places)
     return (rows * sum(work) + effort.rounds * again) / (2 * sum(work))
 
 

@@ -6,6 +6,7 @@ section "Relaxations".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -32,12 +33,15 @@ from brittle.bounds.graph.rules import (
 )
 from brittle.bounds.relaxation.interval import Ball, Interval, Network, Reach, activation
 from brittle.bounds.relaxation.linear_maps import sum_factor
+from brittle.bounds.relaxation.windows import MOST_ENTRIES, Crops, Windows, alike, entries_read, windows_to
 
 Through = Callable[[int, Tensor], Tensor]
 """Number of an activation or max pooling and coefficients of its result, to the coefficients of its input."""
 
 
-def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> Iterator[tuple[int, Tensor]]:
+def pull_back(
+    network: Network, start: int, rows: Tensor, through: Through, crops: Crops | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Coefficients of linear functions on every tensor that they depend on, from the last to the input.
 
     Args:
@@ -45,6 +49,8 @@ def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> I
         start: Number of the operation whose result the functions read.
         rows: R functions for each of N samples: ``(N, R, *shape)``.
         through: How coefficients pass what is not linear.
+        crops: Where the functions read windows of images, these: then each pair of a sample and a place counts as a
+            sample, and the shapes are those of the windows.
 
     Yields:
         Number of an operation and the coefficients of its result ``(N, R, *shape)``.
@@ -53,6 +59,7 @@ def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> I
         NoRule: An operation on the way has no linear relaxation.
     """
     waiting = {start: rows}
+    network = network if crops is None else crops.network
     for number in range(start, -1, -1):
         if number not in waiting:
             continue
@@ -61,6 +68,7 @@ def pull_back(network: Network, start: int, rows: Tensor, through: Through) -> I
         parts = pull_through(op.rule, op, number, g, network, through)
         del g  # large; not kept while the rest of the network is passed
         for source, part in zip(op.inputs, parts, strict=True):
+            part = part if crops is None else crops.fit(part, number, source)
             waiting[source] = waiting[source] + part if source in waiting else part
 
 
@@ -111,6 +119,7 @@ def lower_ends(
     *,
     slopes: Mapping[int, Tensor] | None = None,
     watched: dict[int, Tensor] | None = None,
+    crops: Crops | None = None,
 ) -> Tensor:
     """Lower bounds of linear functions' differences from the clean input, by CROWN.
 
@@ -125,81 +134,50 @@ def lower_ends(
             two whichever leaves the smaller area, which is CROWN's choice.
         watched: Filled with the coefficients ``(N, R, n)`` of the activations' results, by number, and with those of
             the input ``(N, R, *shape)`` at 0.
+        crops: Windows that the functions read, as for :func:`pull_back`.
 
     Returns:
         ``(N, R)``.
     """
     falls: list[Tensor] = []
 
+    def see(number: int, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.flatten(1) for value in values) if crops is None else crops.see(number, *values)
+
     def through(number: int, g: Tensor) -> Tensor:
         rule, flat = network.ops[number].rule, g.flatten(2)
         negative = flat.clamp_max(0)
         if isinstance(rule, MaxPool):
             pooled = _Pool.of(rule, reach, number)
-            loose = (pooled.excess > 0)[:, None]
-            falls.append(_dot(-negative, pooled.rise * loose[:, 0]) * sum_factor(flat))
-            return pooled.place_back(torch.where(loose, flat - negative, flat).view(g.shape))
+            excess, rise = see(number, pooled.excess, pooled.rise)
+            loose = excess > 0
+            falls.append(_dot(-negative, rise * loose) * sum_factor(flat))
+            moved = torch.where(loose[:, None], flat - negative, flat).view(g.shape)
+            place = (pooled.place, pooled.plane) if crops is None else crops.points(number, pooled.place)
+            return _place_back(moved, *place)
         if watched is not None:
             watched[number] = flat
         lines = _Lines.of(network, reach, number, None if slopes is None else slopes[number])
-        fall = _dot(flat - negative, lines.below) + _dot(negative, lines.above)
-        falls.append(fall * sum_factor(flat))
-        return (flat * lines.low[:, None]).addcmul_(negative, lines.steeper[:, None]).view(g.shape)
+        low, steeper, below, above = see(number, lines.low, lines.steeper, lines.below, lines.above)
+        falls.append((_dot(flat - negative, below) + _dot(negative, above)) * sum_factor(flat))
+        return (flat * low[:, None]).addcmul_(negative, steeper[:, None]).view(g.shape)
 
-    for number, g in pull_back(network, start, rows, through):
+    for number, g in pull_back(network, start, rows, through, crops):
         if number in reach.errors:
-            falls.append(_rounded(g, reach.errors[number]))
+            falls.append(_rounded(g, *see(number, reach.errors[number])))
         elif number == 0:
-            middle, radius = _moves(reach.ball, g)
+            middle, radius = _moves(reach.ball if crops is None else crops.ball(reach.ball), g)
             falls.append(radius - middle)
             if watched is not None:
                 watched[0] = g
     return -torch.stack(falls).sum(0)
 
 
-def both_ends(network: Network, reach: Reach, start: int, rows: Tensor) -> Interval:
-    """Lower and upper bounds of linear functions' differences, with parallel lines around every activation.
-
-    For half of the cost of :func:`lower_ends` for both signs, which is mostly tighter.
-
-    Args:
-        network: The operations.
-        reach: The samples.
-        start: Number of the operation whose result the functions read.
-        rows: ``(N, R, *shape)``.
-
-    Returns:
-        Two tensors ``(N, R)``.
-    """
-    middles: list[Tensor] = []
-    radii: list[Tensor] = []
-
-    def through(number: int, g: Tensor) -> Tensor:
-        rule, flat = network.ops[number].rule, g.flatten(2)
-        if isinstance(rule, MaxPool):
-            pooled = _Pool.of(rule, reach, number)
-            middles.append(_dot(flat, pooled.excess / 2))
-            radii.append(_dot(flat.abs(), pooled.excess / 2) * sum_factor(flat))
-            return pooled.place_back(g)
-        slope = chord(*reach.flat(number), network.low(number))
-        middle, radius = offsets(network, reach, number, slope)
-        middles.append(_dot(flat, middle))
-        radii.append(_dot(flat.abs(), radius) * sum_factor(flat))
-        return (flat * slope[:, None]).view(g.shape)
-
-    for number, g in pull_back(network, start, rows, through):
-        if number in reach.errors:
-            radii.append(_rounded(g, reach.errors[number]))
-        elif number == 0:
-            middle, radius = _moves(reach.ball, g)
-            middles.append(middle)
-            radii.append(radius)
-    mid, rad = torch.stack(middles).sum(0), torch.stack(radii).sum(0)
-    return mid - rad, mid + rad
-
-
-def unit_ends(network: Network, reach: Reach, start: int, units: Tensor, parallel: bool = False) -> Interval:
+def unit_ends(network: Network, reach: Reach, start: int, units: Tensor) -> Interval:
     """Lower and upper bounds of single entries' differences, given as numbers ``(N, R)`` in the flattened result."""
+    windows = windows_to(network, start)
+    if any(windows.values()):
+        return _ends_by_windows(network, reach, start, units, windows)
     linear = network.maps.get(start)
     if linear is not None and linear.matrix is not None:
         error = reach.errors[start].flatten(1).gather(1, units)
@@ -208,11 +186,32 @@ def unit_ends(network: Network, reach: Reach, start: int, units: Tensor, paralle
         shape = torch.Size(network.shape(start))
         rows = reach.ball.mid.new_zeros(*units.shape, shape.numel()).scatter_(2, units[..., None], 1.0)
         error, rows = rows.new_zeros(units.shape), rows.unflatten(2, shape)
-    if parallel:
-        low, high = both_ends(network, reach, start, rows)
-        return low - error, high + error
     low, high = lower_ends(network, reach, start, torch.cat([rows, -rows], 1)).chunk(2, 1)
     return low - error, error - high
+
+
+def _ends_by_windows(network: Network, reach: Reach, start: int, units: Tensor, windows: Windows) -> Interval:
+    """The same where entries read windows: those of a sample at one place have one window, so they share its lines."""
+    channels, *image = network.shape(start)
+    plane = math.prod(image)
+    samples = torch.arange(len(units), device=units.device)[:, None]
+    pairs, pair, counts = (samples * plane + units % plane).flatten().unique(return_inverse=True, return_counts=True)
+    order = pair.argsort()
+    turn = torch.empty_like(pair)
+    turn[order] = torch.arange(len(pair), device=pair.device) - (counts.cumsum(0) - counts)[pair[order]]
+    channel = pair.new_full((len(pairs), int(counts.max())), channels)  # one too many: a row of zeros
+    channel[pair, turn] = (units // plane).flatten()
+    places = torch.stack(torch.unravel_index(pairs % plane, image), 1)
+    ends = reach.ball.mid.new_zeros(2, *channel.shape)
+    widest = max(entries_read(network, windows).values())
+    for some in alike(counts, MOST_ENTRIES // (2 * widest)):
+        shown = channel[some, : int(counts[some].max())]
+        rows = F.one_hot(shown, channels + 1)[..., :channels].to(ends).view(*shown.shape, channels, *(1 for _ in image))
+        crops = Crops.of(network, windows, pairs[some] // plane, places[some])
+        falls = lower_ends(network, reach, start, torch.cat([rows, -rows], 1), crops=crops)
+        ends[:, some, : shown.shape[1]] = falls.unflatten(1, (2, -1)).transpose(0, 1)
+    low, high = ends[:, pair, turn].view(2, *units.shape)
+    return low, -high
 
 
 def chord(low: Tensor, high: Tensor, slope: float) -> Tensor:
@@ -312,12 +311,12 @@ class _Pool:
         rise = (rule.run(high) - top).flatten(1)
         return _Pool(place, tuple(z.shape[2:]), excess.clamp_min(0).flatten(1), rise.clamp_min(0))
 
-    def place_back(self, g: Tensor) -> Tensor:
-        """Coefficients ``(N, R, C, *windows)`` of ``x_i`` as coefficients of the input."""
-        flat = g.flatten(3)
-        size = int(torch.Size(self.plane).numel())
-        places = self.place[:, None].expand_as(flat)
-        return flat.new_zeros(*flat.shape[:3], size).scatter_add_(3, places, flat).unflatten(3, self.plane)
+
+def _place_back(g: Tensor, place: Tensor, plane: tuple[int, ...]) -> Tensor:
+    """Coefficients ``(N, R, C, *windows)`` of single entries, from their places as coefficients of the whole plane."""
+    flat = g.flatten(3)
+    places = place.view(len(g), 1, *flat.shape[2:]).expand_as(flat)
+    return flat.new_zeros(*flat.shape[:3], math.prod(plane)).scatter_add_(3, places, flat).unflatten(3, plane)
 
 
 def _moves(ball: Ball, g: Tensor) -> Interval:

@@ -14,10 +14,9 @@ from brittle.bounds.relaxation.crown import chord, gaps, lower_ends, steeper, un
 from brittle.bounds.relaxation.grouped import Groups, targets
 from brittle.bounds.relaxation.interval import Ball, Network, Reach, intervals
 from brittle.bounds.relaxation.linear_maps import unit_roundoff
+from brittle.bounds.relaxation.windows import MOST_ENTRIES
 from brittle.errors import InputError
 
-MOST_ENTRIES = 2**20
-"""Entries of the largest tensor of coefficients: so many samples are taken together."""
 STEP = 0.3
 """Length of the first step of a lower line's slope, of at most 1 in all; later ones fall to zero."""
 
