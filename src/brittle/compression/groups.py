@@ -260,8 +260,6 @@ def _obstacle(model: nn.Module, sides: Sequence[Side], keep: Sequence[str]) -> s
         if not isinstance(module, nn.Linear | Convolution | Norm | nn.PReLU):
             kind = "a parameter outside of such modules" if module is None else f"a {type(module).__name__}"
             return f"its channels pass through {side.module}, {kind}, which takes them together"
-        if type(module).__module__.split(".")[0] != "torch":
-            return f"{side.module} is a {type(module).__name__}, which may compute something of its own"
         if is_parametrized(module) or any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
             return f"the weight of {side.module} is parametrised or shared"
         if not side.channels.numel() or int(side.channels.max()) >= _size(module, side.out):
