@@ -39,7 +39,7 @@ def unit_gradients(
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            a = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
+            a = inputs[0].view_as(inputs[0])  # a tensor of this reader's own: others may read the same one
             read.setdefault(name, []).append(a)
             return (a, *inputs[1:])
 

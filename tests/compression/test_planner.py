@@ -1,0 +1,122 @@
+"""The planner: influences are derivatives, units without influence go first, and the judge decides."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from brittle.compression.allocation import cut, keep_best
+from brittle.compression.cost import channel_costs
+from brittle.compression.groups import channel_groups, mask_units
+from brittle.compression.importance import unit_gradients
+from brittle.compression.planner import Calibration, cross_entropy, influence, per_cost, plan, sensitivity
+from helpers.branching import branching
+
+
+def scaled(model, group, unit, factor):
+    """A copy in which everything that reads a unit reads ``factor`` times it."""
+    copied = copy.deepcopy(model)
+    for side in group.sides:
+        if not side.out:
+            module, channels = copied.get_submodule(side.module), side.channels[unit]
+            with torch.no_grad():
+                if isinstance(module, nn.ConvTranspose2d):
+                    module.weight[channels] *= factor
+                elif isinstance(module, nn.Conv2d) and module.groups > 1:
+                    module.weight[:, (channels % (module.in_channels // module.groups)).unique()] *= factor
+                else:
+                    module.weight[:, channels] *= factor
+    return copied
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_derivative_in_the_presence_of_a_unit(seed):
+    model = branching(seed).double()
+    x, y = torch.rand(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    groups = channel_groups(model, x).groups
+    found = unit_gradients(model, groups, x, y, cross_entropy, batch_size=3)
+    h = 1e-6
+    with torch.no_grad():
+        for group in groups:
+            for unit in {0, group.units - 1}:
+                up, down = (cross_entropy(scaled(model, group, unit, 1 + s)(x), y) for s in (h, -h))
+                torch.testing.assert_close(found[group.name][:, unit], (up - down) / (2 * h), rtol=1e-4, atol=1e-7)
+
+
+def test_removal_of_a_unit_is_its_presence_at_zero():
+    model, x = branching(1).double(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    groups = channel_groups(model, x)
+    with torch.no_grad():
+        for group in groups.groups:
+            rest = mask_units(model, groups, {group.name: torch.arange(1, group.units)})
+            torch.testing.assert_close(rest(x), scaled(model, group, 0, 0.0)(x))
+
+
+def trained():
+    """A network on two classes that needs two of its eight units, and samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[2].weight[:, 2:] = 0
+        model[0].weight[:2] = model[0].weight[:2].abs()  # at work on every sample
+    x = torch.rand(64, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return model, x, y
+
+
+def test_units_without_influence_go_first():
+    model, x, y = trained()
+    groups = channel_groups(model, x)
+    found = influence(model, groups, Calibration(x, y, x))
+    assert bool((found["0"][2:] == 0).all())
+    assert bool((found["0"][:2] > 0).all())
+    costs = channel_costs(model, groups.groups, x, "parameters")
+    budget = costs.total({"0": 2})
+    kept = cut(per_cost(found, costs), costs.without, budget)
+    assert keep_best(found, kept.counts)["0"].tolist() == [0, 1]
+    with torch.no_grad():
+        small = mask_units(model, groups, keep_best(found, kept.counts))
+        assert float(cross_entropy(small(x), y).mean()) == pytest.approx(float(cross_entropy(model(x), y).mean()))
+
+
+def test_measured_sensitivities_are_zero_where_nothing_is_lost():
+    model, x, y = trained()
+    groups = channel_groups(model, x)
+    costs = channel_costs(model, groups.groups, x, "parameters")
+    calibration = Calibration(x, y, x)
+    found = sensitivity(model, groups, influence(model, groups, calibration), costs, calibration)
+    assert set(found) == {"0", "2"}
+    assert float(found["0"][5]) == 0
+    assert all(bool((p.diff() >= 0).all()) for p in found.values())
+    assert float(found["2"][-1]) > 0
+
+
+def test_a_plan_meets_its_budget_and_is_the_judges_choice():
+    model, x = branching(4), torch.rand(32, 3, 8, 8)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    groups = channel_groups(model, x)
+    costs = channel_costs(model, groups.groups, x, "macs")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen = []
+
+    def judge(network):
+        """Accuracy on what the whole network says."""
+        assert not network.training
+        with torch.no_grad():
+            seen.append(float((network(x).argmax(1) == y).double().mean()))
+        return seen[-1]
+
+    budgets = [0.7 * costs.total(), 0.5 * costs.total()]
+    plans = plan(model, groups, costs, budgets, Calibration(x, y, x), judge)
+    assert len(plans) == 2
+    for found, budget in zip(plans, budgets, strict=True):
+        assert found.cut.cost == pytest.approx(budget, abs=0.1 * costs.total())
+        assert found.cut.cost == pytest.approx(costs.total({n: len(k) for n, k in found.kept.items()}))
+        assert found.judged[found.candidate] == max(found.judged.values())
+    assert sorted(seen) == sorted(v for found in plans for v in found.judged.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
