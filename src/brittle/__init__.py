@@ -17,7 +17,7 @@ from brittle._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from brittle.attacks import apgd, apgd_smoothed, apgd_targeted, fgsm, pgd, square, universal_perturbation
-    from brittle.auditing import audit
+    from brittle.auditing import audit, compare
     from brittle.bounds import (
         adversarial_loss_bound,
         alignment,
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     )
     from brittle.models import Normalize, build_model, fill, read_layers, read_state, save_state
     from brittle.reporting import write_report
-    from brittle.results import Audit, Evaluation
+    from brittle.results import Audit, Comparison, Evaluation
     from brittle.training import Adversary, Recipe, load_run, train
 
 _HOMES = {
     "attacks": "apgd apgd_smoothed apgd_targeted fgsm pgd square universal_perturbation",
-    "auditing": "audit",
+    "auditing": "audit compare",
     "bounds": (
         "adversarial_loss_bound alignment certified_accuracy certified_radii chain_bounds jacobian_norms "
         "largest_ratio layer_bound lipschitz_upper_bound network_bounds"
@@ -72,16 +72,16 @@ _HOMES = {
     ),
     "models": "Normalize build_model fill read_layers read_state save_state",
     "reporting": "write_report",
-    "results": "Audit Evaluation",
+    "results": "Audit Comparison Evaluation",
     "training": "Adversary Recipe load_run train",
 }
 """The package that each public name comes from."""
 
 __all__ = [
-    "Adversary", "Audit", "Data", "Evaluation", "Execution", "InputError", "Normalize", "Recipe", "Threat",
-    "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted", "audit", "build_model",
-    "certified_accuracy", "certified_radii", "chain_bounds", "effective_rank", "effective_sparsity", "evaluate",
-    "factorised", "fgsm", "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio",
+    "Adversary", "Audit", "Comparison", "Data", "Evaluation", "Execution", "InputError", "Normalize", "Recipe",
+    "Threat", "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted", "audit", "build_model",
+    "certified_accuracy", "certified_radii", "chain_bounds", "compare", "effective_rank", "effective_sparsity",
+    "evaluate", "factorised", "fgsm", "fill", "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio",
     "layer_bound", "lipschitz_upper_bound", "load_data", "load_run", "merged", "minimal_distances", "network_bounds",
     "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd",
     "proven_robust", "read_layers", "read_state", "row_norms", "save_state", "singular_values", "smallest_k", "spread",

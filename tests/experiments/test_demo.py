@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from brittle.data.load import load_data
-from brittle.experiments.claims import mcnemar
 from brittle.experiments.demo import VARIANTS, run_demo, train_variant
 from brittle.models.layers import read_layers
-from brittle.reporting.comparison import Comparison, draw_comparison
-from brittle.results import Audit
+from brittle.reporting import comparison_lines
+from brittle.results import Audit, Comparison, Paired
 from helpers.audits import with_parts
 
 
@@ -52,14 +51,16 @@ def test_low_rank_networks_have_that_rank(demo):
 def test_pages_pictures_and_audits_are_written(demo):
     comparison, out = demo
     page = (out / "report.html").read_text()
-    for network in comparison.networks:
-        assert f'href="{network.folder}/report.html"' in page
-        assert Audit.load(out / network.folder / "audit.json") == network.audit
-        assert network.name in (out / network.folder / "report.html").read_text()
+    assert [network.name for network in comparison.networks] == ["dense", "rank 8", "row-sparse"]
+    for network, folder in zip(comparison.networks, ("dense", "rank-8", "row-sparse"), strict=True):
+        assert f'href="{folder}/report.html"' in page
+        assert Audit.load(out / folder / "audit.json") == network.audit
+        assert network.name in (out / folder / "report.html").read_text()
     assert (out / "story.png").read_bytes().startswith(b"\x89PNG")
     assert "http://" not in page.replace("http://www.w3.org", "")
     page = html.unescape(page)
-    assert page.index(comparison.lines[0].split(";")[0].replace(" %", "\N{NO-BREAK SPACE}%")) < page.index("<svg")
+    headline = comparison_lines(comparison)[0].replace(" %", "\N{NO-BREAK SPACE}%")
+    assert page.index(headline) < page.index("<svg")
 
 
 def test_bounds_hold_for_every_network(demo):
@@ -69,24 +70,22 @@ def test_bounds_hold_for_every_network(demo):
 
 
 def test_words_follow_the_numbers(demo):
-    dense, *_ = demo[0].networks
+    dense, other, _ = demo[0].networks
     e = dense.audit.norm(math.inf).evaluation
     weaker = with_parts(dense.audit, math.inf, evaluation=replace(e, robust_correct=e.robust_correct // 2))
-    worse = replace(dense, name="worse", audit=weaker, p_values={math.inf: 0.001, 2.0: 1.0})
-    lines = Comparison((dense, worse)).lines
-    assert "1 of them is clearly more fragile" in lines[0]
-    assert "more fragile in ℓ∞" in lines[2]
-    assert "not clearly different in ℓ₂" in lines[2]
-    equal = Comparison((dense, replace(worse, p_values={math.inf: 0.2, 2.0: 1.0}))).lines
-    assert "more fragile in" not in equal[2]
+    lost, n = tuple(range(20)), len(e.samples)
+    for verdicts, fragile in (((lost, ()), 1), (((), ()), 0)):
+        paired = (Paired("robust", math.inf, e.eps, n, *verdicts), Paired("robust", 2.0, 0.3, n, (), ()))
+        worse = replace(dense, name="worse", audit=weaker, paired=paired)
+        lines = comparison_lines(Comparison((dense, worse, replace(other, paired=()))))
+        assert f"{fragile} of them {'is' if fragile else 'are'} clearly more fragile" in lines[0]
+        assert ("more fragile in ℓ∞" in lines[2]) == bool(fragile)
+        assert "not clearly different in ℓ₂" in lines[2]
 
 
-def test_the_picture_has_a_row_a_network(demo):
-    axes = draw_comparison(demo[0]).axes
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["dense", "rank 8", "row-sparse"]
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    a, b = [True] * 9 + [False] * 3, [False] * 8 + [True] + [True] * 2 + [False]
-    assert mcnemar(a, b) == pytest.approx(2 * sum(math.comb(10, k) for k in (0, 1, 2)) / 2**10)
-    assert mcnemar(a, a) == 1.0
+def test_every_network_is_tested_against_the_dense_one(demo):
+    dense, *others = demo[0].networks
+    assert dense.paired == ()
+    assert [[test.p for test in network.paired if test.kind == "robust"] for network in others] == [[math.inf, 2.0]] * 2
+    assert all(network.size is not None for network in demo[0].networks)
+    assert [row.name for row in demo[0].layers] == ["1", "3", "5"]

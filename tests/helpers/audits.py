@@ -24,6 +24,7 @@ from brittle.results import (
     NormResult,
     NotMeasured,
     Rate,
+    SampleResult,
     SecurityCurve,
     Signature,
     UniversalResult,
@@ -245,4 +246,28 @@ def without(audit: Audit, *names: str) -> Audit:
     audit = with_parts(audit, **{name: NO_PARTS[name] for name in names if name != "lipschitz"})
     for norm in audit.norms if "lipschitz" in names else ():
         audit = with_parts(audit, norm.p, lipschitz=no_sensitivity(norm.p))
+    return audit
+
+
+VERDICTS = 60
+"""Samples of :func:`with_verdicts`."""
+
+
+def with_verdicts(seed: int) -> Audit:
+    """The full audit with random verdicts on a few samples, the same clean and attacked in any norm but its own."""
+    audit = full()
+    for norm in audit.norms:
+        rng = np.random.default_rng((seed, int(norm.p == 2)))
+        clean = np.random.default_rng(seed).random(VERDICTS) < 0.8
+        held, radii = clean & (rng.random(VERDICTS) < 0.6), rng.random(VERDICTS) * norm.eps * 2
+        samples = tuple(
+            SampleResult(i, 1, int(clean[i]), 1, 1.0, 1.0, 0.0, None if held[i] else "pgd" if clean[i] else None,
+                         None, float(radii[i]) if held[i] else 0.0, bool(held[i] and radii[i] > norm.eps), i % 2 == 0)
+            for i in range(VERDICTS)
+        )  # fmt: skip
+        counts = {"clean_correct": int(clean.sum()), "robust_correct": int(held.sum())}
+        proven = sum(sample.proven for sample in samples)
+        changed = replace(norm.evaluation, n=VERDICTS, samples=samples, proven=proven, **counts)
+        certified = replace(full().norm(2.0).certified, p=norm.p)
+        audit = with_parts(audit, norm.p, evaluation=changed, certified=certified)
     return audit

@@ -30,9 +30,11 @@ from brittle.cli.options import (
     THREAT,
     Budgets,
     Gate,
+    InputShape,
     Interventions,
     Json,
     Network,
+    Networks,
     NewNetwork,
     Output,
     Samples,
@@ -47,11 +49,12 @@ from brittle.errors import InputError
 from brittle.results.wording import printable
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
     from brittle.data import Data
     from brittle.evaluation import Execution
-    from brittle.results import AttackResult, Audit, Evaluation
+    from brittle.results import AttackResult, Audit, Comparison, Evaluation
 
 app = typer.Typer(
     name="brittle",
@@ -167,10 +170,7 @@ def _audit(
     threat: Annotated[Values, THREAT],
     execution: Annotated[Values, EXECUTION],
     threads: Threads = None,
-    input_shape: Annotated[
-        str | None,
-        option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
-    ] = None,
+    input_shape: InputShape = None,
     tighten: Annotated[
         int, option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds.")
     ] = 0,
@@ -200,7 +200,7 @@ def _audit(
             model, data, Threat(**threat), p=norms, eps=eps, input_shape=shape, tighten=tighten,
             name=network.model.name, execution=how,
         )  # fmt: skip
-    _write(result, output.out, "audit.json", report_html(result))
+    _write(result, output.out, "audit.json", samples=result.samples_frame(), page=report_html(result))
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
@@ -243,7 +243,7 @@ def _attack(
 
     with _execution(output, execution, devices) as how:
         result = attack(model, data, Threat(**threat), p=norms, eps=eps, name=network.model.name, execution=how)
-    _write(result, output.out, "attack.json")
+    _write(result, output.out, "attack.json", samples=result.samples_frame())
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
@@ -254,6 +254,57 @@ def _attack(
         _say(*said, result.signature.line)
         _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
     _pass(gate, [(result.model, evaluation) for evaluation in result.evaluations])
+
+
+@app.command("compare")
+@by_records(out=Path("brittle-compare"), attacks="fast")
+def _compare(
+    *,
+    networks: Networks,
+    samples: Samples,
+    budgets: Budgets,
+    threat: Annotated[Values, THREAT],
+    execution: Annotated[Values, EXECUTION],
+    threads: Threads = None,
+    input_shape: InputShape = None,
+    output: Output,
+    gate: Gate,
+    as_json: Json = False,
+) -> None:
+    """Put networks side by side on the same samples: accuracies with paired tests, layers, sensitivity, size and time.
+
+    Interrupted, the same command goes on where it stopped.
+
+    Example: brittle compare dense.safetensors run --arch fcn --data mnist --data-root data -o compared
+    """
+    output.check("comparison.json")
+    gate.check()
+    shape = values.integers("input-shape", input_shape)
+    norms, eps = budgets.read()
+    devices = values.devices(execution["devices"])
+    _prepare_process(threads)
+    models, run = networks.load(devices[0])
+    from brittle.auditing import compare
+    from brittle.evaluation import Threat
+    from brittle.reporting import comparison_html, comparison_lines
+    from brittle.results import Audit
+
+    saved = [model for model in models if isinstance(model, Audit)]
+    data = None if len(saved) == len(models) else samples.load(threat["seed"], run)
+    gate.check(data is not None or (len(saved) == len(models) and saved[0].clean_accuracy is not None))
+    with _execution(output, execution, devices) as how:
+        result = compare(
+            models, data, Threat(**threat), names=networks.names(), p=norms, eps=eps, input_shape=shape, execution=how
+        )
+    _write(result, output.out, "comparison.json", page=comparison_html(result))
+    if as_json:
+        print(result.to_json(), end="")
+    elif not output.quiet:
+        headline, *lines = comparison_lines(result)
+        _say(headline, *(f"  - {line}" for line in lines))
+    if not as_json:
+        _say(f"Report: {output.out / 'report.html'}")
+    _pass(gate, [(network.name, e) for network in result.networks for e in network.evaluations])
 
 
 @app.command("train")
@@ -314,15 +365,17 @@ def _demo(
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose much beside other load
     with stage_bars(quiet) as progress:
         comparison = run_demo(out, seed=seed, progress=progress)
-    _say(*comparison.lines, f"Report: {out / 'report.html'}")
+    from brittle.reporting import comparison_lines
+
+    _say(*comparison_lines(comparison), f"Report: {out / 'report.html'}")
 
 
 @app.command("report")
 def _report(
-    audit: Annotated[Path, typer.Argument(help="An audit.json.")],
+    audit: Annotated[Path, typer.Argument(help="An audit.json or a comparison.json.")],
     out: Annotated[Path, option("Output", "-o", "--out", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
-    """Draw the report again from an audit.json; needs neither the model nor the data.
+    """Draw the page again from an audit.json or a comparison.json; needs neither networks nor data.
 
     Example: brittle report brittle-audit/audit.json -o report.html
     """
@@ -330,10 +383,13 @@ def _report(
         raise InputError(f"audit: expected an audit.json; got {audit}, {'no file' if audit.exists() else 'not there'}")
     if out.resolve() == audit.resolve():
         raise InputError(f"out: expected another file than the audit itself; got {out}")
-    from brittle.reporting import write_report
+    from brittle.reporting import comparison_html, report_html
     from brittle.results import Audit
+    from brittle.results.comparison import read_result
+    from brittle.storage.files import write_text
 
-    write_report(Audit.load(audit), out)
+    result = read_result(audit)
+    write_text(out, report_html(result) if isinstance(result, Audit) else comparison_html(result))
     _say(f"Report: {out}")
 
 
@@ -362,17 +418,23 @@ def _execution(output: Output, chosen: Values, devices: tuple[str, ...]) -> Iter
             output.out.rmdir()
 
 
-def _write(result: Audit | AttackResult, out: Path, name: str, page: str | None = None) -> None:
+def _write(
+    result: Audit | AttackResult | Comparison,
+    out: Path,
+    name: str,
+    *,
+    samples: pd.DataFrame | None = None,
+    page: str | None = None,
+) -> None:
     """Write a result as JSON and, beside it, its samples if any were attacked, and its page: all of them or none.
 
     The JSON takes its place last, as it says that there is a result; then the parts that it was made of go.
     """
     from brittle.storage.files import replacing
 
-    samples = result.samples_frame()
     with ExitStack() as files:  # which take their places in the opposite order, when all are written
         files.enter_context(replacing(out / name)).write_text(result.to_json(), encoding="utf-8")
-        if len(samples):
+        if samples is not None and len(samples):
             samples.to_parquet(files.enter_context(replacing(out / "samples.parquet")), index=False)
         if page is not None:
             files.enter_context(replacing(out / "report.html")).write_text(page, encoding="utf-8")

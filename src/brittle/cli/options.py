@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brittle.data.load import Data
-    from brittle.results import Evaluation
+    from brittle.results import Audit, Evaluation
     from brittle.training.recipe import Recipe
     from brittle.training.runs import RunConfig, RunRequest
 
@@ -49,6 +49,10 @@ Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard de
 DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets in torchvision's layout.")]
 ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder: to this.")]
 Threads = Annotated[int | None, option("Execution", min=1, max=4096, help="CPU threads.")]
+InputShape = Annotated[
+    str | None,
+    option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
+]
 Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
 Values = dict[str, Any]
 """Values of options by the names of the fields that they fill."""
@@ -92,6 +96,85 @@ class Network:
         fill(network, state)
         statistics = values.statistics(self.mean, self.std)
         return (network if statistics is None else normalised(network, *statistics)).eval().to(device), None
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Trained networks to put side by side."""
+
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="At least two: weights as for audit, folders of brittle train, or an audit.json. The first is what "
+            "the others are compared with."
+        ),
+    ]
+    arch: Annotated[
+        list[str] | None,
+        option(
+            "Network", help=f"{ARCHITECTURES}. Once for all files of weights, or once for each; a run knows its own."
+        ),
+    ] = None
+    arch_arg: ArchArg = None
+    mean: Annotated[
+        str | None, option("Network", metavar="N,N,N", help="Means by which weights expect their input normalised.")
+    ] = None
+    std: Std = None
+    name: Annotated[
+        list[str] | None, option("Network", help="What to call a network, once for each.", show_default="its path")
+    ] = None
+
+    def load(self, device: str) -> tuple[list[nn.Module | Audit], RunConfig | None]:
+        """The networks and audits in their order, and the configuration of the first run among them."""
+        files = [path for path in self.models if not path.is_dir() and not is_audit(path)]
+        archs = self.arch or []
+        if len(archs) > 1 and len(archs) < len(files):
+            raise InputError(f"arch: expected one for all {len(files)} files of weights, or one for each; got {archs}")
+        loaded: list[nn.Module | Audit] = []
+        runs: list[RunConfig] = []
+        for path in self.models:
+            if is_audit(path):
+                loaded.append(_read_audit(path))
+                continue
+            if path.is_dir():
+                network, run = Network(path, arch=_named_arch(path, archs)).load(device)
+            else:
+                arch = archs[files.index(path) if len(archs) > 1 else 0] if archs else None
+                network, run = Network(path, arch, self.arch_arg, self.mean, self.std).load(device)
+            loaded.append(network)
+            runs += [] if run is None else [run]
+        return loaded, runs[0] if runs else None
+
+    def names(self) -> list[str]:
+        """A name for each: the given ones, or as much of the end of each path as tells them apart."""
+        if self.name:
+            return self.name
+        paths = [path.parent if path.name == "audit.json" else path for path in map(Path.absolute, self.models)]
+        for parts in range(1, max(len(path.parts) for path in paths) + 1):
+            names = ["/".join(path.parts[-parts:]) for path in paths]
+            if len(set(names)) == len(names):
+                return names
+        return [f"{path.name} ({number})" for number, path in enumerate(paths, 1)]
+
+
+def is_audit(path: Path) -> bool:
+    """Whether a path is taken for a saved audit: a file whose name ends in ``.json``."""
+    return path.suffix == ".json"
+
+
+def _read_audit(path: Path) -> Audit:
+    """A saved audit, with its samples where they lie beside it."""
+    from brittle.results import Audit
+
+    samples = path.parent / "samples.parquet"
+    return Audit.load(path, samples if samples.is_file() else None)
+
+
+def _named_arch(folder: Path, archs: Sequence[str]) -> str | None:
+    """The architecture of a run where the user has named it, which a function of someone's needs; else None."""
+    from brittle.training.runs import folder_arch
+
+    return next((arch for arch in archs if arch == folder_arch(folder)), None)
 
 
 @dataclass(frozen=True)

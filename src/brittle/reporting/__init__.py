@@ -1,7 +1,8 @@
 """Pages and figures, drawn from results alone."""
 
-from brittle.reporting.comparison import ComparedNetwork, Comparison, write_comparison
-from brittle.reporting.page import write_report
+from brittle.reporting.comparison import comparison_html, write_comparison
+from brittle.reporting.comparison_words import comparison_lines
+from brittle.reporting.page import report_html, write_report
 from brittle.reporting.verdict import judge
 
-__all__ = ["ComparedNetwork", "Comparison", "judge", "write_comparison", "write_report"]
+__all__ = ["comparison_html", "comparison_lines", "judge", "report_html", "write_comparison", "write_report"]

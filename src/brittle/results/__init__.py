@@ -10,6 +10,7 @@ from brittle.results.attacks import (
     UniversalResult,
     warnings_of,
 )
+from brittle.results.comparison import ComparedNetwork, Comparison, LayerRow, Paired, mcnemar
 from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormResult, Signature, Verdict
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
@@ -25,6 +26,8 @@ __all__ = [
     "AttackResult",
     "Audit",
     "CertifiedCurve",
+    "ComparedNetwork",
+    "Comparison",
     "CompressionRecipe",
     "CompressionRequest",
     "Evaluation",
@@ -34,12 +37,14 @@ __all__ = [
     "LayerBound",
     "LayerResponse",
     "LayerResult",
+    "LayerRow",
     "LipschitzResult",
     "NetworkSize",
     "NormBounds",
     "NormResult",
     "NotMeasured",
     "OperatorMethod",
+    "Paired",
     "Rate",
     "SampleResult",
     "SecurityCurve",
@@ -48,5 +53,6 @@ __all__ = [
     "UniversalKind",
     "UniversalResult",
     "Verdict",
+    "mcnemar",
     "warnings_of",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brittle.errors import InputError, first_line
 from brittle.results.rate import Rate, Setting
 from brittle.results.wording import budget, norm_name
 
@@ -170,6 +172,29 @@ class Evaluation:
         frame["attack"], frame["restart"] = frame["attack"].astype("string"), frame["restart"].astype("Int64")
         return frame.assign(p=self.p, eps=self.eps)
 
+    def with_samples(self, frame: pd.DataFrame) -> Evaluation:
+        """The evaluation with the per-sample results of :meth:`to_frame` put back; rows of other norms are passed over.
+
+        Raises:
+            InputError: They are not those of the evaluation: other columns, budgets, numbers or counts.
+        """
+        names = [f.name for f in dataclasses.fields(SampleResult)]
+        if missing := {"p", *names} - {*frame.columns}:
+            raise InputError(f"samples: expected the columns of an audit's samples; got none of {sorted(missing)}")
+        try:
+            rows = frame[frame["p"].astype(float) == self.p][names]
+            rows = rows.astype(dict.fromkeys(("index", "label", "clean_prediction"), "int64")).astype(object)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"samples: expected numbers as an audit has them; got {first_line(error)}") from None
+        rows = rows.where(rows.notna(), None)
+        samples = tuple(SampleResult(*row) for row in rows.itertuples(index=False, name=None))
+        right = [sample for sample in samples if sample.clean_prediction == sample.label]
+        counts = (len({s.index for s in samples}), len(right), sum(sample.attack is None for sample in right))
+        if len(samples) != self.n or counts != (self.n, self.clean_correct, self.robust_correct):
+            expected = f"{self.n} samples, {self.clean_correct} right, {self.robust_correct} under attack"
+            raise InputError(f"samples: expected those of the audit in {norm_name(self.p)}, {expected}; got {counts}")
+        return dataclasses.replace(self, samples=samples)
+
 
 @dataclass(frozen=True)
 class SecurityCurve:
@@ -304,6 +329,20 @@ class UniversalResult:
 def warnings_of(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
     """The warnings of several evaluations, each once."""
     return tuple(dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings))
+
+
+def read_samples(path: Path) -> pd.DataFrame:
+    """The per-sample results of a ``samples.parquet``.
+
+    Raises:
+        InputError: There is no such file, or it is no Parquet.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise InputError(f"samples: expected a Parquet file of an audit; got {path}: {first_line(error)}") from None
 
 
 def samples_frame(evaluations: Sequence[Evaluation]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from brittle.results.attacks import (
     LayerResponse,
     SecurityCurve,
     UniversalResult,
+    read_samples,
     samples_frame,
 )
 from brittle.results.checks import LARGEST, NORMS, Rule, check, rules_of
@@ -92,8 +93,24 @@ class Signature:
         return " | ".join([*parts, f"signature {hashlib.sha256(text.encode()).hexdigest()[:12]}"])
 
 
-class _Saved:
-    """What an audit and the result of an attack have in common: JSON in a file."""
+def read_document(path: Path, name: str) -> bytes:
+    """The content of a file of JSON.
+
+    Args:
+        path: The file.
+        name: What to call the document in an error.
+
+    Raises:
+        InputError: There is no regular file, or one of more than 256 MB.
+    """
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        got = f"{path.stat().st_size} bytes in" if path.is_file() else "no file at"
+        raise InputError(f"{name}: expected a file of at most {MOST_BYTES} bytes; got {got} {path}")
+    return path.read_bytes()
+
+
+class Saved:
+    """What audits, results of attacks and comparisons have in common: JSON in a file."""
 
     def to_json(self) -> str:
         """The result as JSON (infinities as strings, without the per-sample results)."""
@@ -105,7 +122,7 @@ class _Saved:
 
 
 @dataclass(frozen=True)
-class AttackResult(_Saved):
+class AttackResult(Saved):
     """Robust accuracy of one network under a preset's attacks: the result of ``brittle attack``.
 
     Attributes:
@@ -218,7 +235,7 @@ def _(result: NormResult) -> Iterable[Rule]:
 
 
 @dataclass(frozen=True)
-class Audit(_Saved):
+class Audit(Saved):
     """The result of :func:`brittle.audit`.
 
     Attributes:
@@ -285,17 +302,32 @@ class Audit(_Saved):
         return audit
 
     @staticmethod
-    def load(path: str | Path) -> Audit:
+    def load(path: str | Path, samples: str | Path | None = None) -> Audit:
         """Read an audit that :meth:`save` wrote.
 
+        Args:
+            path: The JSON.
+            samples: The ``samples.parquet`` of the same audit, whose per-sample results are put back; None for none.
+
         Raises:
-            InputError: As :meth:`from_json`, or there is no regular file, or one of more than 256 MB.
+            InputError: As :meth:`from_json`, or there is no regular file, or one of more than 256 MB; or the samples
+                are not those of the audit.
         """
-        path = Path(path)
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            got = f"{path.stat().st_size} bytes in" if path.is_file() else "no file at"
-            raise InputError(f"audit: expected a file of at most {MOST_BYTES} bytes; got {got} {path}")
-        return Audit.from_json(path.read_bytes())
+        audit = Audit.from_json(read_document(Path(path), "audit"))
+        return audit if samples is None else audit.with_samples(read_samples(Path(samples)))
+
+    def with_samples(self, frame: pd.DataFrame) -> Audit:
+        """The audit with the per-sample results of :meth:`samples_frame` put back.
+
+        Raises:
+            InputError: They are not those of the audit.
+        """
+
+        def filled(norm: NormResult) -> NormResult:
+            evaluation = norm.evaluation and norm.evaluation.with_samples(frame)
+            return dataclasses.replace(norm, evaluation=evaluation)
+
+        return dataclasses.replace(self, norms=tuple(map(filled, self.norms)))
 
 
 @rules_of.register

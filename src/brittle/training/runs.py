@@ -14,7 +14,7 @@ from torch import nn
 
 from brittle._version import __version__
 from brittle.compression.factorise import factorised
-from brittle.compression.folders import RECIPE, load_compressed
+from brittle.compression.folders import RECIPE, load_compressed, read_recipe
 from brittle.compression.rebuild import ranks_and_sizes, refilled
 from brittle.data.load import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
@@ -124,6 +124,16 @@ def load_run(folder: str | Path, *, arch: str | None = None) -> tuple[nn.Module,
             f"folder: expected a finished run; got {folder}, not finished (no {WEIGHTS}): run its command again"
         )
     return refilled(config, read_state(folder / WEIGHTS)).eval(), config
+
+
+def folder_arch(folder: str | Path) -> str | None:
+    """The architecture that a folder of either kind names; nothing is built.
+
+    Raises:
+        InputError: It is neither a run nor a compressed network.
+    """
+    folder = Path(folder)
+    return read_recipe(folder).arch if (folder / RECIPE).is_file() else run_config(folder).arch
 
 
 def _config_of(recipe: CompressionRecipe) -> RunConfig:
