@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import brittle
 from brittle.compression import ALLOCATIONS, cut, rank_costs, singular_directions, truncate
-from brittle.compression.factorise import factorised, merged, rank_map
+from brittle.compression.factorise import factorised, merged, rank_map, with_pairs
 from brittle.compression.truncation import RIDGE
 from brittle.errors import InputError
 from brittle.linear.compressibility import truncate_spectrum
@@ -164,6 +164,9 @@ def test_a_truncated_network_computes_what_truncated_matrices_do(make):
     ranks = {name: max(1, len(d.scores) // 4) for name, d in spectra.layers.items()}
     small, reference = truncate(net, spectra, ranks, x), copy.deepcopy(net)
     assert rank_map(small) == ranks
+    rebuilt = with_pairs(net, ranks)
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt(x), small(x))
     with torch.no_grad():
         for name, r in ranks.items():
             weight = reference.get_submodule(name).weight
