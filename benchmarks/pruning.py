@@ -1,0 +1,296 @@
+"""Figure 8 of the paper and beyond: twelve adversarially trained networks, pruned along a ladder, attacked the same.
+
+    python benchmarks/pruning.py networks --data-root DATA --out DIR        # hours; again: goes on where it stopped
+    python benchmarks/pruning.py ladder --data-root DATA --out DIR --table FILE.csv        # likewise
+    python benchmarks/pruning.py draw --table FILE.csv --out FILE.png
+
+ResNet18-cifar of base width 16 on CIFAR-10, l_inf 8/255: baseline and compressible (scale-invariant group lasso), each
+with and without spread control, three seeds. Every network is cut to nine shares of its MACs: layerwise, globally, by
+one k-term error, by the planner, and by torch-pruning's own pruner with magnitude and Taylor importance. Every
+compressed network as it is, with batch norms measured again, and with its layers refitted; all three without labels.
+Robust accuracy is what APGD on cross-entropy and the targeted DLR loss leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import brittle
+from brittle import Adversary, Recipe, Threat, apgd, apgd_targeted
+from brittle.compression.allocation import ALLOCATIONS, cut, keep_best
+from brittle.compression.cost import ChannelCosts, channel_costs
+from brittle.compression.groups import ChannelGroups, channel_groups, remove_units, unit_scores
+from brittle.compression.planner import Calibration, cross_entropy, plan
+from brittle.compression.recalibration import recalibrated
+from brittle.compression.refit import kept_rows, refitted
+from brittle.compression.scores import row_l2
+from brittle.training.runs import RunRequest, train_run
+
+EPS = 8 / 255
+ALPHA, SPREAD = 0.01, 0.1
+EPOCHS, SEEDS = 10, (0, 1, 2)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Of the MACs, that are kept."""
+CALIBRATION, JUDGED, TESTED = 256, 256, 300
+"""Samples: to plan and to repair on, to judge plans on (both of the training set), and to test on."""
+METHODS = ("layerwise", "global", "k_term", "planner", "tp magnitude", "tp taylor")
+REPAIRS = ("none", "recalibrated", "refitted")
+
+
+def conditions() -> Iterator[tuple[str, float, float, int]]:
+    """Name, strength of the group lasso and of the spread control, seed."""
+    for seed in SEEDS:
+        for kind, alpha in (("baseline", 0.0), ("compressible", ALPHA)):
+            for suffix, spread in (("", 0.0), ("-spread", SPREAD)):
+                yield f"{kind}{suffix}-{seed}", alpha, spread, seed
+
+
+def train_networks(data_root: Path, out: Path, only: list[str]) -> None:
+    """Train what is missing: one step of 1.25 eps from a random start (Wong et al. 2020), every sample attacked."""
+    data = brittle.load_data("cifar10", split="train", root=data_root)
+    for name, alpha, spread, seed in conditions():
+        if (out / name / "weights.safetensors").is_file() or (only and name not in only):
+            continue
+        penalties = {"scale_invariant_group_lasso": alpha, "spread_control": spread}
+        recipe = Recipe(
+            epochs=EPOCHS, optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", crop=4, flip=True,
+            penalties={key: value for key, value in penalties.items() if value},
+            adversary=Adversary(EPS, steps=1, step_size=1.25 * EPS, ratio=1.0),
+            validation=0.05, select="last", precision="bf16-mixed", measure_every=EPOCHS, seed=seed,
+        )  # fmt: skip
+        request = RunRequest(data_root=data_root, arch="resnet18-cifar", arguments={"width": 16}, recipe=recipe)
+        started = time.process_time()
+        train_run(request, data, out / name)
+        print(f"{name}: {time.process_time() - started:.0f} CPU seconds", flush=True)
+
+
+def judge(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
+    """Robust accuracy under five steps of APGD; a tenth of the clean accuracy decides between equals."""
+
+    def robust(network: nn.Module) -> float:
+        with torch.no_grad():
+            right = network(x).argmax(1) == y
+            if not right.any():
+                return 0.0
+            attacked = apgd(network, x[right], y[right], eps=EPS, steps=5)
+            left = network(attacked).argmax(1) == y[right]
+        return float((left.sum() + 0.1 * right.sum()) / len(x))
+
+    return robust
+
+
+def torch_pruning_network(model: nn.Module, x: Tensor, y: Tensor, importance: str, budget: float) -> nn.Module:
+    """torch-pruning's own global pruner, its ratio bisected until the MACs are met."""
+    import torch_pruning
+
+    def pruned(ratio: float) -> nn.Module:
+        copied = copy.deepcopy(model).train(mode=False)
+        of = torch_pruning.importance
+        measure = of.GroupMagnitudeImportance(p=2) if importance == "tp magnitude" else of.GroupTaylorImportance()
+        heads = [module for module in copied.modules() if isinstance(module, nn.Linear)][-1:]
+        pruner = torch_pruning.pruner.BasePruner(
+            copied, x[:1], importance=measure, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=1.0,
+            ignored_layers=heads,
+        )  # fmt: skip
+        if importance == "tp taylor":
+            cross_entropy(copied(x), y).mean().backward()
+        pruner.step()
+        for parameter in copied.parameters():
+            parameter.grad = None
+        return copied.eval()
+
+    def macs(network: nn.Module) -> float:
+        return channel_costs(network, [], x, "macs").total()
+
+    low, high = 0.0, 0.99
+    best = model
+    for _ in range(9):
+        middle = (low + high) / 2
+        network = pruned(middle)
+        if abs(macs(network) - budget) < abs(macs(best) - budget):
+            best = network
+        low, high = (middle, high) if macs(network) > budget else (low, middle)
+    return best
+
+
+def plans_of(
+    method: str,
+    model: nn.Module,
+    groups: ChannelGroups,
+    costs: ChannelCosts,
+    calibration: Calibration,
+    judged: Calibration,
+) -> list[tuple[dict[str, Tensor], str]]:
+    """Kept units at every share of the MACs, and which of the planner's candidates it was."""
+    budgets = [share * costs.total() for share in SHARES]
+    if method == "planner":
+        plans = plan(model, groups, costs, budgets, calibration, judge(judged.x, judged.y))
+        return [(found.kept, found.candidate) for found in plans]
+    scores = unit_scores(model, groups, row_l2)
+    orders = {"k_term": functools.partial(ALLOCATIONS["k_term"], q=2.0)}  # type: ignore[call-arg]
+    priorities = orders.get(method, ALLOCATIONS[method])(scores)
+    return [(keep_best(scores, cut(priorities, costs.without, budget).counts), "") for budget in budgets]
+
+
+def measure(network: nn.Module, data: brittle.Data) -> dict[str, float]:
+    """Clean and robust accuracy."""
+    threat = Threat((functools.partial(apgd, steps=20), functools.partial(apgd_targeted, steps=20, targets=3)))
+    found = brittle.evaluate(network, data, threat, eps=EPS, honesty=False)
+    return {
+        "clean": found.clean_accuracy.value or 0.0,
+        "robust": found.robust_accuracy.value or 0.0,
+        "low": found.robust_accuracy.low or 0.0,
+        "high": found.robust_accuracy.high or 0.0,
+    }
+
+
+def climb(data_root: Path, out: Path, table: Path, only: list[str], methods: list[str]) -> None:
+    """Append a row for every network, method, share and repair that the table lacks."""
+    train = brittle.load_data("cifar10", split="train", root=data_root, limit=CALIBRATION + JUDGED)
+    test = brittle.load_data("cifar10", root=data_root, limit=TESTED)
+    x, y = train.inputs[:CALIBRATION], train.labels[:CALIBRATION]
+    held = Calibration(train.inputs[CALIBRATION:], train.labels[CALIBRATION:], train.inputs[CALIBRATION:])
+    done = set[tuple[str, str, float, str]]()
+    if table.is_file():
+        frame = pd.read_csv(table, keep_default_na=False)
+        done = {(r.network, r.method, round(float(r.share), 3), r.repair) for r in frame.itertuples()}
+    for name, *_ in conditions():
+        if not (out / name / "weights.safetensors").is_file() or (only and name not in only):
+            continue
+        model, _ = brittle.load_run(out / name)
+        started = time.process_time()
+        calibration = Calibration(x, y, apgd(model, x, y, eps=EPS, steps=10))
+        attack = time.process_time() - started
+        groups = channel_groups(model, x)
+        costs = channel_costs(model, groups.groups, x, "macs")
+        if (name, "dense", 1.0, "none") not in done:
+            _append(table, {"network": name, "method": "dense", "share": 1.0, "repair": "none", **measure(model, test)})
+        for method in methods:
+            keys = [(name, method, share, repair) for share in SHARES for repair in _repairs(method)]
+            if all(key in done for key in keys):
+                continue
+            started = time.process_time()
+            own = method.startswith("tp ")
+            plans = [] if own else plans_of(method, model, groups, costs, calibration, held)
+            planning = time.process_time() - started
+            for i, share in enumerate(SHARES):
+                if own:
+                    small = torch_pruning_network(model, *calibration.both, method, share * costs.total())
+                else:
+                    small = remove_units(model, groups, plans[i][0], x[:16])
+                for repair in _repairs(method):
+                    if (name, method, share, repair) in done:
+                        continue
+                    started = time.process_time()
+                    network = small
+                    if repair == "recalibrated":
+                        network = recalibrated(small, calibration.both[0])
+                    elif repair == "refitted":
+                        rows = kept_rows(model, groups.groups, plans[i][0])
+                        network = refitted(small, model, calibration.both[0], rows=rows)
+                    row = {
+                        "network": name, "method": method, "share": share, "repair": repair, **measure(network, test),
+                        "macs": channel_costs(small, [], x, "macs").total() / costs.total(),
+                        "parameters": sum(p.numel() for p in small.parameters()),
+                        "candidate": "" if own else plans[i][1],
+                        "planning": round(planning, 1), "attack": round(attack, 1),
+                        "seconds": round(time.process_time() - started, 1),
+                    }  # fmt: skip
+                    _append(table, row)
+
+
+def _repairs(method: str) -> tuple[str, ...]:
+    """torch-pruning's networks do not say which rows they kept, which a refit needs."""
+    return REPAIRS[:2] if method.startswith("tp ") else REPAIRS
+
+
+COLUMNS = (
+    "network", "method", "share", "repair", "clean", "robust", "low", "high", "macs", "parameters", "candidate",
+    "planning", "attack", "seconds",
+)  # fmt: skip
+
+
+def _append(table: Path, row: dict[str, object]) -> None:
+    """One whole line at a time, so that an interruption leaves whole rows."""
+    new = not table.is_file()
+    with table.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        if new:
+            writer.writeheader()
+        writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+    print(*row.values(), flush=True)
+
+
+def draw(table: Path, out: Path) -> None:
+    """Clean and robust accuracy along the ladder, a panel for every kind of network and repair."""
+    from matplotlib.figure import Figure
+
+    frame = pd.read_csv(table, keep_default_na=False)
+    frame["kind"] = frame.network.str.rsplit("-", n=1).str[0]
+    kinds = list(dict.fromkeys(frame.kind))
+    figure = Figure(figsize=(4 * len(kinds), 9), layout="constrained")
+    axes = figure.subplots(len(REPAIRS), len(kinds), sharex=True, sharey=True, squeeze=False)
+    for row, repair in zip(axes, REPAIRS, strict=True):
+        for ax, kind in zip(row, kinds, strict=True):
+            part = frame[(frame.kind == kind) & (frame.repair == repair)]
+            dense = frame[(frame.kind == kind) & (frame.method == "dense")]
+            for i, method in enumerate(METHODS):
+                mine = part[part.method == method].groupby("share")[["clean", "robust"]].mean()
+                if len(mine):
+                    ax.plot(1 - mine.index, 100 * mine.robust, marker="o", ms=3, color=f"C{i}", label=method)
+                    ax.plot(1 - mine.index, 100 * mine.clean, ls=":", color=f"C{i}", lw=1)
+            ax.axhline(100 * dense.robust.mean(), color="0.6", lw=0.8)
+            ax.set_title(f"{kind}, {repair}", fontsize=9)
+    axes[-1, 0].set_xlabel("share of the MACs removed")
+    axes[0, 0].set_ylabel("accuracy (%): robust, dotted clean")
+    axes[0, 0].legend(fontsize=7)
+    figure.savefig(out, dpi=130)
+
+
+def areas(table: Path) -> pd.DataFrame:
+    """Mean robust accuracy along the ladder, by kind of network, repair and method: seeds' mean and standard error."""
+    frame = pd.read_csv(table, keep_default_na=False)
+    frame["kind"] = frame.network.str.rsplit("-", n=1).str[0]
+    frame = frame[frame.method != "dense"]
+    each = frame.groupby(["kind", "repair", "method", "network"]).robust.mean()
+    found = each.groupby(["kind", "repair", "method"]).agg(["mean", "count", "std"])
+    found["error"] = found["std"] / np.sqrt(found["count"])
+    return (100 * found[["mean", "error"]]).round(1).assign(networks=found["count"])
+
+
+def main() -> None:
+    """Read the command line and run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["networks", "ladder", "draw", "areas"])
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("BRITTLE_DATA", "data")))
+    parser.add_argument("--out", type=Path, default=Path("pruning"))
+    parser.add_argument("--table", type=Path, default=Path("pruning.csv"))
+    parser.add_argument("--only", nargs="*", default=[], help="networks")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch-pruning's, of parameters outside of modules
+    if options.part == "networks":
+        train_networks(options.data_root, options.out, options.only)
+    elif options.part == "ladder":
+        climb(options.data_root, options.out, options.table, options.only, options.methods)
+    elif options.part == "draw":
+        draw(options.table, options.out)
+    else:
+        print(areas(options.table).to_string())
+
+
+if __name__ == "__main__":
+    main()
