@@ -149,12 +149,9 @@ def measure(network: nn.Module, data: brittle.Data) -> dict[str, float]:
     """Clean and robust accuracy."""
     threat = Threat((functools.partial(apgd, steps=20), functools.partial(apgd_targeted, steps=20, targets=3)))
     found = brittle.evaluate(network, data, threat, eps=EPS, honesty=False)
-    return {
-        "clean": found.clean_accuracy.value or 0.0,
-        "robust": found.robust_accuracy.value or 0.0,
-        "low": found.robust_accuracy.low or 0.0,
-        "high": found.robust_accuracy.high or 0.0,
-    }
+    robust = found.robust_accuracy
+    low, high = robust.interval or (0.0, 1.0)
+    return {"clean": found.clean_accuracy.value or 0.0, "robust": robust.value or 0.0, "low": low, "high": high}
 
 
 def climb(data_root: Path, out: Path, table: Path, only: list[str], methods: list[str]) -> None:
