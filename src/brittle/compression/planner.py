@@ -1,9 +1,12 @@
-"""The planner: what goes so that robust accuracy stays. Candidates by influence and by measured sensitivity.
+"""The planner: what goes so that robust accuracy stays.
 
 Beyond the paper. A unit's influence is the mean square of what the loss of clean and of attacked samples would change
 by to first order if it went: the diagonal of the empirical Fisher matrix in the units' presence (Molchanov et al. 2019,
 Liu et al. 2021, "Group Fisher pruning"), on adversarial samples. Units go in the order of influence over cost saved.
-The sensitivity of a group is measured: it alone is cut to several sizes, and the loss read off.
+
+Tried and left out: influence measured anew in twelve rounds along the way (no better, twelve times the price), and
+measured sensitivities (every group alone cut to several sizes, the loss read off): worse on both networks tried, and
+most of the planner's time; theory page, "The planner".
 """
 
 from __future__ import annotations
@@ -24,9 +27,6 @@ from brittle.compression.recalibration import recalibrated
 from brittle.compression.removal import masked
 from brittle.compression.scores import row_l2
 from brittle.progress import Progress, silent
-
-LEVELS = (0.75, 0.5, 0.25, 0.1)
-"""Shares of its units that a group keeps when its sensitivity is measured."""
 
 
 @dataclass(frozen=True)
@@ -67,43 +67,6 @@ def per_cost(scores: Mapping[str, Tensor], costs: ChannelCosts) -> dict[str, Ten
     return {name: s.sort().values / saved[name] for name, s in scores.items()}
 
 
-def sensitivity(
-    model: nn.Module,
-    groups: ChannelGroups,
-    scores: Mapping[str, Tensor],
-    costs: ChannelCosts,
-    calibration: Calibration,
-    *,
-    levels: Sequence[float] = LEVELS,
-    progress: Progress = silent,
-) -> dict[str, Tensor]:
-    """Priorities from measured losses: of every group alone, by how much the loss rises a unit, over the cost saved.
-
-    Between two levels the rise is spread evenly, and made non-decreasing: the largest so far.
-    """
-    x, y = calibration.both
-    saved = dict(zip(costs.names, costs.of_one(np.zeros(len(costs.names))), strict=True))
-
-    def loss(network: nn.Module) -> float:
-        with torch.no_grad():
-            return float(cross_entropy(recalibrated(network, calibration.x).eval()(x), y).mean())
-
-    whole, priorities = loss(model), {}
-    for done, group in enumerate(groups.groups):
-        progress("measure layers", done, len(groups.groups))
-        sizes = [max(1, round(share * group.units)) for share in levels]
-        rise, gone = torch.zeros(group.units, dtype=torch.float64), 0
-        before = whole
-        for size in dict.fromkeys(s for s in sizes if s < group.units):
-            now = max(before, loss(masked(model, groups.groups, keep_best(scores, {group.name: size}))))
-            rise[gone : group.units - size] = (now - before) / (group.units - size - gone)
-            gone, before = group.units - size, now
-        rise[gone:] = rise[gone - 1] if gone else 0
-        priorities[group.name] = rise.cummax(0).values / saved[group.name]
-    progress("measure layers", len(groups.groups), len(groups.groups))
-    return priorities
-
-
 @dataclass(frozen=True)
 class Plan:
     """What the planner decided.
@@ -135,9 +98,9 @@ def plan(
 ) -> list[Plan]:
     """Choose how many and which units of every group stay so that robust accuracy does.
 
-    Candidates: ``influence`` (over the cost that a unit saves), ``sensitivity`` (measured losses over cost, units by
-    influence), the paper's ``k_term`` on the norms of rows, and ``layerwise`` by influence. Each is cut to the budget,
-    its batch norms measured again, and judged; the best one wins, the first of equals.
+    Candidates: ``influence`` (over the cost that a unit saves), the paper's ``k_term`` on the norms of rows, and
+    ``layerwise`` by influence. Each is cut to the budget, its batch norms measured again, and judged; the best one
+    wins, the first of equals.
 
     Args:
         model: Left as it is.
@@ -160,7 +123,6 @@ def plan(
     norms = unit_scores(model, groups, row_l2)
     candidates: dict[str, tuple[dict[str, Tensor], Priorities]] = {
         "influence": (influences, per_cost(influences, costs)),
-        "sensitivity": (influences, sensitivity(model, groups, influences, costs, calibration, progress=progress)),
         "k_term": (norms, k_term(norms, q=2.0)),
         "layerwise": (influences, layerwise(influences)),
     }
