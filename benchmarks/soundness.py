@@ -51,7 +51,10 @@ CHUNK = 100
 """Networks a line."""
 SAMPLES = 4
 """Inputs of every network that relaxations certify."""
-EFFORTS = (Effort(rounds=0), Effort(rounds=1, rows=2), Effort(), CROWN, Effort(rounds=3, rows=500, slope_steps=4))
+EFFORTS = (
+    Effort(rounds=0), Effort(rounds=1, rows=2), Effort(), CROWN, Effort(rounds=3, rows=500, slope_steps=4),
+    Effort(rounds=2, rows=500, flattened=True),
+)  # fmt: skip
 DESCENT_STEPS = 12
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import brittle
-from brittle.bounds.relaxation.certify import margin_bounds, read_relaxation
+from brittle.bounds.relaxation.certify import clean_values, margin_bounds, read_relaxation
+from brittle.bounds.relaxation.flattened import dense_chain, flattened_ends
+from brittle.bounds.relaxation.grouped import targets
+from brittle.bounds.relaxation.interval import Ball, intervals
 from brittle.bounds.relaxation.margins import CROWN, Effort
 from brittle.errors import InputError
 from helpers.dense_crown import crown_margins, unrolled
@@ -122,3 +125,64 @@ def test_a_sample_that_the_network_mistakes_within_the_budget_is_given_up_and_no
 def test_negative_steps_are_named():
     with pytest.raises(InputError, match="slope_steps"):
         Effort(slope_steps=-1)
+
+
+@settings(parent=quick, max_examples=8)
+@given(seed=st.integers(0, 999), eps=st.floats(0.001, 0.2), p=st.sampled_from([2, math.inf]))
+def test_flattened_ends_hold_every_difference_and_the_margins_every_margin(seed, eps, p):
+    """The definition, at the points of the ball to which every unit's gradient leads."""
+    model, x, y = samples("dense", seed, n=4)
+    relaxation = read_relaxation(model, SHAPE)
+    network, ball = relaxation.network, Ball.around(x, eps, p, (0.0, 1.0))
+    reach = intervals(network, clean_values(relaxation, x), ball)
+    bound = margin_bounds(relaxation, x, y, eps=eps, p=p, effort=Effort(2, 999, flattened=True))
+    for target in targets(network):
+        before = network.ops[target].inputs[0]
+        units = torch.arange(network.size(before)).expand(len(x), -1)
+        low, high = flattened_ends(network, reach, target, units)
+        for unit in range(network.size(before)):
+            at = x.clone().requires_grad_()
+            (g,) = torch.autograd.grad(clean_values(relaxation, at)[before][:, unit].sum(), at)
+            step = g.sign() if p == math.inf else F.normalize(g.flatten(1)).view_as(g)
+            for point in (x + eps * step, x - eps * step):
+                point = point.clamp(0, 1) if p == math.inf else point
+                moved = clean_values(relaxation, point)[before].detach() - reach.inputs[target]
+                assert (low <= moved).all()
+                assert (moved <= high).all()
+                logits = model(point).detach()
+                gap = logits.gather(1, y[:, None]) - logits
+                assert (bound <= gap.scatter(1, y[:, None], math.inf).amin(1)).all()
+
+
+def test_flattened_bounds_of_a_sample_do_not_depend_on_the_others():
+    model, x, y = samples("dense", 3, n=9)
+    relaxation = read_relaxation(model.double(), SHAPE)
+    x, effort = x.double(), Effort(2, 999, flattened=True)
+    together = margin_bounds(relaxation, x, y, eps=0.05, p=math.inf, effort=effort)
+    alone = [
+        margin_bounds(relaxation, x[i : i + 1], y[i : i + 1], eps=0.05, p=math.inf, effort=effort) for i in range(9)
+    ]
+    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-9, atol=1e-11)
+
+
+def test_flat_lines_prove_nearly_as_much_as_crown():
+    model, (x, y) = mlp(), few(80)
+    relaxation = read_relaxation(model, x.shape[1:])
+    cheap, flattened, crown = (
+        (margin_bounds(relaxation, x, y, eps=0.03, p=math.inf, effort=effort) > 0).sum()
+        for effort in (Effort(0), Effort(1, 999, flattened=True), CROWN)
+    )
+    assert flattened - cheap >= 0.7 * (crown - cheap) > 0
+
+
+def test_only_dense_layers_with_relu_between_them_are_a_dense_chain():
+    deep = read_relaxation(samples("dense", 0)[0], SHAPE).network
+    first, *gaining = deep.slopes()
+    assert targets(deep) == gaining
+    assert [dense_chain(deep, target) for target in gaining] == [[first], [gaining[0], first]]
+    for between in (nn.LeakyReLU(0.1), nn.Sequential(nn.BatchNorm1d(5), nn.ReLU())):
+        other = nn.Sequential(nn.Linear(6, 5), between, nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+        network = read_relaxation(other, (6,)).network
+        assert not any(dense_chain(network, target) for target in targets(network))
+    residual = read_relaxation(samples("residual", 0)[0], SHAPE).network
+    assert not any(dense_chain(residual, target) for target in targets(residual))

@@ -22,6 +22,7 @@ from brittle.attacks.region import check_budget
 from brittle.bounds.graph.rules import Conv, TransposedConv
 from brittle.bounds.relaxation.bisection import proven_radii
 from brittle.bounds.relaxation.certify import Relaxation, margin_bounds, read_relaxation
+from brittle.bounds.relaxation.flattened import dense_chain
 from brittle.bounds.relaxation.grouped import targets
 from brittle.bounds.relaxation.margins import CROWN, USUAL, Effort
 from brittle.bounds.relaxation.windows import entries_read, windows_to
@@ -38,6 +39,8 @@ RADII_EFFORTS = (CROWN, Effort(rounds=2, rows=128), USUAL)
 """How hard radii are searched for: the first effort that pays for ``ENOUGH_RADII``, or the last."""
 CHEAP = Effort(rounds=0, rows=1)
 """Bounds that cost a few passes."""
+BATCHED = Effort(rounds=1, rows=256, flattened=True)
+"""Bounds of dense networks for one product of matrices a sample: nearly as many proofs as CROWN."""
 MOST_LOST = 0.012
 """What trying certificates may cost in vain, as a share of the attack alone; for each of the efforts."""
 FEWEST_TRIED = 4
@@ -49,8 +52,9 @@ MOST_GROUPS = 48
 """Groups of samples that share slopes, at most."""
 ENTRY_WORK = 30
 """Multiplications that take about as long as what is done with one entry of a hidden result."""
-ROW_COST, CONV_ROW_COST = 1.3, 6.0
-"""What a multiplication costs where entries are bounded again, in those of a pass: measured, dense and convolutions."""
+ROW_COST, CONV_ROW_COST, FLATTENED_ROW_COST = 1.3, 6.0, 0.5
+"""What a multiplication costs where entries are bounded again, in those of a pass: measured, dense, convolutions, and
+dense by flat lines."""
 PLACE_COST = 6.0
 """What it costs to cut out the windows of the entries at one place, in entries bounded again: measured."""
 TRIALS_OF_A_RADIUS = 6.0
@@ -247,11 +251,13 @@ def price(relaxation: Relaxation, effort: Effort) -> float:
     rows = 60 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
     convs = [isinstance(op.rule, Conv | TransposedConv) for op in network.ops]
     dear = [w * (CONV_ROW_COST if conv else ROW_COST) for w, conv in zip(work, convs, strict=True)]
+    flat = [w * FLATTENED_ROW_COST for w in work]
     again = 0.0
     for target in targets(network):
         channels, *image = network.shape(target)
         windows = windows_to(network, network.ops[target].inputs[0])
-        one = sum(dear[n] * entries / network.size(n) for n, entries in entries_read(network, windows).items())
+        each = flat if effort.flattened and dense_chain(network, target) else dear
+        one = sum(each[n] * entries / network.size(n) for n, entries in entries_read(network, windows).items())
         places = min(effort.rows, math.prod(image)) if any(windows.values()) else 0
         again += one * (min(effort.rows, channels * math.prod(image)) + PLACE_COST * places)
     return (rows * sum(work) + effort.rounds * again) / (2 * sum(work))
@@ -317,7 +323,9 @@ def prove_while_it_pays(
     promise = _spread(len(x)).to(x.device)
     proven, tried = torch.zeros(len(x), dtype=torch.bool, device=x.device), promise.new_zeros(len(x), dtype=torch.bool)
     allowed = MOST_LOST * proofs.left * passes * len(x)
-    for effort in (CHEAP, USUAL, CROWN):
+    network = proofs.relaxation.network
+    dense = all(dense_chain(network, target) for target in targets(network))
+    for effort in (CHEAP, BATCHED, USUAL, CROWN) if dense else (CHEAP, USUAL, CROWN):
         one, credit = price(proofs.relaxation, effort), allowed
         waiting = promise.argsort(descending=True)
         waiting = waiting[~proven[waiting] & promise[waiting].isfinite()]

@@ -151,7 +151,7 @@ def lower_ends(
             pooled = _Pool.of(rule, reach, number)
             excess, rise = see(number, pooled.excess, pooled.rise)
             loose = excess > 0
-            falls.append(_dot(-negative, rise * loose) * sum_factor(flat))
+            falls.append(dot(-negative, rise * loose) * sum_factor(flat))
             moved = torch.where(loose[:, None], flat - negative, flat).view(g.shape)
             place = (pooled.place, pooled.plane) if crops is None else crops.points(number, pooled.place)
             return _place_back(moved, *place)
@@ -159,14 +159,14 @@ def lower_ends(
             watched[number] = flat
         lines = _Lines.of(network, reach, number, None if slopes is None else slopes[number])
         low, steeper, below, above = see(number, lines.low, lines.steeper, lines.below, lines.above)
-        falls.append((_dot(flat - negative, below) + _dot(negative, above)) * sum_factor(flat))
+        falls.append((dot(flat - negative, below) + dot(negative, above)) * sum_factor(flat))
         return (flat * low[:, None]).addcmul_(negative, steeper[:, None]).view(g.shape)
 
     for number, g in pull_back(network, start, rows, through, crops):
         if number in reach.errors:
-            falls.append(_rounded(g, *see(number, reach.errors[number])))
+            falls.append(rounded(g, *see(number, reach.errors[number])))
         elif number == 0:
-            middle, radius = _moves(reach.ball if crops is None else crops.ball(reach.ball), g)
+            middle, radius = moves(reach.ball if crops is None else crops.ball(reach.ball), g)
             falls.append(radius - middle)
             if watched is not None:
                 watched[0] = g
@@ -319,21 +319,21 @@ def _place_back(g: Tensor, place: Tensor, plane: tuple[int, ...]) -> Tensor:
     return flat.new_zeros(*flat.shape[:3], math.prod(plane)).scatter_add_(3, places, flat).unflatten(3, plane)
 
 
-def _moves(ball: Ball, g: Tensor) -> Interval:
+def moves(ball: Ball, g: Tensor) -> Interval:
     """Middle and half-width of ``<g, d>`` over the ball, ``(N, R)``."""
     flat = g.flatten(2)
     if ball.length is not None:
         radius = torch.linalg.vector_norm(flat, dim=2) * ball.length[:, None]
         return torch.zeros_like(radius), radius * sum_factor(flat)
-    return _dot(flat, ball.mid.flatten(1)), _dot(flat.abs(), ball.rad.flatten(1)) * sum_factor(flat)
+    return dot(flat, ball.mid.flatten(1)), dot(flat.abs(), ball.rad.flatten(1)) * sum_factor(flat)
 
 
-def _dot(rows: Tensor, values: Tensor) -> Tensor:
+def dot(rows: Tensor, values: Tensor) -> Tensor:
     """``(N, R, n)`` with ``(N, n)`` to ``(N, R)``."""
-    return torch.bmm(rows, values[..., None])[..., 0]
+    return torch.bmm(values[:, None], rows.mT)[:, 0]  # many times faster than a product with a column
 
 
-def _rounded(g: Tensor, errors: Tensor) -> Tensor:
+def rounded(g: Tensor, errors: Tensor) -> Tensor:
     """What the rounding of a result ``(N, *shape)`` takes from functions of it."""
     flat = g.flatten(2)
-    return _dot(flat.abs(), errors.flatten(1)) * sum_factor(flat)
+    return dot(flat.abs(), errors.flatten(1)) * sum_factor(flat)
