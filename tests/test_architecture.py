@@ -22,6 +22,7 @@ ROWS = [
     {"evaluation", "training"},
     {"reporting"},
     {"auditing"},
+    {"delivery"},
     {"experiments"},
     {"cli"},
 ]

@@ -146,7 +146,7 @@ def audit(
         certificates, missing = weights.certificates, [*unread, *weights.missing]
         flags: tuple[Flag, ...] = ()
         if first is None or chunks is None:
-            norms = [NormResult(q, None, _certified(certificates[q])) for q in budgets]
+            norms = [NormResult(q, None, lipschitz_result(certificates[q])) for q in budgets]
             missing += [NotMeasured(what, "no data given") for what in NEED_DATA]
             fingerprint = None
         else:
@@ -306,7 +306,7 @@ class _Closer:
         responses, silent_layers = self.responses(worst, threat, eps)
         progress(f"{label} directions", 1, 1)
         universal: Sequence[UniversalResult] = ()
-        lipschitz = _certified(bound)
+        lipschitz = lipschitz_result(bound)
         if self.network.gradients:
             universal = judge_universal(
                 self.model, (worst.x, worst.y), p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
@@ -400,8 +400,8 @@ def _with_warnings(norm: NormResult, tally: Tally, glance: Glance) -> NormResult
     return norm if norm.evaluation is None else replace(norm, evaluation=with_warnings(norm.evaluation, tally, glance))
 
 
-def _certified(bound: NetworkBound) -> LipschitzResult:
-    """The bound from above, without anything from below."""
+def lipschitz_result(bound: NetworkBound) -> LipschitzResult:
+    """A network's bound from above as it is kept, without anything from below."""
     return LipschitzResult(
         p=bound.p,
         upper=bound.upper,

@@ -79,7 +79,7 @@ def compare(
     times = () if sample is None else latency(networks, sample[0].shape[1:], device=device, progress=progress)
     first = audits[0][1]
     compared = [
-        ComparedNetwork(name, own, sizes.get(name), paired_verdicts(first, own) if number else ())
+        ComparedNetwork(name, own, sizes.get(name), paired_verdicts(first.norms, own.norms) if number else ())
         for number, (name, own) in enumerate(audits)
     ]
     return Comparison(

@@ -21,6 +21,7 @@ import typer
 
 from brittle._version import __version__
 from brittle.cli import values
+from brittle.cli.compression_options import COMPRESSION, FineTuning, Sweeping, chosen_threat, compression
 from brittle.cli.from_dataclass import by_records
 from brittle.cli.options import (
     ADVERSARY,
@@ -46,6 +47,7 @@ from brittle.cli.options import (
 )
 from brittle.cli.progress import stage_bars, training_bar
 from brittle.errors import InputError
+from brittle.progress import silent
 from brittle.results.wording import printable
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.evaluation import Execution
-    from brittle.results import AttackResult, Audit, Comparison, Evaluation
+    from brittle.results import AttackResult, Audit, Comparison, Evaluation, Frontier
 
 app = typer.Typer(
     name="brittle",
@@ -345,6 +347,86 @@ def _train(
         validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
         _say(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{validation}")
         _say(f"Run: {output.out}; next: brittle audit {output.out}")
+
+
+@app.command("compress")
+@by_records(out=Path("brittle-compressed"), attacks=None)
+def _compress(
+    *,
+    network: Network,
+    samples: Samples,
+    removal: Annotated[Values, COMPRESSION],
+    tuning: FineTuning,
+    sweeping: Sweeping,
+    formats: Annotated[
+        list[str] | None,
+        option("Output", "--format", metavar="FORM", help="Also write onnx, pt2 or apb (repeatable); run in any case."),
+    ] = None,
+    budgets: Budgets,
+    threat: Annotated[Values, THREAT],
+    execution: Annotated[Values, EXECUTION],
+    threads: Threads = None,
+    output: Output,
+    gate: Gate,
+    as_json: Json = False,
+) -> None:
+    """Make a network smaller and keep its robustness; one report says what it cost. Interrupted, it goes on.
+
+    Example: brittle compress model.safetensors --arch fcn --data mnist --data-root data --ratio 0.5 -o small
+    """
+    output.check("recipe.json" if sweeping.sweep is None else "frontier.json")
+    gate.check()
+    norms, eps = budgets.read()
+    devices = values.devices(execution["devices"])
+    asked, ladder = compression(removal, tuning.recipe(threat["seed"]), threat["seed"]), sweeping.ladder()
+    if ladder is not None and gate.fail_under_robust is not None:
+        raise InputError("fail-under-robust: expected none with --sweep, whose floor is --min-robust")
+    _prepare_process(threads)
+    model, run = network.load(devices[0])
+    data, training = samples.load(asked.seed, run), tuning.samples(samples, run, asked)
+    if data is None:
+        raise InputError(f"data: expected one of {FORMS}; got none")
+    origin, attacks = network.origin(model, run, samples), chosen_threat(threat, data.classes)
+    from brittle import delivery
+
+    with _execution(output, execution, devices) as how:
+        if ladder is not None:
+            walk = delivery.sweep_of(
+                model, data, ladder, asked, attacks, training=training, p=norms, eps=eps, execution=how
+            )
+            _show_frontier(delivery.run_sweep(walk, origin, output.out, network.model.name), output, as_json)
+            return
+        plan = delivery.plan_removal(model, data, asked, training=training, progress=how.progress or silent)
+        delivery.check_formats(formats or (), plan)
+        delivery.check_kept(plan, origin)
+        for warning in plan.warnings:
+            print(printable(f"brittle: warning: {warning}"), file=sys.stderr)
+        result = delivery.carry_out(plan, attacks, p=norms, eps=eps, execution=how)
+        comparison = delivery.write_compressed(result, origin, output.out, formats or ())
+        shutil.rmtree(output.out / "parts", ignore_errors=True)
+    from brittle.reporting import comparison_lines
+    from brittle.reporting.compression import compression_lines
+
+    if as_json:
+        print(comparison.to_json(), end="")
+    elif not output.quiet:
+        _say(*comparison_lines(comparison), *compression_lines(result.recipe))
+        _say(f"Report: {output.out / 'report.html'}; next: brittle audit {output.out}")
+    _pass(gate, [(small.name, evaluation) for small in comparison.others for evaluation in small.evaluations])
+
+
+def _show_frontier(frontier: Frontier, output: Output, as_json: bool) -> None:
+    """Say what a sweep has found, and leave with exit code 4 where no network is above the floor."""
+    from brittle.reporting.frontier import frontier_lines
+
+    shutil.rmtree(output.out / "parts", ignore_errors=True)
+    if as_json:
+        print(frontier.to_json(), end="")
+    elif not output.quiet:
+        _say(*frontier_lines(frontier), f"Report: {output.out / 'report.html'}")
+    if frontier.min_robust is not None and frontier.smallest is None:
+        floor = f"no compressed network has a robust accuracy of at least {frontier.min_robust:g} in every norm"
+        raise typer.Exit(_complain(f"min-robust: {floor}", 4))
 
 
 @app.command("demo")

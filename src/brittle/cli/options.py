@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from brittle.data.load import Data
+    from brittle.delivery import Origin
     from brittle.results import Audit, Evaluation
     from brittle.training.recipe import Recipe
     from brittle.training.runs import RunConfig, RunRequest
@@ -96,6 +97,21 @@ class Network:
         fill(network, state)
         statistics = values.statistics(self.mean, self.std)
         return (network if statistics is None else normalised(network, *statistics)).eval().to(device), None
+
+    def origin(self, model: nn.Module, run: RunConfig | None, samples: Samples) -> Origin:
+        """What the network of :meth:`load` was built from, and the data that it is judged on."""
+        from brittle.delivery import Origin
+        from brittle.models.build import complete_arguments
+
+        spec, root, size = samples.source(run)
+        data = spec, None if root is None else str(root.absolute()), size, str(self.model.absolute())
+        if run is not None:
+            return Origin(run.arch, run.arguments, run.mean, run.std, *data)
+        mean, std = values.statistics(self.mean, self.std) or ((), ())
+        assert self.arch is not None
+        inner = model.get_submodule("model") if mean else model
+        arguments = complete_arguments(self.arch, values.arguments(self.arch_arg or []), inner.state_dict())
+        return Origin(self.arch, arguments, mean, std, *data)
 
 
 @dataclass(frozen=True)
@@ -194,15 +210,24 @@ class Samples:
 
     def load(self, seed: int, run: RunConfig | None) -> Data | None:
         """The data asked for; without any, what the run was trained on."""
+        return self.load_split(self.split, self.limit, seed, run)
+
+    def load_split(self, split: str, limit: int | None, seed: int, run: RunConfig | None) -> Data | None:
+        """The same of another split, or of other size."""
         from brittle.data.load import load_data
 
+        spec, root, size = self.source(run)
+        if spec is None:
+            return None
+        return load_data(spec, root=root, split=split, limit=limit, seed=seed, image_size=size)
+
+    def source(self, run: RunConfig | None) -> tuple[str | None, Path | None, tuple[int, int] | None]:
+        """The data's name, where they lie, and the size of the images."""
         spec, root, size = self.data, self.data_root, values.image_size(self.image_size)
         if spec is None and run is not None:
             spec, size = run.data, size or run.image_size
             root = root or (Path(run.data_root) if run.data_root else None)
-        if spec is None:
-            return None
-        return load_data(spec, root=root, split=self.split, limit=self.limit, seed=seed, image_size=size)
+        return spec, root, size
 
 
 @dataclass(frozen=True)

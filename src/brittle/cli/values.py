@@ -88,6 +88,17 @@ def numbers(option: str, text: str) -> tuple[float, ...]:
     return listed
 
 
+def steps(option: str, text: str) -> tuple[float, ...]:
+    """``FROM:TO:STEP``, both ends included: ``0.1:0.3:0.1`` are 0.1, 0.2 and 0.3; or one number."""
+    parts = [number(option, part) for part in text.split(":")]
+    if len(parts) == 1:
+        return (parts[0],)
+    if len(parts) != 3 or not parts[2] > 0 or not parts[0] <= parts[1] or (parts[1] - parts[0]) / parts[2] > 1000:
+        raise InputError(f"{option}: expected FROM:TO:STEP, rising, with a STEP above 0; got {text!r}")
+    start, end, step = parts
+    return tuple(round(start + i * step, 10) for i in range(int((end - start) / step + 1e-9) + 1))
+
+
 def integers(option: str, text: str | None, count: int | None = None) -> tuple[int, ...] | None:
     """Positive integers separated by commas, ``count`` of them."""
     if text is None:

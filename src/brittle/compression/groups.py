@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from brittle.compression.removal import Convolution, Kept, Side, compact, difference, is_depthwise, masked
+from brittle.compression.removal import Convolution, Kept, Side, compact, difference, expanded, is_depthwise, masked
 from brittle.errors import InputError, one_line
 from brittle.models.borrow import unwrapped
 
@@ -166,9 +166,16 @@ def remove_units(model: nn.Module, groups: ChannelGroups, kept: Kept, x: Tensor)
     return compact(model, groups.groups, kept).eval()
 
 
-def mask_units(model: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:
-    """The network with zeros in place of the units that are not kept: every size as before, and the same function."""
-    return masked(model, groups.groups, kept)
+def mask_units(model: nn.Module, groups: ChannelGroups, kept: Kept, small: nn.Module | None = None) -> nn.Module:
+    """The network with zeros in place of the units that are not kept: every size as before, and the same function.
+
+    Args:
+        model: Left as it is.
+        groups: Of the network.
+        kept: Units that stay, by group name.
+        small: The network of :func:`remove_units` after a repair or a training: what is not zero is then its own.
+    """
+    return masked(model, groups.groups, kept) if small is None else expanded(small, model, groups.groups, kept)
 
 
 # --- reading torch-pruning ----------------------------------------------------------------------------------------

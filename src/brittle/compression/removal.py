@@ -104,6 +104,35 @@ def compact(model: nn.Module, groups: Sequence[Units], kept: Kept) -> nn.Module:
     return copied
 
 
+def expanded(small: nn.Module, model: nn.Module, groups: Sequence[Units], kept: Kept) -> nn.Module:
+    """The masked form of a compact network whose weights may have changed since: its values, and zeros in between.
+
+    Args:
+        small: Made by :func:`compact`, and repaired or trained; left as it is.
+        model: The uncompressed network; left as it is.
+        groups: Groups of units.
+        kept: What stayed.
+    """
+    result, lost, none = masked(model, groups, kept), lost_channels(groups, kept), torch.empty(0, dtype=torch.long)
+    for name, module in small.named_modules():
+        target, before = result.get_submodule(name), model.get_submodule(name)
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None:
+                continue
+            place = getattr(target, key).detach()
+            if tensor.shape == place.shape:
+                place.copy_(tensor)
+            elif tensor.ndim < 2:
+                place[_left(len(place), lost[name, True])] = tensor.detach()
+            else:
+                swap = _is_transposed(before) and not is_depthwise(before)
+                place, values = (w.transpose(0, 1) if swap else w for w in (place, tensor.detach()))
+                goes = none if is_depthwise(before) else _inside(before, lost.get((name, False), none))
+                rows = _left(place.shape[0], lost.get((name, True), none))
+                place[rows[:, None], _left(place.shape[1], goes)[None, :]] = values
+    return result
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether every channel of a convolution is made of one channel, its own."""
     return isinstance(module, Convolution) and 1 < module.groups == module.in_channels == module.out_channels

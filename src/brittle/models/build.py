@@ -73,8 +73,8 @@ def build_model(
     """
     given = dict(arguments or {})
     build = _find_builder(arch, given)
-    if state is not None and arch in INFERENCES:
-        given = {**INFERENCES[arch](state), **given}
+    if state is not None:
+        given = complete_arguments(arch, given, state)
     for name, value in given.items():
         largest = DEEPEST if name == "depth" else MOST
         if isinstance(value, int) and value > largest:
@@ -91,6 +91,18 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise InputError(f"{arch}: expected an nn.Module; got {type(model).__name__}")
     return model
+
+
+def complete_arguments(arch: str, arguments: Mapping[str, object], state: Mapping[str, Tensor]) -> dict[str, object]:
+    """All arguments with which an architecture is built without its weights at hand.
+
+    Args:
+        arch: As :func:`build_model`.
+        arguments: Those that were given.
+        state: Weights that the others follow from.
+    """
+    inferred = INFERENCES[arch](state) if arch in INFERENCES else {}
+    return {**inferred, **arguments}
 
 
 def runs_code(arch: str) -> bool:

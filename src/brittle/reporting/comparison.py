@@ -11,6 +11,7 @@ from markupsafe import Markup
 from brittle.reporting.columns import Column, layer_columns
 from brittle.reporting.comparison_figures import draw_comparison, draw_curves, draw_layers
 from brittle.reporting.comparison_words import comparison_lines, direction, points, times
+from brittle.reporting.compression import compression_lines, draw_kept
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import GLOSSARY
 from brittle.reporting.page import environment
@@ -56,6 +57,8 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
     comparison = all_printable(comparison)
     columns = compared_columns(comparison)
     drawn = {name: draw(comparison) for name, draw in FIGURES.items()}
+    recipe = comparison.compression
+    drawn["kept"] = None if recipe is None else draw_kept(recipe)
     return (
         environment()
         .get_template("comparison.html.j2")
@@ -64,6 +67,7 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
             lines=comparison_lines(comparison),
             links=links,
             figure={name: Markup(svg(picture)) for name, picture in drawn.items() if picture is not None},
+            compression_lines=() if recipe is None else compression_lines(recipe),
             columns=columns,
             layer_rows=list(layer_cells(comparison, columns)),
             glossary=GLOSSARY,

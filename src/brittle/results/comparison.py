@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from brittle.errors import InputError
 from brittle.results.attacks import Evaluation, SampleResult
 from brittle.results.checks import LARGEST, NORMS, Rule, check, counts, rules_of
+from brittle.results.compression import CompressionRecipe
 from brittle.results.documents import Audit, NormResult, Saved, read_document
 from brittle.results.layers import FRACTIONS, LayerResult, layers_frame
 from brittle.results.methods import Argument
@@ -187,6 +188,7 @@ class Comparison(Saved):
         about: How the networks came about and what to keep in mind, a paragraph each.
         not_measured: What of the comparison could not be measured, with the reason; what one network lacks stands in
             its audit.
+        compression: How the second network was made of the first; None where it was not.
         schema_version: Of the JSON.
         seconds: How long it took.
     """
@@ -196,6 +198,7 @@ class Comparison(Saved):
     title: str = "Networks side by side"
     about: tuple[str, ...] = ()
     not_measured: tuple[NotMeasured, ...] = ()
+    compression: CompressionRecipe | None = None
     schema_version: int = COMPARISON_SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
 
@@ -236,6 +239,13 @@ class Comparison(Saved):
         frames = [layers_frame(network.audit.layers).assign(network=network.name) for network in self.networks]
         return pd.concat(frames, ignore_index=True)
 
+    def samples_frame(self) -> pd.DataFrame:
+        """The per-sample results of all networks, whose names stand in ``network``; no rows without data."""
+        import pandas as pd
+
+        frames = [network.audit.samples_frame().assign(network=network.name) for network in self.networks]
+        return pd.concat(frames, ignore_index=True)
+
     @staticmethod
     def from_json(text: str | bytes) -> Comparison:
         """The inverse of :meth:`to_json`: ``Comparison.from_json(c.to_json()) == c``.
@@ -273,19 +283,19 @@ def read_result(path: Path) -> Audit | Comparison:
     return Comparison.from_json(text) if is_comparison else Audit.from_json(text)
 
 
-def paired_verdicts(first: Audit, other: Audit) -> tuple[Paired, ...]:
-    """The verdicts of two audits, sample by sample: clean, then robust and certified in every norm.
+def paired_verdicts(first: Sequence[NormResult], other: Sequence[NormResult]) -> tuple[Paired, ...]:
+    """The verdicts of two networks, sample by sample: clean, then robust and certified in every norm.
 
     Robust is a sample that is right without attack and that no attack broke; certified one that is right and proven so
-    within the budget, over the samples on which both audits searched for proofs. Nothing is paired where an audit
-    does not hold its samples (files keep them apart).
+    within the budget, over the samples on which proofs were searched for in both. Nothing is paired where results do
+    not hold their samples (files keep them apart).
 
     Args:
-        first: Of the network that the other is compared with.
-        other: Of the same data and budgets.
+        first: What was found of the network that the other is compared with, norm by norm.
+        other: Of the same data, norms and budgets.
     """
     found: list[Paired] = []
-    for ours, theirs in zip(first.norms, other.norms, strict=True):
+    for ours, theirs in zip(first, other, strict=True):
         if not (ours.evaluation and ours.evaluation.samples and theirs.evaluation and theirs.evaluation.samples):
             continue
         pair, p, eps = (ours, theirs), ours.p, ours.evaluation.eps

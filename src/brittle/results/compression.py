@@ -66,6 +66,11 @@ class CompressionRecipe:
         before: What the network cost before.
         after: What it costs now.
         groups: What was removed where.
+        share: Of the target that went; None where it was not told.
+        whole: Why units of other layers could not go, by the layer's name.
+        repair: What was done afterwards, a step each.
+        warnings: What should be known of it, a sentence each.
+        seconds: That planning, repair and fine-tuning took, by these names.
         zeros: Share of the weights of all layers that are zero, where single weights were removed; else 0.
         ranks: Rank by name of every layer that is a low-rank pair.
         sizes: By name of every module whose sizes are not the architecture's own, these by name: numbers, or the
@@ -88,6 +93,11 @@ class CompressionRecipe:
     before: NetworkSize
     after: NetworkSize
     groups: tuple[GroupCut, ...] = ()
+    share: float | None = None
+    whole: dict[str, str] = field(default_factory=dict)
+    repair: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
     zeros: float = 0.0
     ranks: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, dict[str, int | tuple[int, ...]]] = field(default_factory=dict)
