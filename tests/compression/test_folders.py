@@ -266,6 +266,15 @@ def test_a_folder_of_both_kinds_is_refused(saved, tmp_path):
         load_run(tmp_path)
 
 
+def test_one_folder_is_one_network(saved, tmp_path):
+    with pytest.raises(InputError, match="expected one that is not a compressed network's"):
+        train_run(RunRequest(recipe=SHORT), brittle.load_data("digits", limit=32), changed(saved, tmp_path, {}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL, RECIPE]
+    (tmp_path / RECIPE).rename(tmp_path / CONFIG)
+    with pytest.raises(InputError, match="expected one that is not a training run's"):
+        save_compressed(tmp_path, *small_fcn())
+
+
 def test_no_function_is_called_that_the_user_has_not_named(tmp_path):
     arch = "helpers.compressed:Kinds"
     save_compressed(tmp_path, filled(Kinds(3)), recipe(arch, {"width": 4}))

@@ -19,6 +19,8 @@ from brittle.storage.files import remove_files, write_text
 
 RECIPE, MODEL = "recipe.json", "model.safetensors"
 """The files of a folder."""
+CONFIG = "config.json"
+"""The file that makes a folder a training run; one folder is one network."""
 
 
 def save_compressed(folder: str | Path, model: nn.Module, recipe: CompressionRecipe) -> CompressionRecipe:
@@ -37,11 +39,13 @@ def save_compressed(folder: str | Path, model: nn.Module, recipe: CompressionRec
         The recipe as it was written, with its ranks and sizes.
 
     Raises:
-        InputError: The recipe names no architecture, or the network is not the architecture with other sizes and
-            low-rank pairs.
+        InputError: The recipe names no architecture, the network is not the architecture with other sizes and low-rank
+            pairs, or the folder is that of a run.
         OSError: Writing failed.
     """
     folder, model = Path(folder), unwrapped(model)
+    if (folder / CONFIG).exists():
+        raise InputError(f"folder: expected one that is not a training run's; got {folder}, which holds a {CONFIG}")
     ranks, sizes = ranks_and_sizes(model, recipe)
     recipe = dataclasses.replace(recipe, ranks=ranks, sizes=sizes)
     check(recipe, "recipe")

@@ -14,7 +14,7 @@ from torch import nn
 
 from brittle._version import __version__
 from brittle.compression.factorise import factorised
-from brittle.compression.folders import RECIPE, load_compressed, read_recipe
+from brittle.compression.folders import CONFIG, RECIPE, load_compressed, read_recipe
 from brittle.compression.rebuild import ranks_and_sizes, refilled
 from brittle.data.load import MEAN_STD, Data, statistics_of
 from brittle.errors import InputError
@@ -32,8 +32,6 @@ from brittle.training.loop import WEIGHTS, Training, run_job
 from brittle.training.recipe import Recipe
 from brittle.training.snapshots import remove_snapshot
 
-CONFIG = "config.json"
-"""The file that says what a run was made of."""
 RUN_FILES = (WEIGHTS, CONFIG, "history.csv", "history.parquet", "layers.csv", "layers.parquet")
 """What a finished run leaves in its folder."""
 SCHEMA_VERSION = 1
@@ -212,6 +210,10 @@ def train_run(
             raise InputError(
                 f"{name}: expected weights outside of {folder}, whose own would go before new ones are there"
             )
+    if (folder / RECIPE).exists():
+        raise InputError(
+            f"folder: expected one that is not a compressed network's; got {folder}, which holds a {RECIPE}"
+        )
     names = check_devices(devices, request.recipe)
     network, config = build_network(request, data)
     interventions = None
