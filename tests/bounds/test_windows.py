@@ -152,3 +152,13 @@ def test_no_entry_depends_on_anything_out_of_its_window(name):
             inside[(..., *cut)] = 1
             assert float(g.abs().sum()) > 0
             assert torch.equal(g * inside, g)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_sample_has_no_coefficients(name):
+    """Efforts end with as few samples as are left in doubt, which may be none."""
+    model, x = trained_like(name)
+    network = read_relaxation(model, x.shape[1:]).network
+    for number, linear in network.maps.items():
+        before = linear.transpose(x.new_zeros(0, *network.shape(number)))
+        assert before.shape == (0, *network.shape(network.ops[number].inputs[0]))

@@ -289,7 +289,7 @@ def _spread(g: Tensor, K: Tensor, geometry: ConvGeometry) -> Tensor:
     if geometry.groups == 1 and math.prod(size) == max(dilation) == 1:
         return (g.flatten(1) @ K.flatten(1)).view(len(g), channels, *kernel)
     if geometry.groups == 1 and channels <= FEW_CHANNELS:
-        taps = (K.flatten(1).mT @ g.transpose(0, 1).flatten(1)).view(channels, -1, len(g), *size)
+        taps = (K.flatten(1).mT @ g.transpose(0, 1).flatten(1)).view(channels, math.prod(kernel), len(g), *size)
         result = g.new_zeros(channels, len(g), *extent)
         for number, tap in enumerate(itertools.product(*map(range, kernel))):
             walk = zip(tap, dilation, stride, size, strict=True)
