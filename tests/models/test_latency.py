@@ -41,6 +41,7 @@ def test_rows_say_what_was_measured_and_where():
     assert (row.rounds, row.threads) == (3, torch.get_num_threads())
     assert row.device
     assert 0 < row.median <= row.p90
+    assert row.processor > 0
 
 
 @pytest.mark.parametrize(("times", "median", "p90"), [((3, 1, 2), 2, 3), (tuple(range(1, 21)), 10, 18)])
@@ -71,7 +72,7 @@ def test_what_cannot_be_measured_is_refused(change, message):
         latency(**{"models": {"net": convnet()}, "x_shape": (1, 8, 8), "rounds": 1} | change)
 
 
-@pytest.mark.parametrize("change", [{"median": 2.0}, {"rounds": 0}, {"p90": float("inf")}])
+@pytest.mark.parametrize("change", [{"median": 2.0}, {"rounds": 0}, {"p90": float("inf")}, {"processor": -1.0}])
 def test_times_that_cannot_be_are_refused(change):
     row = {"network": "a", "batch_size": 1, "median": 0.5, "p90": 1.0, "rounds": 3, "device": "cpu", "threads": 1}
     check(Latency(**row), "row")

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import brittle
+from brittle.compression import channel_costs, channel_groups, remove_units
 from brittle.errors import InputError
 from brittle.models.macs import layer_macs, network_size
 from helpers.networks import convnet, narrow_resnet18, seeded, uniform, untidy, untouched
@@ -50,6 +51,18 @@ def test_whole_networks_agree_with_torchs_own_count(make):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(x)
     assert 2 * network_size(net, x).macs == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("arch", ["resnet18-cifar", "vgg16"])
+def test_what_plans_count_is_what_is_reported(arch):
+    """Plans know a network's cost as a function of its units; here all of them are there, and a part of them."""
+    net, x = brittle.build_model(arch, {"width": 4}), uniform(1, 2, 3, 16, 16)
+    groups = channel_groups(net, x)
+    kept = {group.name: torch.arange(group.units // 2 + 1) for group in groups.groups}
+    for counts, network in (({}, net), ({n: len(k) for n, k in kept.items()}, remove_units(net, groups, kept, x))):
+        size = network_size(network, x)
+        assert channel_costs(net, groups.groups, x, "macs").total(counts) == size.macs
+        assert channel_costs(net, groups.groups, x, "parameters").total(counts) == size.parameters
 
 
 def test_a_layer_that_is_called_twice_counts_twice():

@@ -64,20 +64,14 @@ def latency(
         for position, size in enumerate(batch_sizes):
             x = torch.rand((size, *x_shape), generator=torch.Generator().manual_seed(0))
             inputs = {name: x.to(zero_like(model)) for name, model in placed.items()}
-            times: dict[str, list[float]] = {name: [] for name in placed}
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in placed}
             for number in range(-WARM_UP, rounds):
                 for name in _turn([*placed], number):
-                    milliseconds = _time(name, placed[name], inputs[name])
+                    taken = _time(name, placed[name], inputs[name])
                     if number >= 0:
-                        times[name].append(milliseconds)
+                        times[name].append(taken)
                 progress("latency", position * rounds + max(0, number + 1), rounds * len(batch_sizes))
-            rows += [
-                Latency(
-                    name, size, _quantile(times[name], 0.5), _quantile(times[name], 0.9), rounds, device_name(place),
-                    torch.get_num_threads(),
-                )
-                for name in placed
-            ]  # fmt: skip
+            rows += [_row(name, size, times[name], place) for name in placed]
     return tuple(rows)
 
 
@@ -104,16 +98,30 @@ def _turn(names: list[str], number: int) -> list[str]:
     return names[start:] + names[:start]
 
 
-def _time(name: str, model: nn.Module, x: Tensor) -> float:
-    """Milliseconds of one pass."""
+def _row(name: str, size: int, times: list[tuple[float, float]], device: torch.device) -> Latency:
+    clock, processor = zip(*times, strict=True)
+    return Latency(
+        network=name,
+        batch_size=size,
+        median=_quantile(clock, 0.5),
+        p90=_quantile(clock, 0.9),
+        rounds=len(times),
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        processor=_quantile(processor, 0.5) if device.type == "cpu" else None,
+    )
+
+
+def _time(name: str, model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Milliseconds of one pass, by the clock and of the processor."""
     try:
         _wait(x)
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         model(x)
         _wait(x)
     except Exception as error:  # of the user's network: whatever it raises, this input does not suit it
         raise InputError(f"{name}: expected a network for inputs {tuple(x.shape)}; got {one_line(error)}") from error
-    return 1000 * (time.perf_counter() - started)
+    return 1000 * (time.perf_counter() - started[0]), 1000 * (time.process_time() - started[1])
 
 
 def _wait(x: Tensor) -> None:
@@ -121,6 +129,6 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize(x.device)
 
 
-def _quantile(times: list[float], share: float) -> float:
+def _quantile(times: Sequence[float], share: float) -> float:
     """The smallest time that a share of all does not exceed."""
     return sorted(times)[math.ceil(share * len(times)) - 1]

@@ -204,6 +204,7 @@ def _(size: NetworkSize) -> Iterable[Rule]:
 def _(row: Latency) -> Iterable[Rule]:
     yield min(row.batch_size, row.rounds, row.threads) > 0, "batch_size, rounds and threads of at least 1", row
     yield 0 <= row.median <= row.p90 < math.inf, "0 <= median <= p90, both finite", (row.median, row.p90)
+    yield sizes(row, "processor")
 
 
 @rules_of.register

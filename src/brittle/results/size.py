@@ -32,6 +32,8 @@ class Latency:
         rounds: Passes that were timed.
         device: The processor or accelerator, by name.
         threads: CPU threads that PyTorch used.
+        processor: Median of the processor time of a pass in milliseconds, over all threads, which does not count the
+            work of other programs. None on an accelerator.
     """
 
     network: str
@@ -41,3 +43,4 @@ class Latency:
     rounds: int
     device: str
     threads: int
+    processor: float | None = None
