@@ -54,8 +54,10 @@ from brittle.compression import save_compressed
 from brittle.errors import InputError
 from brittle.models.build import fcn
 from brittle.models.checkpoints import fill, read_state
+from brittle.reporting import comparison as side_by_side
 from brittle.reporting import page
-from brittle.results import Audit
+from brittle.results import Audit, ComparedNetwork, Comparison, Latency, NetworkSize
+from brittle.results.comparison import paired_verdicts
 from brittle.training import load_run
 from helpers import audits
 from helpers.compressed import small_fcn
@@ -502,6 +504,39 @@ def audit(drawn: bool) -> Door:
     return Door({"audit.json": words}, make, enter)
 
 
+def comparison() -> Door:
+    """Comparisons with strange values; one in ten of those that are read becomes a page, figures not laid out."""
+    first, other = (replace(audits.with_verdicts(seed), layers=(audits.layer("fc", 4, 6),)) for seed in (0, 1))
+    bare = replace(audits.data_free(), layers=(audits.layer("fc", 3, 2),))
+    size, time = NetworkSize(10, 20, 40), Latency("a", 1, 0.5, 0.6, 30, "cpu", 1)
+    pair = ComparedNetwork("b", other, size, paired_verdicts(first, other))
+    whole = Comparison((ComparedNetwork("a", first, size), pair), (time, replace(time, network="b")), about=("Once.",))
+    documents = [
+        json.loads(whole.to_json()),
+        json.loads(Comparison((ComparedNetwork("a", bare), ComparedNetwork("b", bare))).to_json()),
+    ]
+    words = json.dumps(documents[0]).encode()
+
+    def make(rng: random.Random, files: Files) -> Files:
+        if rng.random() < 0.1:
+            return {"comparison.json": damaged(rng, words)}
+        return {"comparison.json": json.dumps(strange(rng, rng.choice(documents))).encode()}
+
+    templates, entered = functools.cache(page.environment), itertools.count()
+
+    def enter(root: Path) -> None:
+        found = Comparison.load(root / "comparison.json")
+        assert Comparison.from_json(found.to_json()) == found
+        if next(entered) % 10 == 0:
+            with (
+                mock.patch.object(side_by_side, "environment", templates),
+                mock.patch.object(side_by_side, "svg", return_value=""),
+            ):
+                side_by_side.comparison_html(found)
+
+    return Door({"comparison.json": words}, make, enter)
+
+
 WORDS = (
     "", " ", "0", "1", "-1", "2", "3.5", "nan", "inf", "-inf", "1e999", "1e-400", "9" * 30, "9" * 5000, "٣", "²",
     "True", "null", "[]", "a=b", "inf=0.1", "2=0.5", "2=", "=", "=1", "inf=nan", "inf,2", "2,2", ",", "1,2,3", "cpu",
@@ -518,6 +553,8 @@ COMMANDS = (
     "audit net.safetensors --arch fcn --arch-arg width=3 --mean 0.5 --std 0.5 --input-shape 4 --seed 1 -o out --json",
     "audit run --data npz:data.npz --preset fast --restarts 1 --batch-size 4 --device cpu --threads 1 -o out -q",
     "attack net.safetensors --arch fcn --data npz:data.npz --preset standard --certify auto -o out --overwrite",
+    "compare net.safetensors net.safetensors --arch fcn --data npz:data.npz --name a --name b --seed 2 -o out",
+    "compare net.safetensors audit.json --arch fcn --input-shape 4 --fail-under-robust 0.5 -o out --json",
     "train --data npz:data.npz --arch fcn --width 3 --depth 1 --epochs 1 --lr 0.1 --optimizer sgd -o new",
     "train --data npz:data.npz --penalty l1=0.1 --constraint spectral_cap=1 --adversarial inf=0.1 --rank 2",
     "train --data npz:data.npz --fine-tune net.safetensors --schedule step --patience 2 --processes 1 -o new",
@@ -567,7 +604,8 @@ def enter_words(root: Path) -> None:
     words = (root / "words").read_bytes().decode("utf-8", "surrogatepass").split("\n")
     nothing = mock.Mock(side_effect=InputError("what was asked for would start here"))
     starts = (
-        "brittle.auditing.audit", "brittle.evaluation.attack", "brittle.training.runs.run_job",
+        "brittle.auditing.audit", "brittle.auditing.compare", "brittle.evaluation.attack",
+        "brittle.training.runs.run_job",
         "brittle.experiments.demo.run_demo", "brittle.data.downloads.download", "torch.set_num_threads",
     )  # fmt: skip
     written = io.StringIO()
@@ -599,6 +637,7 @@ DOORS: dict[str, Callable[[], Door]] = {
     "compressed": compressed,
     "audit": lambda: audit(drawn=False),
     "report": lambda: audit(drawn=True),
+    "comparison": comparison,
     "options": options,
 }
 

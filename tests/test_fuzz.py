@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="inputs are read in forked processes")
 FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
-SLOW = {"report": 10, "options": 20}
+SLOW = {"report": 10, "comparison": 60, "options": 20}
 """Fewer inputs where one takes tens of milliseconds."""
 
 
@@ -23,7 +23,7 @@ def fuzz():
 
 DOORS = (
     "cifar-binary", "cifar-pickle", "mnist", "mnist-gz", "npz", "svhn", "folder", "safetensors", "checkpoint",
-    "compressed", "audit", "report", "options",
+    "compressed", "audit", "report", "comparison", "options",
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import brittle
+from brittle.evaluation import run as running
 from brittle.results import Audit
 from helpers.networks import few, linear, mlp, seeded, untouched
 
@@ -115,6 +116,30 @@ def test_networks_are_left_bit_equal_and_data_may_be_batches():
     assert [network.name for network in comparison.networks] == ["Sequential (1)", "Sequential (2)"]
     assert comparison.networks[0].evaluations[0].n == 6
     assert comparison.networks[1].test("clean").p_value == 1.0
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    def line(scale: float) -> nn.Module:
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        with torch.no_grad():
+            net[1].weight.copy_(scale * torch.linspace(-1, 1, 640).reshape(10, 64))
+            net[1].bias.zero_()
+        return net
+
+    real, attacked = running.worst_case, []
+
+    def interrupted(*arguments, **options):
+        attacked.append(options["ids"])
+        if len(attacked) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(running, "worst_case", interrupted)
+    execution = brittle.Execution(resume=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        brittle.compare([line(1.0), line(2.0)], few(8), PGD, p=(2.0,), execution=execution)
+    brittle.compare([line(1.0), line(2.0)], few(8), PGD, p=(2.0,), execution=execution)
+    assert len(attacked) == 3  # the first network's samples once, the second's twice
 
 
 def test_without_data_weights_are_compared():

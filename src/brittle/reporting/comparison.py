@@ -68,6 +68,7 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
             links=links,
             figure={name: Markup(svg(picture)) for name, picture in drawn.items() if picture is not None},
             compression_lines=() if recipe is None else compression_lines(recipe),
+            panels=[] if (shown := drawn["networks"]) is None else [axis.get_title("left") for axis in shown.axes],
             columns=columns,
             layer_rows=list(layer_cells(comparison, columns)),
             glossary=GLOSSARY,

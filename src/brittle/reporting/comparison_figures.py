@@ -23,6 +23,7 @@ from brittle.reporting.drawing import (
     legend,
     log_scale,
     panels,
+    short,
     styled,
 )
 from brittle.results import ComparedNetwork, Comparison, LayerResult, Rate
@@ -145,7 +146,8 @@ def _look(number: int) -> dict[str, Any]:
 def _name_networks(figure: Figure, networks: Sequence[ComparedNetwork], start: int = 0) -> None:
     """A legend with every network's mark."""
     named = list(enumerate(networks))[start:]
-    legend(figure, [Line2D([], [], **_look(number)) for number, _ in named], [network.name for _, network in named])
+    marks = [Line2D([], [], **_look(number)) for number, _ in named]
+    legend(figure, marks, [short(network.name) for _, network in named])
 
 
 def _draw_accuracies(axis: Axes, comparison: Comparison) -> None:

@@ -28,6 +28,8 @@ NORM_LIFT = {2: -0.16, math.inf: 0.16, 1: 0.0}
 """How far each norm's marks lie from the middle of a layer's row, so that they do not cover one another."""
 MOST_LABELS = 80
 """Most names down the side of a figure; of more layers, every second or third is named."""
+LEGEND_SIGNS = 130
+"""Signs that fit into a line of a figure's legend, with room for the marks."""
 STYLE: dict[str, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
@@ -146,7 +148,8 @@ def _tick(value: float) -> str:
 
 def legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """A legend above a figure or below a panel; names are set last, so ``_x`` and ``$x$`` stay as they are."""
-    above: dict[str, Any] = {"loc": "outside upper left", "ncols": len(names)}
+    columns = max(1, min(len(names), LEGEND_SIGNS // (max(map(len, names), default=0) + 8)))
+    above: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
     below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.19)}
     legend = parent.legend(handles, ["x"] * len(names), **(above if isinstance(parent, Figure) else below))
     for text, name in zip(legend.get_texts(), names, strict=True):
