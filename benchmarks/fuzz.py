@@ -509,7 +509,7 @@ def comparison() -> Door:
     first, other = (replace(audits.with_verdicts(seed), layers=(audits.layer("fc", 4, 6),)) for seed in (0, 1))
     bare = replace(audits.data_free(), layers=(audits.layer("fc", 3, 2),))
     size, time = NetworkSize(10, 20, 40), Latency("a", 1, 0.5, 0.6, 30, "cpu", 1)
-    pair = ComparedNetwork("b", other, size, paired_verdicts(first, other))
+    pair = ComparedNetwork("b", other, size, paired_verdicts(first.norms, other.norms))
     whole = Comparison((ComparedNetwork("a", first, size), pair), (time, replace(time, network="b")), about=("Once.",))
     documents = [
         json.loads(whole.to_json()),

@@ -75,7 +75,7 @@ def test_saved_audits_are_compared_with_their_samples_and_a_floor(audits, compar
     found = Comparison.from_json(printed.out)
     assert found == Comparison.load(tmp_path / "out" / "comparison.json")
     assert [network.name for network in found.networks] == ["dense", "pruned"]
-    assert found.networks[1].paired == paired_verdicts(with_verdicts(0), with_verdicts(1))
+    assert found.networks[1].paired == paired_verdicts(with_verdicts(0).norms, with_verdicts(1).norms)
     assert printed.err.count("\n") == 1
     assert re.search(r"of dense in ℓ∞ .*, of pruned in ℓ∞ .*below the floor 1.0", printed.err)
 

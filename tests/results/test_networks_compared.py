@@ -22,7 +22,7 @@ from helpers.audits import INF, VERDICTS, full, layer, norm_result, with_parts, 
 def compared(*audits: Audit) -> Comparison:
     networks = [ComparedNetwork("first", audits[0], NetworkSize(10, 20, 40))]
     networks += [
-        ComparedNetwork(f"other {i}", audit, None, paired_verdicts(audits[0], audit))
+        ComparedNetwork(f"other {i}", audit, None, paired_verdicts(audits[0].norms, audit.norms))
         for i, audit in enumerate(audits[1:])
     ]
     return Comparison(tuple(networks), latency=(Latency("first", 1, 0.5, 0.6, 30, "cpu", 1),), about=("Once.",))
@@ -41,14 +41,14 @@ def test_the_test_is_the_exact_binomial_one():
 
 
 def test_the_same_verdicts_lose_and_win_nothing():
-    for test in paired_verdicts(with_verdicts(1), with_verdicts(1)):
+    for test in paired_verdicts(with_verdicts(1).norms, with_verdicts(1).norms):
         assert (test.lost, test.won, test.p_value, test.clear, test.points) == ((), (), 1.0, False, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_lost_and_won_are_what_the_accuracies_differ_by(seed):
     first, other = with_verdicts(seed), with_verdicts(seed + 10)
-    tests = {(test.kind, test.p): test for test in paired_verdicts(first, other)}
+    tests = {(test.kind, test.p): test for test in paired_verdicts(first.norms, other.norms)}
     assert tests.keys() == {("clean", None), *((kind, p) for kind in ("robust", "certified") for p in (INF, 2.0))}
     for (kind, p), test in tests.items():
         e, f = first.norm(p or INF).evaluation, other.norm(p or INF).evaluation
@@ -65,12 +65,12 @@ def test_lost_and_won_are_what_the_accuracies_differ_by(seed):
 
 def test_the_other_way_round_lost_is_won():
     first, other = with_verdicts(3), with_verdicts(4)
-    forth, back = paired_verdicts(first, other), paired_verdicts(other, first)
+    forth, back = paired_verdicts(first.norms, other.norms), paired_verdicts(other.norms, first.norms)
     assert [(test.lost, test.won) for test in forth] == [(test.won, test.lost) for test in back]
 
 
 def test_without_samples_nothing_is_paired():
-    assert paired_verdicts(full(), with_verdicts(1)) == ()
+    assert paired_verdicts(full().norms, with_verdicts(1).norms) == ()
 
 
 # Layers by name
