@@ -41,8 +41,10 @@ CHEAP = Effort(rounds=0, rows=1)
 """Bounds that cost a few passes."""
 BATCHED = Effort(rounds=1, rows=256, flattened=True)
 """Bounds of dense networks for one product of matrices a sample: nearly as many proofs as CROWN."""
-MOST_LOST = 0.012
+MOST_LOST = 0.01
 """What trying certificates may cost in vain, as a share of the attack alone; for each of the efforts."""
+MOST_PAID = 0.75
+"""What one certificate may cost, as a share of what it saves: dearer ones save little even where nearly all succeed."""
 FEWEST_TRIED = 4
 """Samples that are tried together at least; where fewer could be paid for, none is."""
 PEEKED = 32
@@ -52,7 +54,9 @@ MOST_GROUPS = 48
 """Groups of samples that share slopes, at most."""
 ENTRY_WORK = 30
 """Multiplications that take about as long as what is done with one entry of a hidden result."""
-ROW_COST, CONV_ROW_COST, FLATTENED_ROW_COST = 1.3, 6.0, 0.5
+BASE_ROWS = {False: 18, True: 40}
+"""What clean values and intervals cost, without and with ranges from groups, in rows of CROWN: measured."""
+ROW_COST, CONV_ROW_COST, FLATTENED_ROW_COST = 1.4, 6.0, 0.55
 """What a multiplication costs where entries are bounded again, in those of a pass: measured, dense, convolutions, and
 dense by flat lines."""
 PLACE_COST = 6.0
@@ -248,7 +252,7 @@ def _choose_radii(
 def price(relaxation: Relaxation, effort: Effort) -> float:
     """About how many passes with gradient one certificate costs, from the sizes of the layers."""
     work, network = _work(relaxation), relaxation.network
-    rows = 60 + (effort.rounds + 1) * (relaxation.classes - 1)  # intervals, clean values and groups; CROWN
+    rows = BASE_ROWS[relaxation.groups is not None] + (effort.rounds + 1) * (relaxation.classes - 1)
     convs = [isinstance(op.rule, Conv | TransposedConv) for op in network.ops]
     dear = [w * (CONV_ROW_COST if conv else ROW_COST) for w, conv in zip(work, convs, strict=True)]
     flat = [w * FLATTENED_ROW_COST for w in work]
@@ -309,7 +313,8 @@ def prove_while_it_pays(
     """Which samples are proven robust at the budget, and on which it was tried, both ``(N,)``; cheapest bounds first.
 
     Samples are tried in blocks, those likeliest to be proven first, and no more once a few blocks have cost more than
-    they save. So little is lost where nothing can be proven (``MOST_LOST`` for each effort), by estimate.
+    they save. So little is lost where nothing can be proven (``MOST_LOST`` for each effort), by estimate. Efforts that
+    cost nearly as much as they can save (``MOST_PAID``) are left out.
 
     Args:
         proofs: With a relaxation.
@@ -327,6 +332,8 @@ def prove_while_it_pays(
     dense = all(dense_chain(network, target) for target in targets(network))
     for effort in (CHEAP, BATCHED, USUAL, CROWN) if dense else (CHEAP, USUAL, CROWN):
         one, credit = price(proofs.relaxation, effort), allowed
+        if one > MOST_PAID * passes:
+            continue
         waiting = promise.argsort(descending=True)
         waiting = waiting[~proven[waiting] & promise[waiting].isfinite()]
         while len(waiting) and (size := min(len(waiting), int(credit / one), 256)) >= min(len(waiting), FEWEST_TRIED):
