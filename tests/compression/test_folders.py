@@ -143,6 +143,7 @@ CHANGES = {
     "a parametrisation": _parametrised,
     "no bias": lambda net: net.model.__setitem__(1, nn.Linear(64, 9, bias=False)),
     "larger": lambda net: net.model.__setitem__(1, nn.Linear(64, 13)),
+    "a hook": lambda net: net.model[2].register_forward_hook(lambda _, __, output: 2 * output),
     "mixed types": lambda net: net.model[1].double(),
     "not finite": lambda net: net.model[1].weight.data.fill_(float("nan")),
 }

@@ -153,4 +153,5 @@ def _facts(named: tuple[str, nn.Module | None]) -> dict[str, object]:
         for key, value in vars(module).items()
         if isinstance(value, bool | int | float | str | tuple) and key != "training"
     }
-    return {"name": name, "type": type(module).__qualname__, **plain}
+    hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return {"name": name, "type": type(module).__qualname__, "hooks": hooks, **plain}
