@@ -16,7 +16,17 @@ from brittle.bounds import NetworkBound
 from brittle.evaluation import PRESETS, Execution, Threat
 from brittle.models import ARCHITECTURES
 from brittle.models.layers import KINDS
-from brittle.results import Audit, Evaluation, LayerResult, LipschitzResult, NormResult, SampleResult
+from brittle.results import (
+    Audit,
+    ComparedNetwork,
+    Comparison,
+    Evaluation,
+    LayerResult,
+    LipschitzResult,
+    NormResult,
+    Paired,
+    SampleResult,
+)
 from brittle.results.methods import Argument, OperatorMethod
 
 PACKAGE = Path(brittle.__file__).parent
@@ -117,6 +127,7 @@ RECORDS = {
     "audit.md": (Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
     "attacks.md": (Threat, Execution),
     "bounds.md": (NetworkBound,),
+    "compare.md": (Comparison, ComparedNetwork, Paired),
 }
 
 
