@@ -41,9 +41,9 @@ def headline(comparison: Comparison) -> str:
                 verdicts.setdefault(f"{'clearly ' * test.clear}{direction(test)}", []).append(norm_name(test.p))
         said = [f"{verdict} in {' and '.join(norms)}" for verdict, norms in verdicts.items()]
         return f"{beside}: {clean[1]:.1f} instead of {clean[0]:.1f} % right without attack; {', '.join(said)}."
-    are = "is" if fragile == 1 else "are"
+    how_many = f"{'all' if fragile == len(others) else fragile} of them {'is' if fragile == 1 else 'are'}"
     also = f", {sturdy} clearly more robust" if sturdy else ""
-    return f"{beside}: {accuracy}; {fragile} of them {are} clearly more fragile{also}."
+    return f"{beside}: {accuracy}; {how_many} clearly more fragile{also}."
 
 
 def _differs(network: ComparedNetwork, sign: int) -> bool:
