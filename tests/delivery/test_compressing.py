@@ -58,6 +58,15 @@ def test_the_share_that_went_is_the_share_that_was_asked_for_and_is_true(remove,
     )
 
 
+def test_the_planner_meets_the_ratio_names_its_candidate_and_repeats_itself():
+    plans = [plan_removal(mlp(), TEST, asked(ratio=0.5), training=TRAIN) for _ in range(2)]
+    assert abs(plans[0].removed.share - 0.5) < 0.01
+    assert plans[0].removed.candidate in ("influence", "k_term", "layerwise")
+    assert equal(*(plan.removed.network for plan in plans))
+    by_score = plan_removal(mlp(), TEST, asked(ratio=0.5, score="row_l1"), training=TRAIN)
+    assert (by_score.asked.allocation, by_score.removed.candidate) == ("k_term", None)
+
+
 def test_single_weights_go_by_the_share_that_was_asked_for():
     net = mlp()
     plan = plan_removal(net, TEST, asked(ratio=0.8, remove="weights"), training=TRAIN)
@@ -111,6 +120,7 @@ def test_a_latency_is_met_by_measuring(monkeypatch):
     [
         {"ratio": 0.0}, {"ratio": 1.0}, {"floor": 1.0}, {"target": "bytes"}, {"remove": "heads"}, {"allocate": "best"},
         {"score": "l3"}, {"score": "row_l2", "remove": "ranks"}, {"target": "macs", "remove": "weights"},
+        {"allocate": "planner", "remove": "ranks"}, {"score": "row_l1", "allocate": "planner"},
         {"round_to": 0}, {"keep": "0"}, {"calibration": 1},
     ],
 )  # fmt: skip

@@ -48,7 +48,7 @@ def test_the_table_grows_by_one_network_at_a_time(frontiers, frontier):
 
 def test_every_network_is_the_one_of_a_compression_of_its_own(frontier):
     row = frontier.rows[2]
-    plan = plan_removal(mlp(), TEST, dataclasses.replace(ASKED, ratio=row.ratio), training=TRAIN)
+    plan = plan_removal(mlp(), TEST, dataclasses.replace(ASKED, ratio=row.ratio, allocate=row.allocate), training=TRAIN)
     network, recipe = finish(plan)
     assert (row.share, row.size) == (recipe.share, recipe.after)
     own = evaluate(network, TEST, QUICK, eps=0.05, honesty=False, execution=Execution(certify=False))

@@ -25,7 +25,10 @@ COMPRESSION = options(
         "Repair": "refit recalibrate calibration",
     },
     without={"fine_tune": "--fine-tune and what belongs to it", "seed": "the seed of the attacks"},
-    allocate={"help": f"How much goes where: {', '.join(constant('brittle.delivery.request', 'ALLOCATIONS'))}."},
+    allocate={
+        "help": f"How much goes where: {', '.join(constant('brittle.delivery.request', 'ALLOCATIONS'))}.",
+        "show_default": "planner for filters, k_term else",
+    },
     score={
         "type": str,
         "help": "What ranks the units of a layer: row_l2, row_l1 or batch_norm_scale of filters, outputs or "

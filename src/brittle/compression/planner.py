@@ -24,7 +24,7 @@ from brittle.compression.cost import ChannelCosts
 from brittle.compression.groups import ChannelGroups, unit_scores
 from brittle.compression.importance import unit_gradients
 from brittle.compression.recalibration import recalibrated
-from brittle.compression.removal import masked
+from brittle.compression.removal import Kept, masked
 from brittle.compression.scores import row_l2
 from brittle.progress import Progress, silent
 
@@ -92,6 +92,7 @@ def plan(
     calibration: Calibration,
     judge: Callable[[nn.Module], float],
     *,
+    repair: Callable[[Kept], nn.Module] | None = None,
     floor: int | Mapping[str, int] = 1,
     round_to: int = 1,
     progress: Progress = silent,
@@ -99,8 +100,7 @@ def plan(
     """Choose how many and which units of every group stay so that robust accuracy does.
 
     Candidates: ``influence`` (over the cost that a unit saves), the paper's ``k_term`` on the norms of rows, and
-    ``layerwise`` by influence. Each is cut to the budget, its batch norms measured again, and judged; the best one
-    wins, the first of equals.
+    ``layerwise`` by influence. Each is cut to the budget, repaired and judged; the best one wins, the first of equals.
 
     Args:
         model: Left as it is.
@@ -109,6 +109,8 @@ def plan(
         budgets: Costs to meet; a plan each, for one price of measuring.
         calibration: What influence and losses are measured on.
         judge: From a network to how good it is, robust accuracy on held-out attacked samples for example.
+        repair: From kept units to the network that is judged, repaired as it will be; by default the masked network
+            with its batch norms measured again.
         floor: Units that every group keeps at least, or by group.
         round_to: Kept numbers are multiples of this.
         progress: Told how far it is.
@@ -126,6 +128,7 @@ def plan(
         "k_term": (norms, k_term(norms, q=2.0)),
         "layerwise": (influences, layerwise(influences)),
     }
+    repair = repair or (lambda kept: recalibrated(masked(model, groups.groups, kept), calibration.both[0]))
     plans, done = [], 0
     for budget in budgets:
         cuts = {
@@ -135,8 +138,7 @@ def plan(
         judged = {}
         for name, found in cuts.items():
             progress("judge plans", done, len(budgets) * len(candidates))
-            small = masked(model, groups.groups, keep_best(candidates[name][0], found.counts))
-            judged[name], done = judge(recalibrated(small, calibration.both[0])), done + 1
+            judged[name], done = judge(repair(keep_best(candidates[name][0], found.counts))), done + 1
         best = max(judged, key=judged.__getitem__)
         plans.append(Plan(keep_best(candidates[best][0], cuts[best].counts), cuts[best], best, judged))
     progress("judge plans", done, done)

@@ -79,7 +79,8 @@ def compress(
     Raises:
         InputError: As :func:`plan_removal`, :func:`brittle.train` and :func:`brittle.compare`.
     """
-    plan = plan_removal(model, data, compression, training=training, progress=execution.progress or silent)
+    progress = execution.progress or silent
+    plan = plan_removal(model, data, compression, training=training, p=p, eps=eps, progress=progress)
     return carry_out(plan, threat, p=p, eps=eps, execution=execution)
 
 
@@ -146,6 +147,7 @@ def recipe_of(plan: Plan, network: nn.Module) -> CompressionRecipe:
         share=plan.removed.share,
         whole=dict(plan.removed.whole),
         repair=steps_of(plan),
+        candidate=plan.removed.candidate,
         warnings=plan.warnings,
         zeros=_share_of_zeros(network) if asked.remove == "weights" else 0.0,
     )
@@ -153,7 +155,7 @@ def recipe_of(plan: Plan, network: nn.Module) -> CompressionRecipe:
 
 def request_of(asked: Compression) -> CompressionRequest:
     """What was asked, as it is kept."""
-    return CompressionRequest(asked.remove, asked.allocate, asked.score_name, asked.target, asked.ratio, asked.seed)
+    return CompressionRequest(asked.remove, asked.allocation, asked.score_name, asked.target, asked.ratio, asked.seed)
 
 
 def _share_of_zeros(network: nn.Module) -> float:

@@ -14,7 +14,7 @@ from brittle.compression.rebuild import check_rebuilt, ranks_and_sizes
 from brittle.compression.removal import logit_gap
 from brittle.delivery.compressing import Compressed, recipe_of
 from brittle.delivery.planning import Plan
-from brittle.delivery.removers import CHECKED
+from brittle.delivery.removed import CHECKED
 from brittle.delivery.sweeping import Sweep
 from brittle.errors import InputError
 from brittle.models.borrow import device_of

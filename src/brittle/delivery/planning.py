@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from brittle.compression.allocation import CLOSE
 from brittle.data import Data
-from brittle.delivery.removers import REMOVERS, Removed, Remover, Unreachable, collapsing
+from brittle.data.batches import budgets_by_norm
+from brittle.delivery.removed import Removed, Remover, Unreachable, collapsing
+from brittle.delivery.removers import REMOVERS
 from brittle.delivery.request import Compression
-from brittle.delivery.samples import Parts, split_samples
+from brittle.delivery.samples import Basis, Parts, split_samples
 from brittle.errors import InputError
+from brittle.evaluation.accuracy import check_norms
 from brittle.models.borrow import device_of, unwrapped
 from brittle.models.latency import latency
 from brittle.progress import Progress, silent
@@ -53,6 +57,8 @@ def plan_removal(
     asked: Compression = Compression(),
     *,
     training: Data | None = None,
+    p: float | Sequence[float] = (math.inf, 2.0),
+    eps: float | Mapping[float, float] | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """Choose what to remove, and take it out of a copy.
@@ -63,6 +69,8 @@ def plan_removal(
         asked: What is asked.
         training: Samples to look at and to train on; those that are in ``data`` are left out. None: a part of ``data``,
             at most half, which is not evaluated.
+        p: Norms of the budgets, as :func:`brittle.compress`; the planner goes by the first.
+        eps: Budgets, as :func:`brittle.compress`.
         progress: Told how far the choice is.
 
     Raises:
@@ -70,11 +78,12 @@ def plan_removal(
             removed, or the smaller network computes something else than the masked one.
     """
     parts = split_samples(data, training, asked.calibration, asked.seed)
-    return planner(model, parts, asked, progress=progress)(asked.ratio)
+    budgets = budgets_by_norm(eps, check_norms(p), data)
+    return plans_of(model, parts, asked, budgets, progress=progress)(asked.ratio)
 
 
-def planner(
-    model: nn.Module, parts: Parts, asked: Compression, *, progress: Progress = silent
+def plans_of(
+    model: nn.Module, parts: Parts, asked: Compression, budgets: Mapping[float, float], *, progress: Progress = silent
 ) -> Callable[[float], Plan]:
     """From a ratio to a plan; what does not depend on the ratio is found once.
 
@@ -82,15 +91,17 @@ def planner(
         model: As :func:`plan_removal`.
         parts: Samples by what they serve for.
         asked: What is asked, whatever the ratio.
+        budgets: The attacker's budget by norm; the planner goes by the first.
         progress: As :func:`plan_removal`.
 
     Raises:
         InputError: As :func:`plan_removal`.
     """
     model, started = unwrapped(model), time.perf_counter()
-    x = parts.seen[0].to(device_of(model))
+    x, y = (tensor.to(device_of(model)) for tensor in parts.seen)
     progress("plan", 0, 1)
-    remove = REMOVERS[asked.remove](model, x, asked)
+    basis = Basis(x, y, *next(iter(budgets.items())), progress)
+    remove = REMOVERS[asked.remove](model, basis, asked)
     shared = time.perf_counter() - started
 
     def plan(ratio: float) -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from brittle.compression import recalibrated, refitted
+from brittle.delivery.mending import FINAL, affordable, mended
 from brittle.delivery.planning import Plan
 from brittle.models.checkpoints import fill, read_state
 from brittle.progress import Progress
@@ -21,16 +21,8 @@ from brittle.training.loop import WEIGHTS
 
 
 def repaired(plan: Plan) -> nn.Module:
-    """The smaller network, fitted to the uncompressed one on the samples seen, without labels, as far as was asked.
-
-    Zeros among single weights stay zeros: nothing is fitted where they were removed.
-    """
-    network, (x, _) = plan.removed.network, plan.parts.seen
-    if plan.asked.refit and plan.asked.remove != "weights":
-        network = refitted(network, plan.original, x, rows=plan.removed.rows)
-    if plan.asked.recalibrate:
-        network = recalibrated(network, x)
-    return network
+    """The smaller network, fitted to the uncompressed one on the samples seen, as far as was asked."""
+    return mended(plan.removed.network, plan.original, plan.parts.seen[0], plan.removed.rows, plan.asked)
 
 
 def fine_tuned(network: nn.Module, plan: Plan, folder: Path | None, progress: Progress) -> nn.Module:
@@ -83,10 +75,11 @@ def hold_zeros(model: nn.Module) -> Callable[[], None]:
 
 def steps_of(plan: Plan) -> tuple[str, ...]:
     """What was done after the removal, in words."""
-    asked, count = plan.asked, len(plan.parts.seen[1])
+    asked, x = plan.asked, plan.parts.seen[0]
+    count, fitted = len(x), len(affordable(plan.original, x, FINAL))
     batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in plan.removed.network.modules())
     steps = {
-        f"layers fitted to the outputs of the uncompressed network on {count} samples": asked.refit
+        f"layers fitted to the outputs of the uncompressed network on {fitted} samples": asked.refit
         and asked.remove != "weights",
         f"statistics of batch norms measured again on {count} samples": asked.recalibrate and batch_norms,
     }

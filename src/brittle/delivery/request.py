@@ -12,7 +12,7 @@ from brittle.training import Recipe
 
 TARGETS = ("parameters", "macs", "latency")
 REMOVALS = ("filters", "ranks", "weights")
-ALLOCATIONS = ("k_term", "global", "layerwise", "random")
+ALLOCATIONS = ("planner", "k_term", "global", "layerwise", "random")
 SCORES = {
     "filters": ("row_l2", "row_l1", "batch_norm_scale"),
     "ranks": ("outputs", "singular_values"),
@@ -31,7 +31,8 @@ class Compression:
             measured), of the whole network.
         remove: filters (with neurons), ranks (singular directions) or weights (single ones: a baseline, nothing gets
             faster).
-        allocate: How much goes where: k_term, global, layerwise, or random as a control.
+        allocate: How much goes where: planner (of filters, their default), k_term (that of all else), global,
+            layerwise, or random as a control.
         score: What ranks the units of a layer, where no planner does. Of filters row_l2 (the default), row_l1,
             batch_norm_scale, or a function from a weight to one number a row; of ranks outputs (by the directions in
             which a layer's outputs are largest, the default) or singular_values; of weights magnitude.
@@ -51,7 +52,7 @@ class Compression:
     ratio: float = 0.5
     target: str = "parameters"
     remove: str = "filters"
-    allocate: str = "k_term"
+    allocate: str | None = None
     score: str | Callable[[Tensor], Tensor] | None = None
     keep: tuple[str, ...] = ()
     floor: float = 0.05
@@ -67,15 +68,17 @@ class Compression:
             raise InputError(f"ratio: expected a share above 0 and below 1; got {self.ratio}")
         if not 0 <= self.floor < 1:
             raise InputError(f"floor: expected a share of at least 0 and below 1; got {self.floor}")
-        choices = {"target": TARGETS, "remove": REMOVALS, "allocate": ALLOCATIONS}
+        choices: dict[str, tuple[str | None, ...]] = {"target": TARGETS, "remove": REMOVALS}
+        if self.remove in REMOVALS:
+            choices["allocate"] = (None, *allocations_for(self.remove))
+            choices["score"] = (None, *SCORES[self.remove])
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        scores = SCORES[self.remove]
-        if self.score is None:
-            object.__setattr__(self, "score", scores[0])
-        elif self.score not in scores if isinstance(self.score, str) else self.remove != "filters":
-            raise InputError(f"score: expected one of {', '.join(scores)} for {self.remove}; got {self.score!r}")
+            value = getattr(self, name)
+            if value not in allowed and not (name == "score" and callable(value) and self.remove == "filters"):
+                listed = ", ".join(choice for choice in allowed if choice is not None)
+                raise InputError(f"{name}: expected one of {listed}; got {value!r}")
+        if self.allocate == "planner" and self.score is not None:
+            raise InputError(f"score: expected none with the planner, which ranks by influence; got {self.score_name}")
         for name, least in (("round_to", 1), ("calibration", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}; got {getattr(self, name)}")
@@ -87,6 +90,19 @@ class Compression:
             )
 
     @property
+    def allocation(self) -> str:
+        """How much goes where, the default filled in; where a score is asked for that is not the planner."""
+        ranked = self.score is not None and self.remove == "filters"
+        return self.allocate or ("k_term" if ranked else allocations_for(self.remove)[0])
+
+    @property
     def score_name(self) -> str:
-        """What the score is called."""
+        """What ranks the units of a layer, the default filled in."""
+        if self.score is None:
+            return "influence" if self.allocation == "planner" else SCORES[self.remove][0]
         return self.score if isinstance(self.score, str) else getattr(self.score, "__name__", type(self.score).__name__)
+
+
+def allocations_for(remove: str) -> tuple[str, ...]:
+    """Allocations of what is removed, the default first."""
+    return ALLOCATIONS if remove == "filters" else ALLOCATIONS[1:]

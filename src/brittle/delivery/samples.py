@@ -10,10 +10,32 @@ from torch import Tensor
 from brittle.data import Data
 from brittle.data.checks import check_batch
 from brittle.errors import InputError
+from brittle.progress import Progress, silent
 from brittle.random_streams import generator
 
 Samples = tuple[Tensor, Tensor]
 """Inputs ``(N, ...)`` and labels ``(N,)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What a choice rests on.
+
+    Attributes:
+        x: Inputs ``(N, ...)`` to look at, on the network's device.
+        y: Labels ``(N,)``.
+        p: Norm of the attacker's budget.
+        eps: The budget.
+        progress: Told how far it is.
+    """
+
+    x: Tensor
+    y: Tensor
+    p: float
+    eps: float
+    progress: Progress = silent
+
+
 SPLIT = 0x5A
 """Name of the random stream that draws the samples to look at."""
 

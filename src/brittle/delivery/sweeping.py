@@ -14,10 +14,10 @@ from brittle.bounds import network_bounds
 from brittle.data import Data
 from brittle.data.batches import budgets_by_norm
 from brittle.delivery.compressing import finish, headline_attacks, request_of
-from brittle.delivery.planning import Plan, planner
-from brittle.delivery.removers import Unreachable
+from brittle.delivery.planning import Plan, plans_of
+from brittle.delivery.removed import Unreachable
 from brittle.delivery.repair import steps_of
-from brittle.delivery.request import ALLOCATIONS, Compression
+from brittle.delivery.request import ALLOCATIONS, Compression, allocations_for
 from brittle.delivery.samples import Parts, split_samples
 from brittle.errors import InputError
 from brittle.evaluation import attack
@@ -38,7 +38,7 @@ class Ladder:
 
     Attributes:
         ratios: Shares of the target that go, rising.
-        allocations: How much goes where; every ratio is made by each.
+        allocations: How much goes where; every ratio is made by each. None for all that there are.
         min_robust: Floor under the robust accuracy in every norm, from 0 to 1; None for none.
 
     Raises:
@@ -46,15 +46,15 @@ class Ladder:
     """
 
     ratios: tuple[float, ...]
-    allocations: tuple[str, ...] = ALLOCATIONS
+    allocations: tuple[str, ...] | None = None
     min_robust: float | None = None
 
     def __post_init__(self) -> None:
         inside = [ratio for ratio in self.ratios if 0 < ratio < 1]
         if not inside or list(self.ratios) != sorted(set(inside)):
             raise InputError(f"ratios: expected rising shares above 0 and below 1; got {self.ratios}")
-        unknown = [name for name in self.allocations if name not in ALLOCATIONS]
-        if unknown or not self.allocations:
+        chosen = ALLOCATIONS if self.allocations is None else self.allocations
+        if not chosen or not set(chosen) <= set(ALLOCATIONS):
             raise InputError(f"allocations: expected some of {', '.join(ALLOCATIONS)}; got {self.allocations}")
         if self.min_robust is not None and not 0 <= self.min_robust <= 1:
             raise InputError(f"min_robust: expected a share from 0 to 1; got {self.min_robust}")
@@ -100,7 +100,7 @@ class Sweep:
         found = {(row.allocate, row.ratio): row for row in (before.rows if before else ())}
         makers, repair = dict[str, Callable[[float], Plan]](), before.repair if before else ()
         rows: list[FrontierRow] = []
-        wanted = [(allocate, ratio) for ratio in self.ladder.ratios for allocate in self.ladder.allocations]
+        wanted = [(allocate, ratio) for ratio in self.ladder.ratios for allocate in self.ladder.allocations or ()]
         for number, key in enumerate(wanted):
             (self.execution.progress or silent)("networks", number, len(wanted))
             if key not in found:
@@ -110,7 +110,7 @@ class Sweep:
             rows.append(found[key])
             yield Frontier(
                 model=name or type(self.model).__name__,
-                asked=request_of(self.asked),
+                asked=replace(request_of(replace(self.asked, allocate="k_term")), allocate="all"),
                 repair=repair,
                 base=base,
                 rows=tuple(rows),
@@ -120,13 +120,17 @@ class Sweep:
 
     def make(self, row: FrontierRow) -> tuple[nn.Module, CompressionRecipe]:
         """The network of a row once more, and its recipe: the same by the same seed."""
-        asked = replace(self.asked, allocate=row.allocate)
-        return finish(planner(self.model, self.parts, asked)(row.ratio), self.execution)
+        return finish(self._plans(row.allocate)(row.ratio), self.execution)
+
+    def _plans(self, allocate: str) -> Callable[[float], Plan]:
+        score = None if allocate == "planner" else self.asked.score
+        asked, progress = replace(self.asked, allocate=allocate, score=score), self.execution.progress or silent
+        return plans_of(self.model, self.parts, asked, self.budgets, progress=progress)
 
     def _plan(self, makers: dict[str, Callable[[float], Plan]], allocate: str, ratio: float) -> Plan | str:
         """What goes at a ratio, or why so much cannot go."""
         if allocate not in makers:
-            makers[allocate] = planner(self.model, self.parts, replace(self.asked, allocate=allocate))
+            makers[allocate] = self._plans(allocate)
         try:
             return makers[allocate](ratio)
         except Unreachable as error:
@@ -198,6 +202,8 @@ def sweep_of(
 ) -> Sweep:
     """A sweep to be taken row by row; arguments and errors as :func:`sweep`."""
     budgets = budgets_by_norm(eps, check_norms(p), data)
+    if ladder.allocations is None:
+        ladder = replace(ladder, allocations=allocations_for(compression.remove))
     parts = split_samples(data, training, compression.calibration, compression.seed)
     threat = threat or Threat(headline_attacks(data.classes), seed=compression.seed)
     return Sweep(unwrapped(model), parts, compression, ladder, threat, budgets, execution)

@@ -18,10 +18,11 @@ def compression_lines(recipe: CompressionRecipe) -> tuple[str, ...]:
     asked, share = recipe.asked, recipe.asked.ratio if recipe.share is None else recipe.share
     cut = sum(group.after < group.before for group in recipe.groups)
     seconds = [f"{name} took {_duration(time)}" for name, time in recipe.seconds.items()]
+    planned = f"{asked.allocate} (its candidate {recipe.candidate})" if recipe.candidate else asked.allocate
     lines = [
         f"{100 * share:.1f} % of the {TARGETS[asked.target]} went (asked for: {100 * asked.ratio:g} %): "
-        f"{UNITS[asked.remove]} of {cut} of {len(recipe.groups)} groups of layers, allocated by {asked.allocate}, "
-        f"ranked by {asked.score}.",
+        f"{UNITS[asked.remove]} of {cut} of {len(recipe.groups)} groups of layers, "
+        f"allocated by {planned}, ranked by {asked.score}.",
         *([f"Afterwards: {', '.join(recipe.repair)}."] if recipe.repair else []),
         *([f"{', '.join(seconds).capitalize()}."] if seconds else []),
         *(f"Warning: {warning}." for warning in recipe.warnings),

@@ -67,6 +67,7 @@ class CompressionRecipe:
         after: What it costs now.
         groups: What was removed where.
         share: Of the target that went; None where it was not told.
+        candidate: Which of the planner's candidates it is; None without a planner.
         whole: Why units of other layers could not go, by the layer's name.
         repair: What was done afterwards, a step each.
         warnings: What should be known of it, a sentence each.
@@ -94,6 +95,7 @@ class CompressionRecipe:
     after: NetworkSize
     groups: tuple[GroupCut, ...] = ()
     share: float | None = None
+    candidate: str | None = None
     whole: dict[str, str] = field(default_factory=dict)
     repair: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
