@@ -120,7 +120,13 @@ def test_a_sweep_keeps_the_smallest_network_above_the_floor(swept):
 
 
 def test_a_sweep_without_a_network_above_the_floor_says_so_and_writes_all_the_same(compress, tmp_path, capsys):
-    assert compress("--sweep", "0.3", "--allocations", "k_term", "--min-robust", "1.0", "-q") == 4
+    command = ("--sweep", "0.3", "--allocations", "k_term", "--min-robust", "1.0", "-q")
+    (tmp_path / "out").mkdir()
+    for name in ("recipe.json", "model.safetensors"):  # an earlier network, which must not pass for one above the floor
+        (tmp_path / "out" / name).write_text("earlier")
+    assert compress(*command) == 2
+    one_line(capsys, "already holds results (recipe.json)")
+    assert compress(*command, "--overwrite") == 4
     one_line(capsys, "no compressed network has a robust accuracy of at least 1")
     names = ["frontier.csv", "frontier.json", "frontier.parquet", "report.html"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names

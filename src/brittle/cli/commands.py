@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
         again = " without --overwrite" if "--overwrite" in arguments else ""
         return _complain(
             "interrupted; nothing was half-written, run the same command again "
-            f"(an audit, an attack or a training goes on where it stopped{again})",
+            f"(an audit, an attack, a compression or a training goes on where it stopped{again})",
             130,
         )
 
@@ -374,7 +374,9 @@ def _compress(
 
     Example: brittle compress model.safetensors --arch fcn --data mnist --data-root data --ratio 0.5 -o small
     """
-    output.check("recipe.json" if sweeping.sweep is None else "frontier.json")
+    begun = output.out / "parts" / "frontier.json"
+    for name in ("frontier.json", *(() if begun.exists() else ("recipe.json",))):
+        output.check(name)
     gate.check()
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
@@ -391,6 +393,8 @@ def _compress(
 
     with _execution(output, execution, devices) as how:
         if ladder is not None:
+            if output.overwrite:
+                begun.unlink(missing_ok=True)
             walk = delivery.sweep_of(
                 model, data, ladder, asked, attacks, training=training, p=norms, eps=eps, execution=how
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from brittle.compression import save_compressed
 from brittle.compression.export import export_onnx, export_program
+from brittle.compression.folders import MODEL, RECIPE
 from brittle.compression.groups import TOLERANCE
 from brittle.compression.leaderboard import export_masked
 from brittle.compression.rebuild import check_rebuilt, ranks_and_sizes
@@ -21,10 +22,10 @@ from brittle.models.borrow import device_of
 from brittle.reporting.comparison import comparison_html
 from brittle.reporting.frontier import frontier_html
 from brittle.results import Comparison, CompressionRecipe, Frontier
-from brittle.storage.files import replacing, write_text
+from brittle.storage.files import remove_files, replacing, write_text
 
-FRONTIER, TABLE = "frontier.json", "frontier.csv"
-"""Files of a sweep: everything, and the table of all networks."""
+FRONTIER, TABLE, PARQUET = "frontier.json", "frontier.csv", "frontier.parquet"
+"""Files of a sweep: everything, and the table of all networks in two forms."""
 COMPARISON, REPORT, SAMPLES = "comparison.json", "report.html", "samples.parquet"
 """Files of a compression beside the network's own."""
 
@@ -127,6 +128,7 @@ def write_compressed(compressed: Compressed, origin: Origin, folder: Path, forma
     """
     recipe = with_origin(compressed.recipe, origin)
     comparison = replace(compressed.comparison, compression=recipe)
+    remove_files(folder, [FRONTIER, TABLE, PARQUET])  # of a sweep in the same folder
     for name in formats:
         FORMATS[name](compressed, folder)
     with replacing(folder / SAMPLES) as beside:
@@ -141,7 +143,7 @@ def write_frontier(frontier: Frontier, folder: Path) -> None:
     """Write the table, the report and everything as JSON, which takes its place last."""
     table = frontier.to_frame()
     write_text(folder / TABLE, table.to_csv(index=False))
-    with replacing(folder / "frontier.parquet") as beside:
+    with replacing(folder / PARQUET) as beside:
         table.to_parquet(beside, index=False)
     write_text(folder / REPORT, frontier_html(frontier))
     write_text(folder / FRONTIER, frontier.to_json())
@@ -167,6 +169,7 @@ def run_sweep(walk: Sweep, origin: Origin, folder: Path, name: str) -> Frontier:
     for frontier in walk.frontiers(before, name):
         write_text(state, frontier.to_json())
         write_text(folder / TABLE, frontier.to_frame().to_csv(index=False))
+    remove_files(folder, [RECIPE, MODEL, COMPARISON, SAMPLES])  # of another compression in the same folder
     if frontier.smallest is not None:
         network, recipe = walk.make(frontier.smallest)
         save_compressed(folder, network, with_origin(recipe, origin))
