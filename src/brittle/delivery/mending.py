@@ -39,9 +39,10 @@ def mended(
     *,
     price: float = FINAL,
 ) -> nn.Module:
-    """A smaller network, its layers fitted and its batch norms measured again, as far as was asked.
+    """A smaller network, its layers fitted or else its batch norms measured again, as far as was asked.
 
-    Zeros among single weights stay zeros: nothing is fitted where they were removed.
+    Not both: behind fitted layers the norms' own statistics are right, and new ones cost accuracy (theory page, "Repair
+    without labels"). Zeros among single weights stay zeros: nothing is fitted where they were removed.
 
     Args:
         network: Left as it is.
@@ -52,5 +53,5 @@ def mended(
         price: Multiply-accumulates that the fit may cost; fewer samples are looked at where it would be more.
     """
     if asked.refit and asked.remove != "weights":
-        network = refitted(network, original, affordable(original, x, price), rows=rows)
+        return refitted(network, original, affordable(original, x, price), rows=rows)
     return recalibrated(network, x) if asked.recalibrate else network

@@ -78,10 +78,10 @@ def steps_of(plan: Plan) -> tuple[str, ...]:
     asked, x = plan.asked, plan.parts.seen[0]
     count, fitted = len(x), len(affordable(plan.original, x, FINAL))
     batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in plan.removed.network.modules())
+    fits = asked.refit and asked.remove != "weights"
     steps = {
-        f"layers fitted to the outputs of the uncompressed network on {fitted} samples": asked.refit
-        and asked.remove != "weights",
-        f"statistics of batch norms measured again on {count} samples": asked.recalibrate and batch_norms,
+        f"layers fitted to the outputs of the uncompressed network on {fitted} samples": fits,
+        f"statistics of batch norms measured again on {count} samples": asked.recalibrate and batch_norms and not fits,
     }
     tuning = [] if asked.fine_tune is None else [_tuning(asked.fine_tune)]
     return (*(step for step, done in steps.items() if done), *tuning)

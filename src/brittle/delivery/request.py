@@ -40,7 +40,7 @@ class Compression:
         floor: Share of every layer that stays at least, below 1; one unit in any case.
         round_to: Kept numbers are multiples of this.
         refit: Fit the layers after a cut to the outputs of the uncompressed network (least squares, no labels).
-        recalibrate: Measure the statistics of batch norms again (no labels).
+        recalibrate: Measure the statistics of batch norms again (no labels); where layers are fitted, they stay.
         calibration: Samples that planning and repair look at; none of them is evaluated.
         fine_tune: How to train afterwards; None for not at all. The uncompressed network is the teacher of ``distill``.
         seed: Seed of every random choice.
