@@ -44,10 +44,10 @@ def norm_name(p: float) -> str:
 def budget(eps: float) -> str:
     """A perturbation's size, as a fraction of 255 when it is a whole number of those steps and no short decimal.
 
-    >>> budget(8 / 255), budget(0.5), budget(0.6), budget(1.0)
-    ('8/255', '0.5', '0.6', '1')
+    >>> budget(8 / 255), budget(0.5), budget(0.6), budget(1.0), budget(1e308)
+    ('8/255', '0.5', '0.6', '1', '1e+308')
     """
-    steps, short = round(255 * eps), f"{eps:.2g}"
+    steps, short = round(255 * min(eps, 1.0)), f"{eps:.2g}"  # beyond 1 the product may overflow
     if 0 < steps < 255 and abs(255 * eps - steps) < 1e-4 and abs(float(short) - eps) > 1e-6 * eps:
         return f"{steps}/255"
     return f"{eps:.3g}"
