@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,16 @@ from brittle.training.recipe import Adversary
 from brittle.training.streams import attack_block
 
 
-def perturb(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int = 0) -> Tensor:
+def perturb(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    adversary: Adversary,
+    keys: Tensor,
+    epoch: int = 0,
+    *,
+    precision: str = "32-true",
+) -> Tensor:
     """The inputs after all steps of PGD on the cross-entropy, from a random point of the budget.
 
     Unlike an attack that measures robustness, no sample stops early and the last point is taken, not the worst one.
@@ -28,6 +38,8 @@ def perturb(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: 
         adversary: Budget, norm, steps.
         keys: ``(N,)`` int64, one random number stream a sample; the start depends on it and the epoch alone.
         epoch: Counts the attacks on a sample.
+        precision: ``"bf16-mixed"``: the network's passes in bfloat16, the loss and the steps in full precision; any
+            other: all in the network's own, for gradients in float16 would vanish without scaling.
 
     Returns:
         ``(N, ...)`` within the budget and within [0, 1].
@@ -35,20 +47,40 @@ def perturb(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: 
     region = Region.of(x, adversary.eps, adversary.p, (0.0, 1.0))
     z = region.start(_draw_noise(x, adversary.p, keys, epoch))
     length = torch.full_like(region.eps, adversary.length)
+    passes = _in_bfloat16(model) if precision == "bf16-mixed" else model
     with frozen(model):
         for _ in range(adversary.steps):
-            _, _, gradient = loss_and_gradient(model, cross_entropy, z, y)
+            _, _, gradient = loss_and_gradient(passes, cross_entropy, z, y)
             z = region.project(ascend(z, gradient, length, adversary.p, gradient))
     return z
 
 
+def _in_bfloat16(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network's passes in bfloat16, its logits in single precision."""
+
+    def passes(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits: Tensor = model(x)
+        return logits.float()
+
+    return passes
+
+
 def perturb_first(
-    model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, keys: Tensor, epoch: int, count: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    adversary: Adversary,
+    keys: Tensor,
+    epoch: int,
+    count: int,
+    *,
+    precision: str = "32-true",
 ) -> Tensor:
     """The batch with its first ``count`` inputs attacked, as :func:`perturb`: its order is random already."""
     if count == 0:
         return x
-    attacked = perturb(model, x[:count], y[:count], adversary, keys[:count], epoch)
+    attacked = perturb(model, x[:count], y[:count], adversary, keys[:count], epoch, precision=precision)
     return attacked if count == len(x) else torch.cat([attacked, x[count:]])
 
 
