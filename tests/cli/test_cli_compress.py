@@ -110,6 +110,12 @@ def test_a_sweep_keeps_the_smallest_network_above_the_floor(swept):
     assert [*tables[0]["parameters"]] == [*tables[1]["parameters"]]
 
 
+def test_the_page_of_a_sweep_is_drawn_again_from_its_folder(swept, tmp_path):
+    for place in (swept, swept / "frontier.json"):
+        assert run(["report", str(place), "-o", str(tmp_path / "again.html")]) == 0
+        assert (tmp_path / "again.html").read_bytes() == (swept / "report.html").read_bytes()
+
+
 def test_a_sweep_without_a_network_above_the_floor_says_so_and_writes_all_the_same(compress, tmp_path, capsys):
     command = ("--sweep", "0.3", "--allocations", "k_term", "--min-robust", "1.0", "-q")
     (tmp_path / "out").mkdir()

@@ -15,7 +15,8 @@ from brittle.results import (
     NetworkSize,
     mcnemar,
 )
-from brittle.results.comparison import check_alike, paired_verdicts, read_result
+from brittle.results.comparison import check_alike, paired_verdicts
+from brittle.results.reading import read_result
 from helpers.audits import INF, VERDICTS, full, layer, norm_result, with_parts, with_verdicts
 
 
@@ -129,9 +130,20 @@ def test_a_comparison_comes_back_equal(tmp_path):
     comparison = compared(with_verdicts(1), with_verdicts(2))
     comparison.save(tmp_path / "comparison.json")
     assert Comparison.load(tmp_path / "comparison.json") == comparison
-    assert read_result(tmp_path / "comparison.json") == comparison
+    for path in (tmp_path, tmp_path / "comparison.json"):
+        assert read_result(path) == comparison
+
+
+def test_what_a_file_or_folder_holds_is_told_without_being_named(tmp_path):
     full().save(tmp_path / "audit.json")
-    assert read_result(tmp_path / "audit.json") == full()
+    for path in (tmp_path, tmp_path / "audit.json"):
+        assert read_result(path) == full()
+    compared(with_verdicts(1), with_verdicts(2)).save(tmp_path / "comparison.json")
+    with pytest.raises(InputError, match=r"^result: expected .* one of .*; got audit.json and comparison.json in"):
+        read_result(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"^result: expected .* one of .*; got none of them in"):
+        read_result(tmp_path / "empty")
 
 
 def changed(comparison: Comparison, **fields) -> Comparison:

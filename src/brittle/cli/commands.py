@@ -458,24 +458,22 @@ def _demo(
 
 @app.command("report")
 def _report(
-    audit: Annotated[Path, typer.Argument(help="An audit.json or a comparison.json.")],
+    result: Annotated[
+        Path, typer.Argument(help="An audit.json, comparison.json or frontier.json, or the folder that holds one.")
+    ],
     out: Annotated[Path, option("Output", "-o", "--out", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
-    """Draw the page again from an audit.json or a comparison.json; needs neither networks nor data.
+    """Draw the page of an audit, a comparison, a compression or a sweep again; needs neither networks nor data.
 
-    Example: brittle report brittle-audit/audit.json -o report.html
+    Example: brittle report brittle-audit -o report.html
     """
-    if not audit.is_file():
-        raise InputError(f"audit: expected an audit.json; got {audit}, {'no file' if audit.exists() else 'not there'}")
-    if out.resolve() == audit.resolve():
-        raise InputError(f"out: expected another file than the audit itself; got {out}")
-    from brittle.reporting import comparison_html, report_html
-    from brittle.results import Audit
-    from brittle.results.comparison import read_result
+    if result.is_file() and out.resolve() == result.resolve():
+        raise InputError(f"out: expected another file than the result itself; got {out}")
+    from brittle.reporting.redrawing import result_html
+    from brittle.results.reading import read_result
     from brittle.storage.files import write_text
 
-    result = read_result(audit)
-    write_text(out, report_html(result) if isinstance(result, Audit) else comparison_html(result))
+    write_text(out, result_html(read_result(result)))
     _say(f"Report: {out}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -266,21 +265,6 @@ class Comparison(Saved):
             InputError: As :meth:`from_json`, or there is no regular file, or one of more than 256 MB.
         """
         return Comparison.from_json(read_document(Path(path), "comparison"))
-
-
-def read_result(path: Path) -> Audit | Comparison:
-    """An audit or a comparison from its file, whichever it is.
-
-    Raises:
-        InputError: As :meth:`Audit.load` and :meth:`Comparison.load`.
-    """
-    text = read_document(path, "audit")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    is_comparison = isinstance(document, dict) and "networks" in document
-    return Comparison.from_json(text) if is_comparison else Audit.from_json(text)
 
 
 def paired_verdicts(first: Sequence[NormResult], other: Sequence[NormResult]) -> tuple[Paired, ...]:
