@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from brittle.compression import factorised, merged
     from brittle.data import Data, load_data
-    from brittle.delivery import Compression, Ladder, compress, sweep
+    from brittle.delivery import Compression, Ladder, compress, frontier
     from brittle.errors import InputError
     from brittle.evaluation import Execution, Threat, evaluate, minimal_distances, proven_robust
     from brittle.linear import (
@@ -64,7 +64,7 @@ _HOMES = {
     ),
     "compression": "factorised merged",
     "data": "Data load_data",
-    "delivery": "Compression Ladder compress sweep",
+    "delivery": "Compression Ladder compress frontier",
     "errors": "InputError",
     "evaluation": "Execution Threat evaluate minimal_distances proven_robust",
     "linear": (
@@ -83,11 +83,11 @@ __all__ = [
     "Adversary", "Audit", "Comparison", "Compression", "Data", "Evaluation", "Execution", "InputError", "Ladder",
     "Normalize", "Recipe", "Threat", "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted",
     "audit", "build_model", "certified_accuracy", "certified_radii", "chain_bounds", "compare", "compress",
-    "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm", "fill", "jacobian_norms", "k_term_error",
-    "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound", "load_data", "load_run", "merged",
-    "minimal_distances", "network_bounds", "nuclear_frobenius_ratio", "nuclear_spectral_ratio", "operator_norm",
-    "operator_norm_bounds", "pgd", "proven_robust", "read_layers", "read_state", "row_norms", "save_state",
-    "singular_values", "smallest_k", "spread", "square", "stable_rank", "sweep", "train", "universal_perturbation",
+    "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm", "fill", "frontier", "jacobian_norms",
+    "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound", "load_data",
+    "load_run", "merged", "minimal_distances", "network_bounds", "nuclear_frobenius_ratio", "nuclear_spectral_ratio",
+    "operator_norm", "operator_norm_bounds", "pgd", "proven_robust", "read_layers", "read_state", "row_norms",
+    "save_state", "singular_values", "smallest_k", "spread", "square", "stable_rank", "train", "universal_perturbation",
     "write_report",
 ]  # fmt: skip
 

@@ -44,7 +44,7 @@ def compress(into, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(into, tmp_path_factory):
-    """The folder of a sweep, to be read only."""
+    """The folder of a frontier, to be read only."""
     folder = tmp_path_factory.mktemp("swept") / "out"
     assert into(folder, *SWEEP, "-q") == 0
     return folder
@@ -76,6 +76,21 @@ def test_the_folder_holds_the_network_and_what_it_cost_also_below_a_floor(compre
     assert compress("--ratio", "0.4") == 2  # already there
 
 
+def test_the_planner_goes_by_the_first_budget_of_the_command(compress, monkeypatch):
+    from brittle.delivery import filters
+    from brittle.errors import InputError
+
+    asked = []
+
+    def note(*_, eps, p, **__):
+        asked.append((p, eps))
+        raise InputError("attack: expected no more")
+
+    monkeypatch.setattr(filters, "apgd", note)
+    assert compress("--p", "2", "--eps", "2=0.7", "--eps", "inf=0.01") == 2
+    assert asked == [(2.0, 0.7)]
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -98,7 +113,7 @@ def test_bad_input_is_one_line_and_writes_nothing(compress, tmp_path, capsys, op
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_keeps_the_smallest_network_above_the_floor(swept):
+def test_a_frontier_keeps_the_smallest_network_above_the_floor(swept):
     names = ["frontier.csv", "frontier.json", "frontier.parquet", "model.safetensors", "recipe.json", "report.html"]
     assert sorted(path.name for path in swept.iterdir()) == names
     frontier = Frontier.load(swept / "frontier.json")
@@ -110,13 +125,13 @@ def test_a_sweep_keeps_the_smallest_network_above_the_floor(swept):
     assert [*tables[0]["parameters"]] == [*tables[1]["parameters"]]
 
 
-def test_the_page_of_a_sweep_is_drawn_again_from_its_folder(swept, tmp_path):
+def test_the_page_of_a_frontier_is_drawn_again_from_its_folder(swept, tmp_path):
     for place in (swept, swept / "frontier.json"):
         assert run(["report", str(place), "-o", str(tmp_path / "again.html")]) == 0
         assert (tmp_path / "again.html").read_bytes() == (swept / "report.html").read_bytes()
 
 
-def test_a_sweep_without_a_network_above_the_floor_says_so_and_writes_all_the_same(compress, tmp_path, capsys):
+def test_a_frontier_without_a_network_above_the_floor_says_so_and_writes_all_the_same(compress, tmp_path, capsys):
     command = ("--sweep", "0.3", "--allocations", "k_term", "--min-robust", "1.0", "-q")
     (tmp_path / "out").mkdir()
     for name in ("recipe.json", "model.safetensors"):  # an earlier network, which must not pass for one above the floor
@@ -129,10 +144,10 @@ def test_a_sweep_without_a_network_above_the_floor_says_so_and_writes_all_the_sa
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(compress, swept, tmp_path, monkeypatch):
-    from brittle.delivery import sweeping
+def test_an_interrupted_frontier_goes_on_where_it_stopped(compress, swept, tmp_path, monkeypatch):
+    from brittle.delivery import frontiers
 
-    real, made = sweeping.finish, []
+    real, made = frontiers.finish, []
 
     def finish(plan, execution):
         if len(made) == 2:
@@ -140,13 +155,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(compress, swept, tmp_path
         made.append((plan.asked.allocate, plan.asked.ratio))
         return real(plan, execution)
 
-    monkeypatch.setattr(sweeping, "finish", finish)
+    monkeypatch.setattr(frontiers, "finish", finish)
     assert compress(*SWEEP) == 130
     assert len(pd.read_csv(tmp_path / "out" / "frontier.csv")) == 3
     assert not (tmp_path / "out" / "frontier.json").exists()
     interrupted = list(made)
     made.clear()
-    monkeypatch.setattr(sweeping, "finish", lambda *given: made.append(given[0].asked) or real(*given))
+    monkeypatch.setattr(frontiers, "finish", lambda *given: made.append(given[0].asked) or real(*given))
     assert compress(*SWEEP) == 0
     went_on = [(asked.allocate, asked.ratio) for asked in made[:2]]
     assert interrupted + went_on == [(name, ratio) for ratio in (0.3, 0.6) for name in ("k_term", "random")]

@@ -21,7 +21,7 @@ import typer
 
 from brittle._version import __version__
 from brittle.cli import values
-from brittle.cli.compression_options import COMPRESSION, FineTuning, Sweeping, chosen_threat, compression
+from brittle.cli.compression_options import COMPRESSION, FineTuning, FrontierOptions, chosen_threat, compression
 from brittle.cli.from_dataclass import by_records
 from brittle.cli.options import (
     ADVERSARY,
@@ -357,7 +357,7 @@ def _compress(
     samples: Samples,
     removal: Annotated[Values, COMPRESSION],
     tuning: FineTuning,
-    sweeping: Sweeping,
+    rungs: FrontierOptions,
     formats: Annotated[
         list[str] | None,
         option("Output", "--format", metavar="FORM", help="Also write onnx, pt2 or apb (repeatable); run in any case."),
@@ -380,7 +380,8 @@ def _compress(
     gate.check()
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
-    asked, ladder = compression(removal, tuning.recipe(threat["seed"]), threat["seed"]), sweeping.ladder()
+    asked = compression(removal, tuning.recipe(threat["seed"]), threat["seed"])
+    ladder = rungs.ladder(asked)
     if ladder is not None and gate.fail_under_robust is not None:
         raise InputError("fail-under-robust: expected none with --sweep, whose floor is --min-robust")
     _prepare_process(threads)
@@ -395,12 +396,12 @@ def _compress(
         if ladder is not None:
             if output.overwrite:
                 begun.unlink(missing_ok=True)
-            walk = delivery.sweep_of(
-                model, data, ladder, asked, attacks, training=training, p=norms, eps=eps, execution=how
-            )
-            _show_frontier(delivery.run_sweep(walk, origin, output.out, network.model.name), output, as_json)
+            walk = delivery.walk_of(model, data, ladder, attacks, training=training, p=norms, eps=eps, execution=how)
+            _show_frontier(delivery.keep_frontier(walk, origin, output.out, network.model.name), output, as_json)
             return
-        plan = delivery.plan_removal(model, data, asked, training=training, progress=how.progress or silent)
+        plan = delivery.plan_removal(
+            model, data, asked, training=training, p=norms, eps=eps, progress=how.progress or silent
+        )
         delivery.check_formats(formats or (), plan)
         delivery.check_kept(plan, origin)
         for warning in plan.warnings:
@@ -420,8 +421,8 @@ def _compress(
 
 
 def _show_frontier(frontier: Frontier, output: Output, as_json: bool) -> None:
-    """Say what a sweep has found, and leave with exit code 4 where no network is above the floor."""
-    from brittle.reporting.frontier import frontier_lines
+    """Say what a frontier shows, and leave with exit code 4 where no network is above the floor."""
+    from brittle.reporting.frontiers import frontier_lines
 
     shutil.rmtree(output.out / "parts", ignore_errors=True)
     if as_json:
@@ -463,7 +464,7 @@ def _report(
     ],
     out: Annotated[Path, option("Output", "-o", "--out", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
-    """Draw the page of an audit, a comparison, a compression or a sweep again; needs neither networks nor data.
+    """Draw the page of an audit, a comparison, a compression or a frontier again; needs neither networks nor data.
 
     Example: brittle report brittle-audit -o report.html
     """

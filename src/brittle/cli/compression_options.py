@@ -103,28 +103,28 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
-class Sweeping:
+class FrontierOptions:
     """Several ratios and allocations in place of one."""
 
     sweep: Annotated[
         str | None,
-        option("Sweep", metavar="FROM:TO:STEP", help="Networks of these ratios by all allocations: the frontier."),
+        option("Frontier", metavar="FROM:TO:STEP", help="Networks of these ratios by all allocations: the frontier."),
     ] = None
     allocations: Annotated[
-        str | None, option("Sweep", help="Allocations of a sweep, separated by commas.", show_default="all")
+        str | None, option("Frontier", help="Allocations of the frontier, separated by commas.", show_default="all")
     ] = None
     min_robust: Annotated[
         float | None,
         option(
-            "Sweep",
+            "Frontier",
             metavar="SHARE",
-            help="Keep the smallest network of a sweep whose robust accuracy is at least this share (0 to 1) in every "
-            "norm; end with exit code 4 if there is none.",
+            help="Keep the smallest network of the frontier whose robust accuracy is at least this share (0 to 1) in "
+            "every norm; end with exit code 4 if there is none.",
         ),
     ] = None
 
-    def ladder(self) -> Ladder | None:
-        """The networks of the sweep; None where one is asked for."""
+    def ladder(self, asked: Compression) -> Ladder | None:
+        """The networks of the frontier; None where one is asked for."""
         if self.sweep is None:
             if self.allocations is not None or self.min_robust is not None:
                 raise InputError("sweep: expected FROM:TO:STEP with --allocations and --min-robust; got none")
@@ -133,7 +133,7 @@ class Sweeping:
 
         names = self.allocations and tuple(name.strip() for name in self.allocations.split(","))
         chosen = {"allocations": names} if names else {}
-        return Ladder(values.steps("sweep", self.sweep), min_robust=self.min_robust, **chosen)
+        return Ladder(values.steps("sweep", self.sweep), min_robust=self.min_robust, compression=asked, **chosen)
 
 
 def compression(asked: Values, recipe: Recipe | None, seed: int) -> Compression:

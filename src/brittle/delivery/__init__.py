@@ -1,10 +1,10 @@
 """From a network to a smaller one that is measured and kept: plan, remove, repair, train, compare."""
 
 from brittle.delivery.compressing import Compressed, carry_out, compress
-from brittle.delivery.keeping import Origin, check_formats, check_kept, run_sweep, write_compressed
+from brittle.delivery.frontiers import Ladder, Walk, frontier, walk_of
+from brittle.delivery.keeping import Origin, check_formats, check_kept, keep_frontier, write_compressed
 from brittle.delivery.planning import Plan, plan_removal
 from brittle.delivery.request import Compression
-from brittle.delivery.sweeping import Ladder, Sweep, sweep, sweep_of
 
 __all__ = [
     "Compressed",
@@ -12,14 +12,14 @@ __all__ = [
     "Ladder",
     "Origin",
     "Plan",
-    "Sweep",
+    "Walk",
     "carry_out",
     "check_formats",
     "check_kept",
     "compress",
+    "frontier",
+    "keep_frontier",
     "plan_removal",
-    "run_sweep",
-    "sweep",
-    "sweep_of",
+    "walk_of",
     "write_compressed",
 ]

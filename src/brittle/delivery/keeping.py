@@ -14,18 +14,18 @@ from brittle.compression.leaderboard import export_masked
 from brittle.compression.rebuild import check_rebuilt, ranks_and_sizes
 from brittle.compression.removal import logit_gap
 from brittle.delivery.compressing import Compressed, recipe_of
+from brittle.delivery.frontiers import Walk
 from brittle.delivery.planning import Plan
 from brittle.delivery.removed import CHECKED
-from brittle.delivery.sweeping import Sweep
 from brittle.errors import InputError
 from brittle.models.borrow import device_of
 from brittle.reporting.comparison import comparison_html
-from brittle.reporting.frontier import frontier_html
+from brittle.reporting.frontiers import frontier_html
 from brittle.results import Comparison, CompressionRecipe, Frontier
 from brittle.storage.files import remove_files, replacing, write_text
 
 FRONTIER, TABLE, PARQUET = "frontier.json", "frontier.csv", "frontier.parquet"
-"""Files of a sweep: everything, and the table of all networks in two forms."""
+"""Files of a frontier: everything, and the table of all networks in two forms."""
 COMPARISON, REPORT, SAMPLES = "comparison.json", "report.html", "samples.parquet"
 """Files of a compression beside the network's own."""
 
@@ -128,7 +128,7 @@ def write_compressed(compressed: Compressed, origin: Origin, folder: Path, forma
     """
     recipe = with_origin(compressed.recipe, origin)
     comparison = replace(compressed.comparison, compression=recipe)
-    remove_files(folder, [FRONTIER, TABLE, PARQUET])  # of a sweep in the same folder
+    remove_files(folder, [FRONTIER, TABLE, PARQUET])  # of a frontier in the same folder
     for name in formats:
         FORMATS[name](compressed, folder)
     with replacing(folder / SAMPLES) as beside:
@@ -149,20 +149,20 @@ def write_frontier(frontier: Frontier, folder: Path) -> None:
     write_text(folder / FRONTIER, frontier.to_json())
 
 
-def run_sweep(walk: Sweep, origin: Origin, folder: Path, name: str) -> Frontier:
-    """Take a sweep row by row into a folder; what an interrupted one left there is gone on from.
+def keep_frontier(walk: Walk, origin: Origin, folder: Path, name: str) -> Frontier:
+    """Find a frontier row by row into a folder; what an interrupted one left there is gone on from.
 
     The table grows row by row. The smallest network above the floor, where there is one, is kept in the folder as
     :func:`write_compressed` would.
 
     Args:
-        walk: The sweep.
+        walk: To be gone.
         origin: Where the network came from.
         folder: Made if missing.
         name: What to call the network.
 
     Raises:
-        InputError: As :meth:`Sweep.frontiers`.
+        InputError: As :meth:`Walk.frontiers`.
     """
     state = folder / "parts" / FRONTIER
     before = Frontier.load(state) if state.is_file() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from brittle.reporting.comparison import comparison_html
-from brittle.reporting.frontier import frontier_html
+from brittle.reporting.frontiers import frontier_html
 from brittle.reporting.page import report_html
 from brittle.results import Audit, Comparison, Frontier
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from brittle.errors import InputError
 from brittle.results.comparison import Comparison
 from brittle.results.documents import Audit, read_document
-from brittle.results.frontier import Frontier
+from brittle.results.frontiers import Frontier
 
 FILES = ("audit.json", "comparison.json", "frontier.json")
 """What the commands call the results that have a page."""

@@ -40,6 +40,7 @@ class Ladder:
         ratios: Shares of the target that go, rising.
         allocations: How much goes where; every ratio is made by each. None for all that there are.
         min_robust: Floor under the robust accuracy in every norm, from 0 to 1; None for none.
+        compression: What else is asked; its ``ratio`` and ``allocate`` are not looked at.
 
     Raises:
         InputError: An attribute is out of range.
@@ -48,6 +49,7 @@ class Ladder:
     ratios: tuple[float, ...]
     allocations: tuple[str, ...] | None = None
     min_robust: float | None = None
+    compression: Compression = Compression()
 
     def __post_init__(self) -> None:
         inside = [ratio for ratio in self.ratios if 0 < ratio < 1]
@@ -61,14 +63,13 @@ class Ladder:
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """A sweep that can be taken row by row, and whose networks can be made again.
+class Walk:
+    """A frontier that can be found row by row, and whose networks can be made again.
 
     Attributes:
         model: The user's network; only read.
         parts: Samples by what they serve for.
-        asked: What is asked, whatever the ratio and the allocation.
-        ladder: The networks.
+        ladder: The networks, its allocations filled in.
         threat: The attacks.
         budgets: Budget by norm.
         execution: How the work is carried out.
@@ -76,7 +77,6 @@ class Sweep:
 
     model: nn.Module
     parts: Parts
-    asked: Compression
     ladder: Ladder
     threat: Threat
     budgets: Mapping[float, float]
@@ -95,7 +95,7 @@ class Sweep:
         base, signature = self._measure("none", 0.0, self.model, None, None)
         if before is not None and before.signature != signature:
             raise InputError(
-                "out: expected an earlier part of the same sweep; got one of another network, data, settings or version"
+                "out: expected an earlier part of the same frontier; got one of other data, settings or networks"
             )
         found = {(row.allocate, row.ratio): row for row in (before.rows if before else ())}
         makers, repair = dict[str, Callable[[float], Plan]](), before.repair if before else ()
@@ -110,7 +110,7 @@ class Sweep:
             rows.append(found[key])
             yield Frontier(
                 model=name or type(self.model).__name__,
-                asked=replace(request_of(replace(self.asked, allocate="k_term")), allocate="all"),
+                asked=replace(request_of(replace(self.ladder.compression, allocate="k_term")), allocate="all"),
                 repair=repair,
                 base=base,
                 rows=tuple(rows),
@@ -123,8 +123,8 @@ class Sweep:
         return finish(self._plans(row.allocate)(row.ratio), self.execution)
 
     def _plans(self, allocate: str) -> Callable[[float], Plan]:
-        score = None if allocate == "planner" else self.asked.score
-        asked, progress = replace(self.asked, allocate=allocate, score=score), self.execution.progress or silent
+        asked, progress = self.ladder.compression, self.execution.progress or silent
+        asked = replace(asked, allocate=allocate, score=None if allocate == "planner" else asked.score)
         return plans_of(self.model, self.parts, asked, self.budgets, progress=progress)
 
     def _plan(self, makers: dict[str, Callable[[float], Plan]], allocate: str, ratio: float) -> Plan | str:
@@ -174,7 +174,7 @@ class Sweep:
 
     def _signed(self, signature: Signature) -> Signature:
         """The signature of the attacks on a network with all else that the networks depend on."""
-        asked, training = self.asked, self.parts.training
+        asked, training = self.ladder.compression, self.parts.training
         settings = {
             name: value if isinstance(value, str | int | float | tuple) else str(value)
             for name, value in vars(asked).items()
@@ -188,32 +188,31 @@ class Sweep:
         )
 
 
-def sweep_of(
+def walk_of(
     model: nn.Module,
     data: Data,
     ladder: Ladder,
-    compression: Compression = Compression(),
     threat: Threat | None = None,
     *,
     training: Data | None = None,
     p: float | Sequence[float] = (math.inf, 2.0),
     eps: float | Mapping[float, float] | None = None,
     execution: Execution = Execution(),
-) -> Sweep:
-    """A sweep to be taken row by row; arguments and errors as :func:`sweep`."""
+) -> Walk:
+    """A frontier to be found row by row; arguments and errors as :func:`frontier`."""
     budgets = budgets_by_norm(eps, check_norms(p), data)
+    compression = ladder.compression
     if ladder.allocations is None:
         ladder = replace(ladder, allocations=allocations_for(compression.remove))
     parts = split_samples(data, training, compression.calibration, compression.seed)
     threat = threat or Threat(headline_attacks(data.classes), seed=compression.seed)
-    return Sweep(unwrapped(model), parts, compression, ladder, threat, budgets, execution)
+    return Walk(unwrapped(model), parts, ladder, threat, budgets, execution)
 
 
-def sweep(
+def frontier(
     model: nn.Module,
     data: Data,
     ladder: Ladder,
-    compression: Compression = Compression(),
     threat: Threat | None = None,
     *,
     training: Data | None = None,
@@ -226,8 +225,7 @@ def sweep(
     Args:
         model: As :func:`brittle.compress`.
         data: As :func:`brittle.compress`.
-        ladder: Ratios, allocations, and the floor under the robust accuracy.
-        compression: What else is asked; its ``ratio`` and ``allocate`` are not looked at.
+        ladder: Ratios, allocations, the floor under the robust accuracy, and what else is asked.
         threat: As :func:`brittle.compress`.
         training: As :func:`brittle.compress`.
         p: As :func:`brittle.compress`.
@@ -240,6 +238,6 @@ def sweep(
     Raises:
         InputError: As :func:`brittle.compress`; a ratio that cannot be met is no error but a row without numbers.
     """
-    walk = sweep_of(model, data, ladder, compression, threat, training=training, p=p, eps=eps, execution=execution)
-    *_, frontier = walk.frontiers()
-    return frontier
+    walk = walk_of(model, data, ladder, threat, training=training, p=p, eps=eps, execution=execution)
+    *_, last = walk.frontiers()
+    return last

@@ -1,4 +1,4 @@
-"""The page of a sweep: what robustness is left at every size, allocation by allocation."""
+"""The page of a frontier: what robustness is left at every size, allocation by allocation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def frontier_html(frontier: Frontier) -> str:
 
 
 def frontier_lines(frontier: Frontier) -> tuple[str, ...]:
-    """What the sweep shows, in plain words: the smallest network above the floor, then the allocations."""
+    """What the frontier shows, in plain words: the smallest network above the floor, then the allocations."""
     base = frontier.base
     lines = [_headline(frontier), f"Uncompressed: {_accuracies(base)}."]
     for p in frontier.norms:

@@ -1,4 +1,4 @@
-"""A sweep: every network is the one that a compression of its own would make, measured on the same samples."""
+"""A frontier: every network is the one that a compression of its own would make, measured on the same samples."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import torch
 
 from brittle.attacks import apgd
 from brittle.data.load import load_data
-from brittle.delivery import Compression, Ladder, plan_removal, sweep_of
+from brittle.delivery import Compression, Ladder, plan_removal, walk_of
 from brittle.delivery.compressing import finish
 from brittle.errors import InputError
 from brittle.evaluation import Execution, Threat, evaluate
@@ -22,16 +22,16 @@ QUICK = Threat([functools.partial(apgd, steps=4)])
 LADDER = Ladder((0.3, 0.6, 0.99), ("k_term", "random"), min_robust=0.2)
 
 
-def swept(ladder=LADDER, asked=ASKED, net=None):
+def walk(ladder=LADDER, asked=ASKED, net=None):
     options = {"training": TRAIN, "p": math.inf, "eps": 0.05, "execution": Execution(certify=False)}
-    return sweep_of(net or mlp(), TEST, ladder, asked, QUICK, **options)
+    return walk_of(net or mlp(), TEST, dataclasses.replace(ladder, compression=asked), QUICK, **options)
 
 
 @pytest.fixture(scope="module")
 def frontiers():
     net = mlp()
     with untouched(net):
-        return [*swept(net=net).frontiers(name="net")]
+        return [*walk(net=net).frontiers(name="net")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_every_network_is_the_one_of_a_compression_of_its_own(frontier):
     assert (row.share, row.size) == (recipe.share, recipe.after)
     own = evaluate(network, TEST, QUICK, eps=0.05, honesty=False, execution=Execution(certify=False))
     assert (own.clean_correct, own.robust_correct) == (row.clean.hits, row.robust(math.inf).hits)
-    made, _ = swept().make(row)
+    made, _ = walk().make(row)
     assert all(torch.equal(p, q) for p, q in zip(made.parameters(), network.parameters(), strict=True))
 
 
@@ -87,18 +87,18 @@ def test_allocations_are_summed_up_over_the_ratios_that_all_reach(frontier):
         assert frontier.area(name, math.inf) == pytest.approx(sum(rates) / 2)
 
 
-def test_what_an_earlier_sweep_found_is_not_found_again(frontiers, frontier, monkeypatch):
-    monkeypatch.setattr("brittle.delivery.sweeping.finish", lambda *_: pytest.fail("it was made before"))
-    again = [*swept().frontiers(frontier, "net")]
+def test_what_an_earlier_walk_found_is_not_found_again(frontiers, frontier, monkeypatch):
+    monkeypatch.setattr("brittle.delivery.frontiers.finish", lambda *_: pytest.fail("it was made before"))
+    again = [*walk().frontiers(frontier, "net")]
     assert again[-1] == frontier
     with pytest.raises(pytest.fail.Exception):
-        list(swept().frontiers(frontiers[0], "net"))
+        list(walk().frontiers(frontiers[0], "net"))
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"refit": False}, {"target": "macs"}, {"floor": 0.1}])
-def test_an_earlier_sweep_of_other_settings_is_refused(frontier, change):
-    with pytest.raises(InputError, match="expected an earlier part of the same sweep"):
-        next(swept(asked=dataclasses.replace(ASKED, **change)).frontiers(frontier, "net"))
+def test_an_earlier_frontier_of_other_settings_is_refused(frontier, change):
+    with pytest.raises(InputError, match="expected an earlier part of the same frontier"):
+        next(walk(asked=dataclasses.replace(ASKED, **change)).frontiers(frontier, "net"))
 
 
 def test_a_frontier_is_read_as_it_was_written(frontier, tmp_path):

@@ -92,7 +92,7 @@ class FrontierRow:
 
 @dataclass(frozen=True)
 class Frontier(Saved):
-    """The result of :func:`brittle.sweep`: networks of several ratios and allocations, beside the uncompressed one.
+    """The result of :func:`brittle.frontier`: networks of several ratios and allocations, beside the uncompressed one.
 
     Attributes:
         model: What the network is called.
