@@ -15,7 +15,7 @@ PACKAGE = Path(brittle.__file__).parent
 ROWS = [
     {"errors", "_version", "progress", "random_streams"},
     {"storage"},
-    {"results"},
+    {"results", "sweeps"},
     {"linear"},
     {"models", "data"},
     {"attacks", "bounds", "compression"},
@@ -27,7 +27,7 @@ ROWS = [
     {"cli"},
 ]
 """A package imports only from rows above its own: packages in one row do not know one another."""
-WITHOUT_TORCH = {"results", "reporting", "cli"}
+WITHOUT_TORCH = {"results", "sweeps", "reporting", "cli"}
 REPORTING_READS = {"errors", "_version", "progress", "storage", "results"}
 """Pages and figures are drawn from results alone."""
 EXTRAS = {
@@ -155,7 +155,7 @@ def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
     assert heavy == []
 
 
-@pytest.mark.parametrize("page", ["brittle.reporting", "brittle.results"])
+@pytest.mark.parametrize("page", ["brittle.reporting", "brittle.results", "brittle.sweeps"])
 def test_results_and_pages_need_no_torch(page):
     code = f"import sys, {page}; assert 'torch' not in sys.modules"
     run_code(code)
