@@ -1,12 +1,14 @@
 """The command line: parses, calls one function, prints. The only module that prints.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 bad usage or
-input (one line, no traceback), 4 done but below the floor that was asked for, 130 interrupted.
+input (one line, no traceback), 3 jobs of a sweep failed, 4 done but below the floor that was asked for (or a table
+apart from the stored one), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import _thread
+import functools
 import itertools
 import os
 import shutil
@@ -26,10 +28,12 @@ from brittle.cli.from_dataclass import by_records
 from brittle.cli.options import (
     ADVERSARY,
     EXECUTION,
+    EXPERIMENTS,
     FORMS,
     RECIPE,
     THREAT,
     Budgets,
+    DataRoot,
     Gate,
     InputShape,
     Interventions,
@@ -56,7 +60,7 @@ if TYPE_CHECKING:
 
     from brittle.data import Data
     from brittle.evaluation import Execution
-    from brittle.results import AttackResult, Audit, Comparison, Evaluation, Frontier
+    from brittle.results import AttackResult, Audit, Comparison, Evaluation, Frontier, Reproduction
 
 app = typer.Typer(
     name="brittle",
@@ -83,7 +87,7 @@ def run(arguments: list[str]) -> int:
         arguments: Everything after the program's name.
 
     Returns:
-        0 done, 1 failed to write or read a file, 2 bad usage or input, 4 below a floor, 130 interrupted.
+        0 done, 1 failed to write or read a file, 2 bad usage or input, 3 failed jobs, 4 below a floor, 130 interrupted.
     """
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="brittle", standalone_mode=False)
@@ -455,6 +459,68 @@ def _demo(
     from brittle.reporting import comparison_lines
 
     _say(*comparison_lines(comparison), f"Report: {out / 'report.html'}")
+
+
+@app.command("reproduce")
+def _reproduce(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Experiments: all, or some of {', '.join(EXPERIMENTS)}.")
+    ] = None,
+    listed: Annotated[
+        bool, option("Experiments", "--list", help="Tell claims, jobs, time, disk and data of each scale, and leave.")
+    ] = False,
+    scale: Annotated[
+        str, option("Experiments", help="smoke (a minute), small (up to 45 minutes on 2 cores) or paper (GPUs).")
+    ] = "small",
+    data_root: DataRoot = None,
+    check: Annotated[
+        bool, option("Experiments", "--check", help="Compare with the stored tables; exit code 4 where they differ.")
+    ] = False,
+    redraw: Annotated[
+        bool, option("Experiments", "--redraw", help="Draw and judge again from the tables; train nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None, option("Execution", min=1, help="Processes at once, one thread each; one a core by default.")
+    ] = None,
+    out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")] = Path("brittle-reproduced"),
+    quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False,
+) -> None:
+    """Try the papers' claims again: run experiments, judge each claim, write one page. Interrupted, it goes on.
+
+    Example: brittle reproduce fig3 --scale small --data-root data -o reproduced
+    """
+    Output(out, overwrite=True).check("report.html")
+    from brittle import experiments as tried
+
+    chosen = tried.named_experiments(names or ["all"] if listed else names or [])
+    if listed:
+        _say(*tried.overview(chosen))
+        return
+    if redraw:
+        result = tried.redraw(chosen, out, check=check)
+    else:
+        from brittle.sweeps import on_processes
+
+        executor = functools.partial(on_processes, workers=workers)
+        with stage_bars(quiet) as progress:
+            result = tried.reproduce(
+                chosen, scale, out, data_root=data_root, executor=executor, check=check, progress=progress
+            )
+    show_reproduction(result, out, quiet)
+
+
+def show_reproduction(result: Reproduction, out: Path, quiet: bool) -> None:
+    """Say what became of the claims; leave with exit code 3 where jobs failed, 4 where tables differ."""
+    from brittle.reporting.reproductions import reproduction_lines
+
+    if not quiet:
+        _say(*reproduction_lines(result), f"Report: {out / 'report.html'}")
+    if failed := sum(len(experiment.failed) for experiment in result.experiments):
+        raise typer.Exit(
+            _complain(f"{failed} jobs failed; the report names them, the same command tries them again", 3)
+        )
+    if apart := [c.column for experiment in result.experiments for c in experiment.checks if not c.agrees]:
+        raise typer.Exit(_complain(f"check: the stored tables differ in {', '.join(apart)}", 4))
 
 
 @app.command("report")

@@ -37,6 +37,7 @@ def check_seed(seed: int) -> int:
 
 
 FORMS = constant("brittle.data.load", "FORMS")
+EXPERIMENTS = constant("brittle.experiments.catalogue", "EXPERIMENTS")
 ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
 ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
 

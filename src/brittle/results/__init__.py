@@ -17,6 +17,14 @@ from brittle.results.frontiers import Frontier, FrontierRow
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import Argument, OperatorMethod, UniversalKind
 from brittle.results.rate import NotMeasured, Rate, Setting
+from brittle.results.reproduction import (
+    ClaimResult,
+    ClaimVerdict,
+    ColumnCheck,
+    ExperimentResult,
+    Reproduction,
+    Statistic,
+)
 from brittle.results.size import Latency, NetworkSize
 
 __all__ = [
@@ -27,11 +35,15 @@ __all__ = [
     "AttackResult",
     "Audit",
     "CertifiedCurve",
+    "ClaimResult",
+    "ClaimVerdict",
+    "ColumnCheck",
     "ComparedNetwork",
     "Comparison",
     "CompressionRecipe",
     "CompressionRequest",
     "Evaluation",
+    "ExperimentResult",
     "Flag",
     "Frontier",
     "FrontierRow",
@@ -49,10 +61,12 @@ __all__ = [
     "OperatorMethod",
     "Paired",
     "Rate",
+    "Reproduction",
     "SampleResult",
     "SecurityCurve",
     "Setting",
     "Signature",
+    "Statistic",
     "UniversalKind",
     "UniversalResult",
     "Verdict",

@@ -1,0 +1,70 @@
+"""The page of a reproduction: figure beside claim beside statistic beside verdict, one experiment after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from brittle.reporting.drawing import svg
+from brittle.reporting.page import environment
+from brittle.results import ClaimResult, ClaimVerdict, Reproduction
+from brittle.results.wording import all_printable, number
+
+LOOKS = {
+    ClaimVerdict.REPRODUCED: "robust",
+    ClaimVerdict.NOT_REPRODUCED: "weakened",
+    ClaimVerdict.OPPOSITE: "broken",
+    ClaimVerdict.NOT_TESTABLE: "unknown",
+}
+"""Colours of the verdicts, by the style's names."""
+
+
+def reproduction_html(reproduction: Reproduction, figures: Mapping[str, Figure]) -> str:
+    """The page as HTML without references to anything outside it; the same results give the same text.
+
+    Args:
+        reproduction: Experiments with their claims.
+        figures: By the experiment's name; those without rows have none.
+    """
+    drawn = {name: Markup(svg(figure)) for name, figure in figures.items()}
+    return (
+        environment()
+        .get_template("reproduction.html.j2")
+        .render(
+            reproduction=all_printable(reproduction),
+            lines=reproduction_lines(reproduction),
+            figures=drawn,
+            looks=LOOKS,
+            found=statistic_words,
+        )
+    )
+
+
+def reproduction_lines(reproduction: Reproduction) -> tuple[str, ...]:
+    """What came of the claims, in plain words: their number by verdict, then each experiment."""
+    verdicts = reproduction.verdicts
+    total = sum(verdicts.values())
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
+    lines = [f"{total} claims: {counted}." if total else "No claim could be judged."]
+    for experiment in reproduction.experiments:
+        told = ", ".join(f"{claim.verdict}" for claim in experiment.claims) or "nothing to judge"
+        failed = f"; {len(experiment.failed)} jobs failed" if experiment.failed else ""
+        lines.append(
+            f"{experiment.name} ({experiment.scale}, {experiment.rows} of {experiment.jobs} jobs{failed}): {told}."
+        )
+        if experiment.checks:
+            apart = [check.column for check in experiment.checks if not check.agrees]
+            said = f"all {len(experiment.checks)} columns agree" if not apart else f"apart in {', '.join(apart)}"
+            lines.append(f"{experiment.name} against the stored table: {said}.")
+    return tuple(lines)
+
+
+def statistic_words(claim: ClaimResult) -> str:
+    """A statistic with its interval and the number of seeds."""
+    statistic = claim.statistic
+    if statistic.value is None:
+        return "not measured"
+    interval = "" if statistic.low is None else f" [{number(statistic.low)}, {number(statistic.high)}]"
+    return f"{number(statistic.value)}{interval}, {statistic.n} seed{'' if statistic.n == 1 else 's'}"

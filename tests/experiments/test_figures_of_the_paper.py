@@ -1,0 +1,101 @@
+"""The jobs of the paper's figures: bounds stand in their order, and every code path of every scale runs."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from brittle.data.load import load_data
+from brittle.experiments import fig3, fig4, named_experiments
+from brittle.models.architectures.fcn import fcn
+from helpers.experiments import lines
+from helpers.grids import in_this_process
+
+TINY = {"data": "digits", "width": 12, "epochs": 1, "samples": 12}
+"""In place of a scale's own: one pass, on tiny data."""
+
+
+def every_kind(experiment, *kinds):
+    """One job's settings of the largest scale for every combination of values in these columns, made tiny."""
+    found = {tuple(settings[name] for name in kinds): settings for settings in experiment.settings("paper")}
+    return [settings | TINY for settings in found.values()]
+
+
+JOBS = [(fig3, settings) for settings in every_kind(fig3.EXPERIMENT, "intervention")]
+JOBS += [(fig4, settings) for settings in every_kind(fig4.EXPERIMENT, "classes")]
+
+
+@pytest.mark.parametrize(("figure", "settings"), JOBS, ids=lambda part: getattr(part, "__name__", None))
+def test_every_path_of_the_papers_scale_runs(figure, settings):
+    state = torch.get_rng_state()
+    row = figure.run(**settings)
+    assert torch.equal(state, torch.get_rng_state())
+    numbers = [value for value in row.values() if isinstance(value, float)]
+    assert numbers == [pytest.approx(value) for value in numbers]  # no NaN equals itself
+    assert not set(row) & set(settings)
+
+
+def test_bounds_of_figure_3_stand_in_the_order_that_the_theory_proves():
+    rank = {"intervention": "rank", "seed": 1} | TINY
+    for strength in (2, 12):
+        row = fig3.run(**rank | {"strength": strength, "epochs": 4, "samples": 60})
+        assert row["best"] <= row["exact"] * (1 + 1e-9)
+        assert row["exact"] <= row["product"] * (1 + 1e-9)
+        assert row["exact"] <= row["sharp"] * (1 + 1e-9)
+        assert row["sharp"] <= row["paper"] * (1 + 1e-9)
+        assert row["local"] <= row["best"]
+        assert 0 <= row["gap"] <= row["certified_gap"]
+        assert 0 <= row["robust_accuracy"] <= row["clean_accuracy"]
+
+
+def test_the_printed_form_takes_the_best_k_up_to_the_rank():
+    """Of flat spectra the best k is the rank, where the printed form of a layer is sqrt(h / r) times its norm."""
+    network = fcn(16, 16, 2, 16)
+    for module in (network[1], network[3]):
+        Q = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+        module.weight.data = Q @ torch.diag(torch.tensor([1.0] * 4 + [0.0] * 12)) @ Q.mT
+    bounds, margins = fig3.lipschitz_bounds(network)
+    assert bounds["paper"] == pytest.approx(4 * bounds["alignments"], rel=1e-4)
+    assert bounds["sharp"] == pytest.approx(bounds["alignments"], rel=1e-4)
+    assert margins.shape == (16, 16)
+
+
+def test_labels_of_two_classes_are_parities():
+    data = load_data("digits", limit=50)
+    job = {"classes": 2, "alpha": 0.0, "seed": 0} | TINY
+    assert 0 <= fig4.run(**job)["clean_accuracy"] <= 1
+    assert set((data.labels % 2).tolist()) == {0, 1}
+
+
+def test_robustness_is_judged_where_the_plain_network_keeps_three_quarters():
+    kept = {0.125: 0.99, 0.5: 0.9, 1.0: 0.7, 2.0: 0.1}
+    rows = [
+        {"alpha": alpha, "seed": seed} | {f"kept_{eps:g}": share - 5 * alpha for eps, share in kept.items()}
+        for alpha in (0.0, 0.05)
+        for seed in range(3)
+    ]
+    table = pd.DataFrame(rows)
+    assert fig4.judged_budget(table) == 1.0
+    assert fig4.robustness_lost(table).value == pytest.approx(-0.25)
+
+
+@pytest.mark.slow
+def test_the_smoke_scale_draws_its_figures_and_judges_nothing(tmp_path):
+    from brittle.experiments import reproduce
+
+    result = reproduce(named_experiments(["all"]), "smoke", tmp_path, executor=in_this_process)
+    for experiment in result.experiments:
+        assert (experiment.rows, experiment.failed) == (experiment.jobs, ())
+        assert {claim.verdict for claim in experiment.claims} == {"not testable at this scale"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == len(result.experiments)
+    assert "Printed form of Theorem 3.2" in page
+
+
+def test_no_experiment_has_the_name_of_another_or_claims_twice_the_same():
+    for experiment in named_experiments(["all"]):
+        sentences = [claim.sentence for claim in experiment.claims]
+        assert len(set(sentences)) == len(sentences)
+        assert all(claim.measure for claim in experiment.claims)
+        assert dataclasses.replace(experiment).name == experiment.name != lines().name
