@@ -45,8 +45,8 @@ import brittle
 from brittle import Adversary, Recipe, Threat, apgd, apgd_targeted
 from brittle.compression.allocation import ALLOCATIONS, cut, keep_best
 from brittle.compression.cost import ChannelCosts, channel_costs
-from brittle.compression.groups import ChannelGroups, channel_groups, remove_units, unit_scores
-from brittle.compression.planner import Calibration, cross_entropy, plan
+from brittle.compression.groups import ChannelGroups, channel_groups, mask_units, remove_units, unit_scores
+from brittle.compression.planner import Calibration, candidates, cross_entropy, plan
 from brittle.compression.recalibration import recalibrated
 from brittle.compression.refit import kept_rows, refitted
 from brittle.compression.scores import row_l2
@@ -183,7 +183,12 @@ def plans_of(
     """Kept units at every share of the MACs, and which of the planner's candidates it was."""
     budgets = [share * costs.total() for share in shares]
     if method == "planner":
-        plans = plan(model, groups, costs, budgets, calibration, judge(judged.x, judged.y, eps))
+        choices, robust = candidates(model, groups, costs, calibration), judge(judged.x, judged.y, eps)
+
+        def of(kept: dict[str, Tensor]) -> float:
+            return robust(recalibrated(mask_units(model, groups, kept), calibration.both[0]))
+
+        plans = [plan(choices, costs.without, budget, of) for budget in budgets]
         return [(found.kept, found.candidate) for found in plans]
     scores = unit_scores(model, groups, row_l2)
     orders = {"k_term": functools.partial(ALLOCATIONS["k_term"], q=2.0)}  # type: ignore[call-arg]

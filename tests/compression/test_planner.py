@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.compression.allocation import cut, keep_best
+from brittle.compression.allocation import cut, keep_best, layerwise
 from brittle.compression.cost import channel_costs
 from brittle.compression.groups import channel_groups, mask_units
 from brittle.compression.importance import unit_gradients
-from brittle.compression.planner import Calibration, cross_entropy, influence, per_cost, plan
+from brittle.compression.planner import (
+    Calibration,
+    Candidate,
+    candidates,
+    cross_entropy,
+    influence,
+    per_cost,
+    plan,
+)
 from helpers.branching import branching
 
 
@@ -90,21 +98,29 @@ def test_a_plan_meets_its_budget_and_is_the_judges_choice():
     groups = channel_groups(model, x)
     costs = channel_costs(model, groups.groups, x, "macs")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    seen = []
+    choices, seen = candidates(model, groups, costs, Calibration(x, y, x)), []
 
-    def judge(network):
+    def judge(kept):
         """Accuracy on what the whole network says."""
-        assert not network.training
         with torch.no_grad():
-            seen.append(float((network(x).argmax(1) == y).double().mean()))
+            seen.append(float((mask_units(model, groups, kept)(x).argmax(1) == y).double().mean()))
         return seen[-1]
 
-    budgets = [0.7 * costs.total(), 0.5 * costs.total()]
-    plans = plan(model, groups, costs, budgets, Calibration(x, y, x), judge)
-    assert len(plans) == 2
-    for found, budget in zip(plans, budgets, strict=True):
-        assert found.cut.cost == pytest.approx(budget, abs=0.1 * costs.total())
+    for share in (0.7, 0.5):
+        seen.clear()
+        found = plan(choices, costs.without, share * costs.total(), judge)
+        assert found.cut.cost == pytest.approx(share * costs.total(), abs=0.1 * costs.total())
         assert found.cut.cost == pytest.approx(costs.total({n: len(k) for n, k in found.kept.items()}))
-        assert found.judged[found.candidate] == max(found.judged.values())
-    assert sorted(seen) == sorted(v for found in plans for v in found.judged.values())
+        assert found.judged[found.candidate] == max(found.judged.values()) == max(seen)
+        assert found.score == choices[found.candidate].score
+        assert judge(found.kept) == found.judged[found.candidate]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_candidates_that_keep_the_same_units_are_judged_once_and_the_first_wins():
+    scores, asked = {"a": torch.arange(6.0), "b": torch.arange(4.0)}, []
+    same = Candidate("influence", scores, layerwise(scores))
+    other = Candidate("row_l2", {"a": torch.arange(6.0).flip(0), "b": scores["b"]}, layerwise(scores))
+    choices = {"one": same, "two": same, "three": other}
+    found = plan(choices, lambda gone: 10.0 - gone.sum(), 5.0, lambda kept: asked.append(kept) or 0.5)
+    assert (len(asked), found.candidate, [*found.judged]) == (2, "one", ["one", "two", "three"])

@@ -204,7 +204,7 @@ def test_it_is_exact_where_removed_units_depend_on_those_that_stay(kind):
 def test_no_layer_is_further_off_after_its_fit_and_all_fits_are_each_in_turn(seed):
     model, x = branching(seed).double().eval(), uniform(seed, 30, 3, 8, 8, dtype=torch.float64)
     small, rows = halved(model, x, seed)
-    whole = refitted(small, model, x, rows=rows, batch_size=11)
+    whole = refitted(small, model, x, rows=rows)
     order = list(outputs(small, [n for n, m in small.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)], x))
     order = [name for name in order if getattr(small.get_submodule(name), "groups", 1) == 1]
     wanted, repaired, gains = outputs(model, order, x), small, []
@@ -219,6 +219,59 @@ def test_no_layer_is_further_off_after_its_fit_and_all_fits_are_each_in_turn(see
     assert any(gains)
     for name, tensor in repaired.state_dict().items():
         torch.testing.assert_close(whole.state_dict()[name], tensor, rtol=1e-8, atol=1e-10)
+
+
+class Counted(nn.Module):
+    """Passes on what it reads, and counts its calls, those of its copies as well."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __deepcopy__(self, memo):
+        return Counted(self.calls)
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return x
+
+
+def test_every_network_passes_its_inputs_on_once_whatever_its_depth():
+    passes = {"original": [], "compact": []}
+    for depth in (2, 5):
+        layers = seeded(lambda: [nn.Linear(6, 6) for _ in range(depth)])  # noqa: B023
+        original, compact = (
+            nn.Sequential(Counted(calls), *(one for layer in copy.deepcopy(layers) for one in (layer, nn.ReLU())))
+            for calls in passes.values()
+        )
+        refitted(compact, original, uniform(0, 20, 6))
+    assert passes == {"original": [20, 20], "compact": [2, 20, 2, 20]}  # two inputs tell which layers run
+
+
+def test_outputs_that_are_changed_in_place_or_held_a_few_at_a_time_are_fitted_all_the_same(monkeypatch):
+    model, x = branching(3), uniform(3, 30, 3, 8, 8)
+    small, rows = halved(model, x)
+    expected = refitted(small, model, x, rows=rows).state_dict()
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    monkeypatch.setattr("brittle.compression.refit.OUTPUTS_AT_ONCE", 1)
+    for name, tensor in refitted(small, model, x, rows=rows).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_products_in_single_precision_are_near_enough_for_the_ridge():
+    """Inputs that vary a thousand times more in one direction than in the others, far from zero."""
+    x = 10 + draw(0, 400, 60) * torch.cat([torch.tensor([1e3], dtype=torch.float64), torch.ones(59).double()])
+    original = nn.Sequential(dense(draw(1, 5, 60), draw(2, 5)))
+    compact = copy.deepcopy(original)
+    with torch.no_grad():
+        compact[0].weight[:, 1:30] = 0
+    exact, near = (
+        refitted(copy.deepcopy(compact).to(kind), copy.deepcopy(original).to(kind), x.to(kind))[0].weight.detach()
+        for kind in (torch.float64, torch.float32)
+    )
+    assert float((near - exact).norm()) < 1e-2 * float((exact - compact[0].weight.detach()).norm())
 
 
 def test_a_trained_network_cut_in_half_is_repaired_without_labels():
@@ -291,10 +344,10 @@ def test_outputs_that_do_not_correspond_are_refused():
         refitted(small, model, x)
 
 
-@pytest.mark.parametrize("wrong", [{"ridge": 0.0}, {"ridge": float("nan")}, {"batch_size": 0}])
+@pytest.mark.parametrize("wrong", [{"ridge": 0.0}, {"ridge": float("nan")}])
 def test_values_out_of_range_are_refused(wrong):
     model, x = convnet(), digits()[0][:4]
-    with pytest.raises(InputError, match=r"^inputs, batch_size, ridge: expected"):
+    with pytest.raises(InputError, match=r"^inputs, ridge: expected"):
         refitted(model, model, x, **wrong)
     with pytest.raises(InputError, match=r"^inputs"):
         refitted(model, model, x[:0])

@@ -17,6 +17,7 @@ from brittle.delivery.samples import split_samples
 from brittle.errors import InputError
 from brittle.evaluation import Execution, Threat
 from brittle.models.macs import network_size
+from brittle.reporting.compression import compression_lines
 from brittle.results import Latency
 from brittle.training import Recipe
 from helpers.networks import convnet, mlp, untidy, untouched
@@ -65,6 +66,17 @@ def test_the_planner_meets_the_ratio_names_its_candidate_and_repeats_itself():
     assert equal(*(plan.removed.network for plan in plans))
     by_score = plan_removal(mlp(), TEST, asked(ratio=0.5, score="row_l1"), training=TRAIN)
     assert (by_score.asked.allocation, by_score.removed.candidate) == ("k_term", None)
+
+
+@pytest.mark.parametrize(
+    ("judged", "candidate", "score"), [((2, 1, 0), "influence", "influence"), ((0, 1, 0), "k_term", "row_l2")]
+)
+def test_the_recipe_says_what_ranked_the_units_of_the_candidate_that_won(monkeypatch, judged, candidate, score):
+    turn = iter(judged)
+    monkeypatch.setattr("brittle.delivery.filters.judge_of", lambda *_: lambda network: next(turn))
+    _, recipe = finish(plan_removal(mlp(), TEST, asked(ratio=0.5), training=TRAIN))
+    assert (recipe.candidate, recipe.asked.score) == (candidate, score)
+    assert f"planner (its candidate {candidate}), ranked by {score}." in " ".join(compression_lines(recipe))
 
 
 def test_single_weights_go_by_the_share_that_was_asked_for():

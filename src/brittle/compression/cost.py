@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brittle.compression.groups import ChannelGroup
 from brittle.compression.removal import Convolution
 from brittle.errors import InputError
-from brittle.models.borrow import frozen
+from brittle.models.borrow import unwrapped
+from brittle.models.macs import layer_macs, network_size
 
 Target = Literal["parameters", "macs"]
 Counts = Mapping[str, int]
@@ -31,7 +31,8 @@ class Layer:
         outputs: Channels or neurons.
         inputs: Channels or neurons that one output reads: of a grouped convolution those of its own group.
         kernel: Entries of the kernel: 1 for a Linear.
-        positions: Places at which the layer is evaluated for one sample, over all its calls.
+        positions: Places at which the layer is evaluated for one sample, over all its calls: of the outputs, and of a
+            transposed convolution of the inputs, each of which meets its whole kernel.
         bias: Whether it has one.
     """
 
@@ -134,17 +135,17 @@ class SeparateCosts:
 def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, target: Target) -> ChannelCosts:
     """Read the cost of a network.
 
-    Parameters are those of all its modules; MACs are the multiplications of Linear layers and convolutions for one
-    sample (attention's products of activations, norms and activations left out).
+    Exact: parameters and MACs of the network and of every compact one are those of
+    :func:`brittle.models.macs.network_size`.
 
     Args:
         model: Left as it is.
         groups: Groups of units.
-        x: Inputs ``(N, ...)``: one gives the number of places at which every layer is evaluated.
+        x: Inputs ``(N, ...)``; the first is used.
         target: ``"parameters"`` or ``"macs"``.
 
     Raises:
-        InputError: The target is unknown.
+        InputError: The target is unknown, or the network cannot run on the input.
     """
     check_target(target)
     layers = layer_sizes(model, x)
@@ -167,7 +168,8 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
     factor = [layer.kernel * (1.0 if target == "parameters" else layer.positions) for layer in layers]
     units = np.array([group.units for group in groups], dtype=np.int64)
     inside = float(np.array(factor) @ sizes.prod(1) + each @ units)
-    whole = float(sum(p.numel() for p in model.parameters())) if target == "parameters" else inside
+    size = network_size(model, x)
+    whole = float(size.parameters if target == "parameters" else size.macs or 0)
     return ChannelCosts(
         tuple(group.name for group in groups), units, np.array(factor), sizes[:, 0], sizes[:, 1],
         from_outputs, from_inputs, each, whole - inside,
@@ -181,36 +183,23 @@ def check_target(target: str) -> None:
 
 
 def layer_sizes(model: nn.Module, x: Tensor) -> list[Layer]:
-    """Sizes of every Linear and convolution that one sample goes through, in the order of the modules.
+    """Sizes of every Linear and convolution, in the order of the modules.
 
     Args:
         model: Left as it is.
         x: Inputs ``(N, ...)``; the first is used.
+
+    Raises:
+        InputError: As :func:`brittle.models.macs.layer_macs`.
     """
-    positions = dict[nn.Module, float]()
-
-    def count(module: nn.Module, _: object, output: Tensor) -> None:
-        outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        entries = output[0].numel()
-        if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            entries //= math.prod(module.stride)  # an input entry meets the whole kernel, an output entry a part
-        assert isinstance(outputs, int)
-        positions[module] = positions.get(module, 0.0) + entries / outputs
-
-    maps = {m: name for name, m in model.named_modules() if isinstance(m, nn.Linear | Convolution)}
-    handles = [module.register_forward_hook(count) for module in maps]
-    try:
-        with frozen(model), torch.no_grad():
-            model(x[:1].to(next(model.parameters()).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers = []
-    for module, name in maps.items():
+    macs, layers = layer_macs(model, x), []
+    for name, module in unwrapped(model).named_modules():
         if isinstance(module, nn.Linear):
             sizes = module.out_features, module.in_features, 1
-        else:
-            assert isinstance(module, Convolution)
+        elif isinstance(module, Convolution):
             sizes = module.out_channels, module.in_channels // module.groups, math.prod(module.kernel_size)
-        layers.append(Layer(name, *sizes, positions.get(module, 0.0), module.bias is not None))
+        else:
+            continue
+        positions = macs.get(name, 0) / max(1, math.prod(sizes))
+        layers.append(Layer(name, *sizes, positions, module.bias is not None))
     return layers

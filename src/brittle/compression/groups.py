@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from brittle.compression.removal import Convolution, Kept, Side, compact, difference, expanded, is_depthwise, masked
+from brittle.compression.removal import (
+    Convolution,
+    Kept,
+    Side,
+    Transposed,
+    compact,
+    difference,
+    expanded,
+    is_depthwise,
+    masked,
+)
 from brittle.errors import InputError, one_line
 from brittle.models.borrow import unwrapped
 
@@ -267,6 +277,8 @@ def _obstacle(model: nn.Module, sides: Sequence[Side], keep: Sequence[str]) -> s
         if not isinstance(module, nn.Linear | Convolution | Norm | nn.PReLU):
             kind = "a parameter outside of such modules" if module is None else f"a {type(module).__name__}"
             return f"its channels pass through {side.module}, {kind}, which takes them together"
+        if isinstance(module, Transposed) and module.groups > 1 and not is_depthwise(module):
+            return f"{side.module} is a transposed convolution of {module.groups} groups"
         if is_parametrized(module) or any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
             return f"the weight of {side.module} is parametrised or shared"
         if not side.channels.numel() or int(side.channels.max()) >= _size(module, side.out):

@@ -72,6 +72,7 @@ def _by_channel(module: nn.Module, a: Tensor, gradient: Tensor | None) -> Tensor
     """``(N, channels)``: the product of values and gradients, summed over all places."""
     if gradient is None:
         gradient = torch.zeros_like(a)
-    product = (a * gradient).detach().double().cpu()
+    product = a.detach() * gradient
     axis = product.ndim - 1 if isinstance(module, nn.Linear) else 1
-    return product.movedim(axis, 1).flatten(2).sum(2) if product.ndim > 2 else product
+    summed = product.movedim(axis, 1).flatten(2).sum(2) if product.ndim > 2 else product
+    return summed.double().cpu()

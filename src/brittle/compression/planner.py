@@ -11,7 +11,7 @@ most of the planner's time; theory page, "The planner".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.compression.allocation import Cut, Priorities, cut, k_term, keep_best, layerwise
+from brittle.compression.allocation import Cost, Cut, Priorities, cut, k_term, keep_best, layerwise
 from brittle.compression.cost import ChannelCosts
 from brittle.compression.groups import ChannelGroups, unit_scores
 from brittle.compression.importance import unit_gradients
-from brittle.compression.recalibration import recalibrated
-from brittle.compression.removal import Kept, masked
+from brittle.compression.removal import Kept
 from brittle.compression.scores import row_l2
 from brittle.progress import Progress, silent
 
@@ -68,6 +67,44 @@ def per_cost(scores: Mapping[str, Tensor], costs: ChannelCosts) -> dict[str, Ten
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A way to choose what goes.
+
+    Attributes:
+        score: What ranks the units of a group.
+        scores: ``(units,)`` by group; units of the highest stay.
+        priorities: In which order units go.
+    """
+
+    score: str
+    scores: Mapping[str, Tensor]
+    priorities: Priorities
+
+
+def candidates(
+    model: nn.Module, groups: ChannelGroups, costs: ChannelCosts, calibration: Calibration
+) -> dict[str, Candidate]:
+    """What the planner chooses from, whatever the budget, by name.
+
+    ``influence`` over the cost that a unit saves, the paper's ``k_term`` error of the rows' norms, and ``layerwise`` by
+    influence.
+
+    Args:
+        model: Left as it is.
+        groups: Of the network.
+        costs: Of the network, in the target's unit.
+        calibration: What influence is measured on.
+    """
+    influences = influence(model, groups, calibration)
+    norms = unit_scores(model, groups, row_l2)
+    return {
+        "influence": Candidate("influence", influences, per_cost(influences, costs)),
+        "k_term": Candidate("row_l2", norms, k_term(norms, q=2.0)),
+        "layerwise": Candidate("influence", influences, layerwise(influences)),
+    }
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the planner decided.
 
@@ -75,71 +112,55 @@ class Plan:
         kept: Units that stay, by group.
         cut: Their numbers, what is left of the cost, groups at their floor.
         candidate: Name of the candidate that won.
-        judged: What the judge said of every candidate's network.
+        score: What ranked its units.
+        judged: What the judge said of every candidate.
     """
 
     kept: dict[str, Tensor]
     cut: Cut
     candidate: str
+    score: str
     judged: dict[str, float]
 
 
 def plan(
-    model: nn.Module,
-    groups: ChannelGroups,
-    costs: ChannelCosts,
-    budgets: Sequence[float],
-    calibration: Calibration,
-    judge: Callable[[nn.Module], float],
+    choices: Mapping[str, Candidate],
+    cost: Cost,
+    budget: float,
+    judge: Callable[[Kept], float],
     *,
-    repair: Callable[[Kept], nn.Module] | None = None,
     floor: int | Mapping[str, int] = 1,
     round_to: int = 1,
     progress: Progress = silent,
-) -> list[Plan]:
+) -> Plan:
     """Choose how many and which units of every group stay so that robust accuracy does.
 
-    Candidates: ``influence`` (over the cost that a unit saves), the paper's ``k_term`` on the norms of rows, and
-    ``layerwise`` by influence. Each is cut to the budget, repaired and judged; the best one wins, the first of equals.
+    Each candidate is cut to the budget and judged; the best one wins, the first of equals.
 
     Args:
-        model: Left as it is.
-        groups: Of the network.
-        costs: Of the network, in the target's unit.
-        budgets: Costs to meet; a plan each, for one price of measuring.
-        calibration: What influence and losses are measured on.
-        judge: From a network to how good it is, robust accuracy on held-out attacked samples for example.
-        repair: From kept units to the network that is judged, repaired as it will be; by default the masked network
-            with its batch norms measured again.
+        choices: The :func:`candidates`.
+        cost: What is left of the cost, by the numbers removed.
+        budget: The cost to meet.
+        judge: From the units that stay to how good their network is: robust accuracy on held-out attacked samples, of
+            the network repaired as it will be, for example. Asked once where candidates keep the same units.
         floor: Units that every group keeps at least, or by group.
         round_to: Kept numbers are multiples of this.
         progress: Told how far it is.
 
-    Returns:
-        A plan for every budget.
-
     Raises:
-        InputError: A budget cannot be met.
+        InputError: The budget cannot be met.
     """
-    influences = influence(model, groups, calibration)
-    norms = unit_scores(model, groups, row_l2)
-    candidates: dict[str, tuple[dict[str, Tensor], Priorities]] = {
-        "influence": (influences, per_cost(influences, costs)),
-        "k_term": (norms, k_term(norms, q=2.0)),
-        "layerwise": (influences, layerwise(influences)),
-    }
-    repair = repair or (lambda kept: recalibrated(masked(model, groups.groups, kept), calibration.both[0]))
-    plans, done = [], 0
-    for budget in budgets:
-        cuts = {
-            name: cut(priorities, costs.without, budget, floor=floor, round_to=round_to)
-            for name, (_, priorities) in candidates.items()
-        }
-        judged = {}
-        for name, found in cuts.items():
-            progress("judge plans", done, len(budgets) * len(candidates))
-            judged[name], done = judge(repair(keep_best(candidates[name][0], found.counts))), done + 1
-        best = max(judged, key=judged.__getitem__)
-        plans.append(Plan(keep_best(candidates[best][0], cuts[best].counts), cuts[best], best, judged))
-    progress("judge plans", done, done)
-    return plans
+    plans, judged = dict[str, tuple[Cut, dict[str, Tensor]]](), dict[str, float]()
+    for number, (name, choice) in enumerate(choices.items()):
+        progress("judge plans", number, len(choices))
+        made = cut(choice.priorities, cost, budget, floor=floor, round_to=round_to)
+        kept = keep_best(choice.scores, made.counts)
+        same = next((other for other, (_, units) in plans.items() if _equal(units, kept)), None)
+        plans[name], judged[name] = (made, kept), judge(kept) if same is None else judged[same]
+    progress("judge plans", len(choices), len(choices))
+    best = max(judged, key=judged.__getitem__)
+    return Plan(plans[best][1], plans[best][0], best, choices[best].score, judged)
+
+
+def _equal(one: Kept, other: Kept) -> bool:
+    return all(torch.equal(units, other[name]) for name, units in one.items())

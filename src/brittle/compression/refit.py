@@ -25,7 +25,12 @@ from brittle.models.forward import output_of
 LARGEST_FIT = 8192
 """Most weights of one row that are fitted: the normal equations have the square of that many entries."""
 ENTRIES_AT_ONCE = 2**24
-"""Of the patches that a convolution reads, in double precision."""
+"""Of the patches that a convolution reads."""
+OUTPUTS_AT_ONCE = 2**28
+"""Entries of the uncompressed layers' outputs that are held together, about: a gigabyte in single precision."""
+SINGLE = 0.1
+"""Least ridge at which the products of a network in single precision are taken in it: they are off by some 10^-7 of C,
+which is at most ``n / ridge`` times what the ridge adds to it, and so by a hundredth of that."""
 
 
 def refitted(
@@ -36,7 +41,6 @@ def refitted(
     rows: Mapping[str, Tensor] | None = None,
     layers: Sequence[str] | None = None,
     ridge: float = 0.3,
-    batch_size: int = 128,
 ) -> nn.Module:
     r"""A copy of a compressed network, its layers fitted to the outputs of the uncompressed one; no labels.
 
@@ -54,32 +58,38 @@ def refitted(
         compact: The compressed network: modules of the original under their names, of fewer outputs or inputs; left
             bit-equal. Where a layer became a low-rank pair, the second factor is fitted to the layer's outputs.
         original: The uncompressed network; left bit-equal.
-        inputs: ``(N, ...)``, of the kind that the network will meet.
+        inputs: ``(N, ...)``, of the kind that the network will meet. They go through the networks together: memory is
+            taken for what the largest layer yields of all of them.
         rows: Outputs of the original that a layer still has, rising, by name: :func:`kept_rows`. All where not named.
         layers: Names in the compressed network. By default every ``nn.Linear`` and ``nn.Conv2d`` of one group with a
             weight of its own that has a counterpart, runs once, and has at most ``LARGEST_FIT`` weights a row.
         ridge: Above 0, without unit: how much the fit is drawn to the weights that are there.
-        batch_size: Inputs at once.
 
     Returns:
-        The copy; zeros among its weights do not stay zeros. It takes two passes a layer, up to that layer.
+        The copy; zeros among its weights do not stay zeros. It takes one pass of each network: every layer is fitted
+        when its turn has come, and hands on what it yields by then.
 
     Raises:
         InputError: A value is out of range, a named layer cannot be fitted, outputs do not correspond, or a network
             cannot run on the inputs.
     """
-    if len(inputs) == 0 or batch_size < 1 or not 0 < ridge < math.inf:
-        got = f"{len(inputs)}, {batch_size} and {ridge}"
-        raise InputError(f"inputs, batch_size, ridge: expected at least 1, 1, and a number above 0; got {got}")
-    rows, repaired = rows or {}, copy.deepcopy(compact)
-    with frozen(original), frozen(repaired), torch.no_grad():
-        for fit in _fits(repaired, original, inputs, layers):
-            equations = _Equations.of(fit.layer)
-            for part in inputs.split(batch_size):
-                _, target = _seen_at(fit.source, original, part)
-                read, output = _seen_at(fit.layer, repaired, part)
-                equations.add(read, _missing(target, output, rows.get(fit.source_name), fit))
-            equations.solve(ridge, fit.name)
+    if len(inputs) == 0 or not 0 < ridge < math.inf:
+        raise InputError(f"inputs, ridge: expected at least 1, and a number above 0; got {len(inputs)} and {ridge}")
+    repaired = copy.deepcopy(compact)
+    with frozen(original), frozen(repaired), torch.no_grad(), ExitStack() as hooks:
+        fits = list(_fits(repaired, original, inputs[:2], layers))
+        targets = _Targets(original, inputs, fits, rows or {})
+
+        def fit_in_turn(fit: _Fit, args: Sequence[Tensor]) -> None:
+            read = args[0]
+            missing = _missing(targets.take(fit), fit.layer.forward(read), fit)
+            _solve(fit, read, missing, ridge)
+
+        for fit in fits:
+            turn = lambda _, args, options, fit=fit: fit_in_turn(fit, (*args, *options.values()))  # noqa: E731
+            hooks.enter_context(fit.layer.register_forward_pre_hook(turn, with_kwargs=True))
+        if fits:
+            repaired(inputs.to(device_of(repaired)))
     return repaired
 
 
@@ -157,26 +167,52 @@ class _Reached(BaseException):
     """Ends a forward pass whose rest is of no interest; no ``except Exception`` of a network's own stops it."""
 
 
-def _seen_at(layer: nn.Module, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer reads and what it yields when the model runs on ``x``."""
-    seen = list[tuple[Tensor, Tensor]]()
+class _Targets:
+    """What the uncompressed layers yield, seen as the fits need it: a pass yields as many as may be held together.
 
-    def look(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((args[0], output))
-        raise _Reached
+    Args:
+        original: The uncompressed network.
+        inputs: ``(N, ...)``.
+        fits: Of the layers, in their order.
+        rows: Outputs that a layer still has, by the name of the uncompressed one.
+    """
 
-    with layer.register_forward_hook(look), suppress(_Reached):
-        output_of(model, x.to(device_of(model)), "inputs")
-    if not seen:
-        raise InputError("original: expected a network that runs the same layers as the compressed one; got another")
-    return seen[0]
+    def __init__(self, original: nn.Module, inputs: Tensor, fits: Sequence[_Fit], rows: Mapping[str, Tensor]) -> None:
+        self._original, self._inputs, self._rows = original, inputs.to(device_of(original)), rows
+        self._unseen = {fit.source_name: fit.source for fit in fits}
+        self._seen = dict[str, Tensor]()
+
+    def take(self, fit: _Fit) -> Tensor:
+        """What a layer of the compressed network is to yield; asked for once."""
+        while fit.source_name not in self._seen:
+            before = len(self._seen)
+            with ExitStack() as hooks, suppress(_Reached):
+                for name, source in self._unseen.items():
+                    look = lambda _, args, output, name=name: self._keep(name, output)  # noqa: E731
+                    hooks.enter_context(source.register_forward_hook(look))
+                output_of(self._original, self._inputs, "inputs")
+            self._unseen = {name: source for name, source in self._unseen.items() if name not in self._seen}
+            if len(self._seen) == before:
+                raise InputError(
+                    "original: expected a network that runs the same layers as the compressed one; got another"
+                )
+        return self._seen.pop(fit.source_name)
+
+    def _keep(self, name: str, output: Tensor) -> None:
+        """Keep the rows that are still there of what a layer yields, and end the pass where that is enough."""
+        if name in self._seen:
+            return
+        rows = self._rows.get(name)
+        axis = 1 if isinstance(self._unseen[name], nn.Conv2d) else output.ndim - 1
+        copied = output.clone() if rows is None else output.index_select(axis, rows.to(output.device))
+        self._seen[name] = copied  # a copy, for what reads the output may change it in place
+        enough = sum(tensor.numel() for tensor in self._seen.values()) >= OUTPUTS_AT_ONCE
+        if enough or len(self._unseen.keys() - self._seen.keys()) == 0:
+            raise _Reached
 
 
-def _missing(target: Tensor, output: Tensor, kept: Tensor | None, fit: _Fit) -> Tensor:
+def _missing(target: Tensor, output: Tensor, fit: _Fit) -> Tensor:
     """What a layer's outputs lack of those of the uncompressed one."""
-    axis = 1 if isinstance(fit.layer, nn.Conv2d) else target.ndim - 1
-    if kept is not None:
-        target = target.index_select(axis, kept.to(target.device))
     if target.shape != output.shape:
         raise InputError(
             f"rows: expected the outputs of {fit.source_name!r} that {fit.name!r} still has; got "
@@ -185,66 +221,77 @@ def _missing(target: Tensor, output: Tensor, kept: Tensor | None, fit: _Fit) -> 
     return target.to(output.device) - output
 
 
-@dataclass
-class _Equations:
-    """The normal equations of a layer's fit, summed up in double precision over what it reads, ``(T, n)``.
+def _solve(fit: _Fit, read: Tensor, missing: Tensor, ridge: float) -> None:
+    """Change a layer's weight and bias so that it yields more of what is missing of its outputs."""
+    layer = fit.layer
+    m, n = len(layer.weight), layer.weight[0].numel()
+    few = missing.numel() // m < n
+    change, mean, lacking = (_by_samples if few else _by_weights)(layer, read, missing, ridge)
+    if not bool(torch.isfinite(change).all() and torch.isfinite(lacking).all()):
+        raise InputError(
+            f"inputs: expected finite values at layer {fit.name!r}, and a ridge that rounding leaves; got others"
+        )
+    layer.weight.add_(change.view_as(layer.weight))
+    if layer.bias is not None:
+        layer.bias.add_(lacking - change @ mean)
 
-    Attributes:
-        layer: The layer; its matrix is ``(m, n)``.
-        origin: ``(n,)``, subtracted from what a layer with bias reads: about its mean, for near it no digits are lost.
-        gram: ``(n, n)``: what it reads, times itself.
-        cross: ``(m, n)``: what its outputs lack, times what it reads.
-        read: ``(n,)``, the sum of what it reads.
-        lacking: ``(m,)``, the sum of what its outputs lack.
-        count: T.
+
+Solution = tuple[Tensor, Tensor, Tensor]
+"""The change of a matrix ``(m, n)``, and the means of what it reads ``(n,)`` and of what its outputs lack ``(m,)``."""
+
+
+def _by_weights(layer: Map, read: Tensor, missing: Tensor, ridge: float) -> Solution:
+    """From the normal equations of the weights of a row, ``(n, n)``, summed up part by part."""
+    m, n = len(layer.weight), layer.weight[0].numel()
+    single = ridge >= SINGLE and layer.weight.dtype == torch.float32
+    zeros, own = layer.weight.new_zeros, torch.float32 if single else torch.double
+    gram, cross = zeros(n, n, dtype=torch.double), zeros(m, n, dtype=torch.double)
+    reads, lacks = zeros(n, dtype=torch.double), zeros(m, dtype=torch.double)
+    origin, count = zeros(n, dtype=own), 0
+    for x, e in _parts(layer, read, missing):
+        X, E = x.to(own), e.to(own)
+        if count == 0 and layer.bias is not None:
+            origin = X.mean(0)  # about the mean, for near it no digits are lost
+        X = X - origin
+        gram += X.mT @ X
+        cross += E.mT @ X
+        reads += X.sum(0)
+        lacks += E.sum(0)
+        count += len(X)
+    mean = reads / count if layer.bias is not None else zeros(n, dtype=torch.double)
+    C, D = gram - count * torch.outer(mean, mean), cross - torch.outer(lacks, mean)
+    strength = ridge * C.trace() / n
+    change = _divided(C, D, strength) if strength != 0 and bool(D.any()) else torch.zeros_like(D)
+    return change, origin.double() + mean, lacks / count
+
+
+def _by_samples(layer: Map, read: Tensor, missing: Tensor, ridge: float) -> Solution:
+    """From the equations of the T samples and positions, ``(T, T)``, where they are fewer than the weights of a row.
+
+    ``D (C + lambda I)^-1 = E^T (X X^T + lambda I)^-1 X`` for ``C = X^T X`` and ``D = E^T X``.
     """
+    X, E = (torch.cat(parts).double() for parts in zip(*_parts(layer, read, missing), strict=True))
+    mean, lacking = X.mean(0), E.mean(0)
+    if layer.bias is not None:
+        X, E = X - mean, E - lacking
+    strength = ridge * X.square().sum() / X.shape[1]
+    nothing = strength == 0 or not bool(E.any())
+    change = E.new_zeros(E.shape[1], X.shape[1]) if nothing else _divided(X @ X.mT, E.mT, strength) @ X
+    return change, mean, lacking
 
-    layer: Map
-    origin: Tensor
-    gram: Tensor
-    cross: Tensor
-    read: Tensor
-    lacking: Tensor
-    count: int = 0
 
-    @staticmethod
-    def of(layer: Map) -> _Equations:
-        W = layer.weight.flatten(1).double()
-        (m, n), zeros = W.shape, W.new_zeros
-        return _Equations(layer, zeros(n), zeros(n, n), zeros(m, n), zeros(n), zeros(m))
+def _divided(C: Tensor, D: Tensor, strength: Tensor) -> Tensor:
+    """``D (C + strength I)^-1``; not numbers where rounding has made C no square."""
+    factor, failed = torch.linalg.cholesky_ex(C + strength * torch.eye(len(C)).to(C))
+    return D * math.nan if failed else torch.cholesky_solve(D.mT, factor).mT
 
-    def add(self, read: Tensor, missing: Tensor) -> None:
-        """Take in a batch of what the layer reads, and of what its outputs lack."""
-        m, n = self.cross.shape
-        at_once = max(1, ENTRIES_AT_ONCE // (n * missing[0].numel() // m))
-        for x, e in zip(read.split(at_once), missing.split(at_once), strict=True):
-            X = _patches(self.layer, x).double()
-            E = (e.movedim(1, -1) if isinstance(self.layer, nn.Conv2d) else e).reshape(-1, m).double()
-            if self.count == 0 and self.layer.bias is not None:
-                self.origin = X.mean(0)
-            X = X - self.origin
-            self.gram += X.mT @ X
-            self.cross += E.mT @ X
-            self.read += X.sum(0)
-            self.lacking += E.sum(0)
-            self.count += len(X)
 
-    def solve(self, ridge: float, name: str) -> None:
-        """Change the layer's weight and bias."""
-        mean = self.read / self.count if self.layer.bias is not None else torch.zeros_like(self.read)
-        C = self.gram - self.count * torch.outer(mean, mean)
-        D = self.cross - torch.outer(self.lacking, mean)
-        if not bool(torch.isfinite(D).all() and torch.isfinite(C).all()):
-            raise InputError(f"inputs: expected finite values; got others at layer {name!r}")
-        strength, change = ridge * C.trace() / len(C), torch.zeros_like(D)
-        if strength > 0 and bool(D.any()):
-            factor, failed = torch.linalg.cholesky_ex(C + strength * torch.eye(len(C)).to(C))
-            if failed:
-                raise InputError(f"ridge: expected a larger number for layer {name!r}; got {ridge}")
-            change = torch.cholesky_solve(D.mT, factor).mT
-        self.layer.weight.add_(change.view_as(self.layer.weight))
-        if self.layer.bias is not None:
-            self.layer.bias.add_(self.lacking / self.count - change @ (self.origin + mean))
+def _parts(layer: Map, read: Tensor, missing: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the layer multiplies its matrix with, ``(t, n)``, and what its outputs lack, ``(t, m)``, part by part."""
+    m, n = len(layer.weight), layer.weight[0].numel()
+    at_once = max(1, ENTRIES_AT_ONCE // (n * missing[0].numel() // m))
+    for x, e in zip(read.split(at_once), missing.split(at_once), strict=True):
+        yield _patches(layer, x), (e.movedim(1, -1) if isinstance(layer, nn.Conv2d) else e).reshape(-1, m)
 
 
 def _patches(layer: Map, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from brittle.models.borrow import frozen
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 Kept = Mapping[str, Tensor]
 """Units that stay ``(kept,)``, rising, by the name of their group."""
 
@@ -125,7 +126,7 @@ def expanded(small: nn.Module, model: nn.Module, groups: Sequence[Units], kept: 
             elif tensor.ndim < 2:
                 place[_left(len(place), lost[name, True])] = tensor.detach()
             else:
-                swap = _is_transposed(before) and not is_depthwise(before)
+                swap = isinstance(before, Transposed) and not is_depthwise(before)
                 place, values = (w.transpose(0, 1) if swap else w for w in (place, tensor.detach()))
                 goes = none if is_depthwise(before) else _inside(before, lost.get((name, False), none))
                 rows = _left(place.shape[0], lost.get((name, True), none))
@@ -178,18 +179,15 @@ def _rows(module: nn.Module) -> list[Tensor]:
     return [p for p in (module.weight, getattr(module, "bias", None)) if isinstance(p, Tensor)]
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-
-
 def _from_outputs(module: nn.Module, tensor: Tensor) -> Tensor:
     """A view with output channels first."""
-    return tensor.data.transpose(0, 1) if tensor.ndim > 1 and _is_transposed(module) else tensor.data
+    second = isinstance(module, Transposed) and not is_depthwise(module)
+    return tensor.data.transpose(0, 1) if tensor.ndim > 1 and second else tensor.data
 
 
 def _from_inputs(module: nn.Module, weight: Tensor) -> Tensor:
     """A view with input channels second."""
-    return weight.data.transpose(0, 1) if _is_transposed(module) else weight.data
+    return weight.data.transpose(0, 1) if isinstance(module, Transposed) else weight.data
 
 
 def _inside(module: nn.Module, channels: Tensor) -> Tensor:
@@ -216,7 +214,7 @@ def _shrink(module: nn.Module, name: str, index: Tensor, axis: int) -> None:
 def _cut_outputs(module: nn.Module, lost: Tensor, *, depthwise: bool) -> None:
     if isinstance(module, Convolution):
         left = _left(module.out_channels, lost)
-        _shrink(module, "weight", left, 1 if _is_transposed(module) and not depthwise else 0)
+        _shrink(module, "weight", left, 1 if isinstance(module, Transposed) and not depthwise else 0)
         _shrink(module, "bias", left, 0)
         module.out_channels = len(left)
         if depthwise:
@@ -244,6 +242,6 @@ def _cut_inputs(module: nn.Module, lost: Tensor) -> None:
     else:
         assert isinstance(module, Convolution)
         inside = _left(module.in_channels // module.groups, _inside(module, lost))
-        axis = 0 if _is_transposed(module) else 1
+        axis = 0 if isinstance(module, Transposed) else 1
         _shrink(module, "weight", inside, axis)
         module.in_channels = len(inside) * module.groups

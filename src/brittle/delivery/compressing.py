@@ -134,7 +134,7 @@ def recipe_of(plan: Plan, network: nn.Module) -> CompressionRecipe:
     """What a network was made of; by which architecture it can be built again, its saver says."""
     asked, x = plan.asked, plan.parts.seen[0][:1]
     return CompressionRecipe(
-        asked=request_of(asked),
+        asked=replace(request_of(asked), score=plan.removed.score or asked.score_name),
         arch=None,
         arguments={},
         mean=(),

@@ -21,7 +21,7 @@ from brittle.compression import (
 )
 from brittle.compression.cost import ChannelCosts
 from brittle.compression.groups import ChannelGroups
-from brittle.compression.planner import Calibration, plan
+from brittle.compression.planner import Calibration, Plan, candidates, plan
 from brittle.compression.removal import Kept
 from brittle.delivery.mending import JUDGED, mended
 from brittle.delivery.removed import (
@@ -41,8 +41,10 @@ from brittle.results import GroupCut
 
 CALIBRATION_STEPS, JUDGE_STEPS = 20, 5
 """Steps of APGD that attack the samples of a plan, and those that judge its candidates."""
-Choice = Callable[[float], tuple[Kept, str | None]]
-"""From a ratio to the units that stay, and how they were chosen where there was a choice."""
+Choice = Callable[[float], tuple[Kept, Plan | None]]
+"""From a ratio to the units that stay, and the plan where the planner chose."""
+TRIED = 2
+"""Samples on which the network of a candidate is compared with the masked one; that of the winner on all."""
 
 
 def filter_remover(model: nn.Module, basis: Basis, asked: Compression) -> Remover:
@@ -63,14 +65,15 @@ def filter_remover(model: nn.Module, basis: Basis, asked: Compression) -> Remove
     choose = by(model, groups, costs, basis, asked)
 
     def remove(ratio: float) -> Removed:
-        kept, candidate = choose(ratio)
+        kept, chosen = choose(ratio)
         counts = {name: len(units) for name, units in kept.items()}
         cuts = [GroupCut(g.name, g.units, counts[g.name], _others(kept[g.name], g.units)) for g in groups.groups]
         return Removed(
             network=remove_units(model, groups, kept, x),
             cuts=tuple(cuts),
             share=1 - costs.total(counts) / costs.total(),
-            candidate=candidate,
+            candidate=chosen.candidate if chosen else None,
+            score=chosen.score if chosen else None,
             whole=groups.whole,
             rows=kept_rows(model, groups.groups, kept),
             masked=lambda network: mask_units(model, groups, kept, network),
@@ -99,17 +102,19 @@ def _by_planner(
     )
     judge = judge_of(basis.x[half:], basis.y[half:], basis.p, basis.eps, asked.seed)
 
-    def repair(kept: Kept) -> nn.Module:
-        small = remove_units(model, groups, kept, x[:CHECKED])
-        return mended(small, model, x, kept_rows(model, groups.groups, kept), asked, price=JUDGED)
+    choices = candidates(model, groups, costs, Calibration(x, y, attacked))
 
-    def choose(ratio: float) -> tuple[Kept, str | None]:
+    def judge_repaired(kept: Kept) -> float:
+        small = remove_units(model, groups, kept, x[:TRIED])
+        return judge(mended(small, model, x, kept_rows(model, groups.groups, kept), asked, price=JUDGED))
+
+    def choose(ratio: float) -> tuple[Kept, Plan]:
         check_reachable(ratio, units, costs.without, asked)
-        (found,) = plan(
-            model, groups, costs, [(1 - ratio) * costs.total()], Calibration(x, y, attacked), judge,
-            repair=repair, floor=floors_of(units, asked), round_to=asked.round_to, progress=basis.progress,
+        chosen = plan(
+            choices, costs.without, (1 - ratio) * costs.total(), judge_repaired,
+            floor=floors_of(units, asked), round_to=asked.round_to, progress=basis.progress,
         )  # fmt: skip
-        return found.kept, found.candidate
+        return chosen.kept, chosen
 
     return choose
 

@@ -167,6 +167,7 @@ class Walk:
             size=recipe.after if recipe else network_size(network, data.inputs[:1]),
             norms=norms,
             paired=paired_verdicts(base.norms, norms) if base else (),
+            candidate=recipe.candidate if recipe else None,
             warnings=recipe.warnings if recipe else (),
             seconds=(recipe.seconds if recipe else {}) | seconds,
         )

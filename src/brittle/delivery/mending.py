@@ -12,22 +12,26 @@ from brittle.delivery.request import Compression
 
 JUDGED, FINAL = 2e11, 2e12
 """Multiply-accumulates that the fit of a candidate of the planner's, and of the network that is kept, may cost: about
-20 and 200 CPU seconds on a ResNet-18, where a few dozen images have more patches than a layer has weights a row."""
+3 and 30 CPU seconds on a ResNet-18, where a few dozen images have more patches than a layer has weights a row."""
 FEWEST = 32
 """Samples that a fit looks at in any case."""
+YIELDED = 2**28
+"""Most entries of what one layer yields of all samples: a gigabyte in single precision."""
 
 
 def affordable(model: nn.Module, x: Tensor, price: float) -> Tensor:
     """As many of some inputs as a fit may look at: the normal equations of a layer that reads n numbers at t positions
-    take t n^2 multiply-accumulates a sample.
+    take t n^2 multiply-accumulates a sample, and all samples go through the network together.
 
     Args:
         model: Left as it is.
         x: Inputs ``(N, ...)``.
         price: Multiply-accumulates in all.
     """
-    each = sum(layer.positions * (layer.inputs * layer.kernel) ** 2 for layer in layer_sizes(model, x))
-    return x[: max(FEWEST, int(price / max(1.0, each)))]
+    layers = layer_sizes(model, x)
+    each = sum(layer.positions * (layer.inputs * layer.kernel) ** 2 for layer in layers)
+    largest = max((layer.positions * layer.outputs for layer in layers), default=0)
+    return x[: max(FEWEST, int(min(price / max(1.0, each), YIELDED / max(1.0, largest))))]
 
 
 def mended(

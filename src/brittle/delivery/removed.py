@@ -31,6 +31,7 @@ class Removed:
         cuts: Units before and after, by group.
         share: Of the target's cost that went, exactly.
         candidate: Which of the planner's candidates it is; None without a planner.
+        score: What ranked the units of that candidate; None likewise.
         whole: Why units of other layers cannot go, by the layer's name.
         rows: Outputs that stay, rising, by the name of every layer that loses some.
         masked: From the network, repaired or trained, to the one of the uncompressed sizes that computes the same; None
@@ -41,6 +42,7 @@ class Removed:
     cuts: tuple[GroupCut, ...]
     share: float
     candidate: str | None = None
+    score: str | None = None
     whole: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     masked: Callable[[nn.Module], nn.Module] | None = None

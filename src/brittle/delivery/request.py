@@ -78,7 +78,7 @@ class Compression:
                 listed = ", ".join(choice for choice in allowed if choice is not None)
                 raise InputError(f"{name}: expected one of {listed}; got {value!r}")
         if self.allocate == "planner" and self.score is not None:
-            raise InputError(f"score: expected none with the planner, which ranks by influence; got {self.score_name}")
+            raise InputError(f"score: expected none with the planner, which has its own; got {self.score_name}")
         for name, least in (("round_to", 1), ("calibration", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}; got {getattr(self, name)}")
@@ -97,9 +97,9 @@ class Compression:
 
     @property
     def score_name(self) -> str:
-        """What ranks the units of a layer, the default filled in."""
+        """What ranks the units of a layer, the default filled in; of the planner it is known when it has chosen."""
         if self.score is None:
-            return "influence" if self.allocation == "planner" else SCORES[self.remove][0]
+            return "of the candidate" if self.allocation == "planner" else SCORES[self.remove][0]
         return self.score if isinstance(self.score, str) else getattr(self.score, "__name__", type(self.score).__name__)
 
 

@@ -17,7 +17,7 @@ class CompressionRequest:
     Attributes:
         remove: ``filters``, ``ranks`` or ``weights``.
         allocate: How the amount was divided among the layers.
-        score: What ranked the units of a layer.
+        score: What ranked the units of a layer; where the planner chose, those of its candidate that won.
         target: What the ratio is a share of: ``parameters``, ``macs`` or ``latency``.
         ratio: Share of the target that was to go, from 0 to 1.
         seed: Of whatever was drawn at random.

@@ -36,6 +36,7 @@ class FrontierRow:
         size: Parameters, multiply-accumulates and bytes; None likewise.
         norms: Accuracies at the standard budget and the certified bound of the sensitivity; none likewise.
         paired: Verdicts against the uncompressed network's, sample by sample.
+        candidate: Which of the planner's candidates it is; None where no planner chose.
         warnings: What should be known of it, a sentence each; why the ratio cannot be met.
         seconds: That planning, repair, fine-tuning and measuring took, by these names.
     """
@@ -46,6 +47,7 @@ class FrontierRow:
     size: NetworkSize | None = None
     norms: tuple[NormResult, ...] = ()
     paired: tuple[Paired, ...] = ()
+    candidate: str | None = None
     warnings: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
@@ -74,7 +76,8 @@ class FrontierRow:
 
     def cells(self) -> dict[str, Any]:
         """The row as numbers by the names of the table's columns."""
-        found: dict[str, Any] = {"allocate": self.allocate, "ratio": self.ratio, "share": self.share}
+        found: dict[str, Any] = {"allocate": self.allocate, "candidate": self.candidate}
+        found |= {"ratio": self.ratio, "share": self.share}
         size = self.size
         found |= {name: getattr(size, name) if size else None for name in ("parameters", "macs", "bytes")}
         found |= _rate("clean", self.clean) | _test("clean", self.test("clean"))
