@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from brittle.sweeps import Job
+from brittle.sweeps.drivers import process
+from brittle.sweeps.work import Done, Task, perform
 
 HERE = "helpers.grids"
 
@@ -43,16 +46,22 @@ def calls(folder: Path, job: Job) -> list[int]:
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def grid(folder: Path, a: int = 3, b: int = 2) -> list[Job]:
+def grid(folder: Path, a: int = 3, b: int = 2, function: str = f"{HERE}:add") -> list[Job]:
     """Jobs that add, ``a`` times ``b`` of them, with effects in ``folder``."""
     folder.mkdir(exist_ok=True)
     settings = [{"a": i, "b": j} for i in range(a) for j in range(b)]
-    return [Job(f"{HERE}:add", both, places={"folder": str(folder)}) for both in settings]
+    return [Job(function, both, places={"folder": str(folder)}) for both in settings]
 
 
-def in_this_process(tasks):
+def in_this_process(tasks: Iterator[Task | None]) -> Generator[Done, None, None]:
     """An executor that does one task after the other where it is called."""
-    from brittle.sweeps.work import Done, perform
+    for task in tasks:
+        if task is None:
+            time.sleep(0.01)
+        else:
+            yield Done(task, **perform(task.job.code, {**task.job.settings, **task.job.places}))
 
-    while (task := next(tasks, None)) is not None:
-        yield Done(task, **perform(task.job.code, {**task.job.settings, **task.job.places}))
+
+def gone(number: int) -> bool:
+    """Whether there is no such process any more, or only its exit code."""
+    return process(number) == str(number)

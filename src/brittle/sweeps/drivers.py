@@ -78,17 +78,30 @@ class Watch:
 
     def lives(self, driver: str) -> bool:
         """Whether a driver is at work, as far as is known."""
-        document = f"drivers/{driver}/beat.json"
-        life = self.store.read([document]).get(document, {})
-        if life.get("over"):
-            return False
-        if life and life["machine"] and life["machine"] == machine():
-            return bool(life["process"] == process(int(life["process"].split()[0])))
+        life = sign_of(self.store, driver)
+        certain = gone_or_here(life)
+        if certain is not None:
+            return certain
         beats, since = self._last.get(driver, (None, 0.0))
         if driver not in self._last or beats != life.get("beats"):
             self._last[driver] = (life.get("beats"), time.monotonic())
             return True
         return time.monotonic() - since < STALE
+
+
+def sign_of(store: Store, driver: str) -> dict[str, Any]:
+    """A driver's last sign of life; empty where it left none."""
+    name = f"drivers/{driver}/beat.json"
+    return store.read([name]).get(name, {})
+
+
+def gone_or_here(life: dict[str, Any]) -> bool | None:
+    """Whether a driver lives, where its last sign tells: it is over, or was on this machine; else None."""
+    if life.get("over"):
+        return False
+    if life and life["machine"] and life["machine"] == machine():
+        return bool(life["process"] == process(int(life["process"].split()[0])))
+    return None
 
 
 def machine() -> str:

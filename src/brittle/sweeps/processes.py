@@ -1,4 +1,4 @@
-"""Jobs in processes of this machine, each of which may die."""
+"""Jobs in processes of this machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
 from brittle.errors import InputError
+from brittle.sweeps.pool import share_out
 from brittle.sweeps.work import Done, Task
 
-ASK_AGAIN = 0.5
-"""Seconds until a task is asked for again where there was none."""
+THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 TAIL = 4000
 """How much of what a worker wrote is kept when it dies, in bytes."""
 
@@ -43,32 +41,7 @@ def on_processes(
     count = usable_cores() if workers is None else workers
     if count < 1 or threads < 1:
         raise InputError(f"workers: expected at least 1, of at least 1 thread; got {count} of {threads}")
-    hired = [_Worker(threads) for _ in range(count)]
-    idle, busy, over = list(hired), dict[Future[Done], _Worker](), False
-    with ThreadPoolExecutor(count) as pool:  # a thread waits for each worker
-        try:
-            while not over or busy:
-                task = None
-                while idle and not over:
-                    try:
-                        task = next(tasks)
-                    except StopIteration:
-                        over = True
-                    if over or task is None:
-                        break
-                    worker = idle.pop()
-                    worker.start()
-                    busy[pool.submit(worker.do, task)] = worker
-                for future in wait(busy, ASK_AGAIN if idle and not over else None, FIRST_COMPLETED).done:
-                    idle.append(busy.pop(future))
-                    yield future.result()
-                if task is None and not busy and not over:
-                    time.sleep(ASK_AGAIN)
-        finally:
-            for worker in hired:
-                worker.kill()
-    for worker in hired:
-        worker.close()
+    yield from share_out(tasks, [_Process(threads) for _ in range(count)])
 
 
 def usable_cores() -> int:
@@ -76,27 +49,26 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Worker:
-    """A process that does one task after the other, and a new one after its death."""
+class _Process:
+    """A worker that is a process of this machine, told its tasks through a pipe."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.process: subprocess.Popen[str] | None = None
 
+    @property
+    def lives(self) -> bool:
+        return self.process is not None
+
     def start(self) -> None:
-        """Start the process where there is none that lives."""
-        if self.process is None:
-            threads = {
-                name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-            }
-            environment = os.environ | threads | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            command = [sys.executable, "-c", "from brittle.sweeps.worker import serve; serve()"]
-            self.log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
-            self.process = subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes)
+        environment = os.environ | dict.fromkeys(THREAD_COUNTS, str(self.threads))
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        command = [sys.executable, "-c", "from brittle.sweeps.worker import serve; serve()"]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
+        self.process = subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes)
 
     def do(self, task: Task) -> Done:
-        """Have a task done and wait for it."""
         process, job, reply = self.process, task.job, ""
         assert process is not None
         assert process.stdin is not None
@@ -108,7 +80,6 @@ class _Worker:
             reply = process.stdout.readline()
         if reply.endswith("\n"):
             return Done(task, **json.loads(reply))
-        self.kill()
         process.wait()
         self.log.seek(max(0, os.fstat(self.log.fileno()).st_size - TAIL))
         trace = self.log.read().decode(errors="replace")
@@ -116,16 +87,16 @@ class _Worker:
         return Done(task, error=f"worker: {_ending(process.returncode)}", trace=trace)
 
     def kill(self) -> None:
-        """Kill the process, and with it what it does: nothing of an unfinished job is kept."""
-        if self.process is not None:
-            self.process.kill()
+        process = self.process  # which another thread may be closing
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
-        """Wait until the killed process is gone, and forget it."""
-        if self.process is not None:
-            self.log.close()
-            with suppress(BrokenPipeError), self.process:
-                pass
+        process = self.process
+        if process is not None:
+            process.kill()
+            with suppress(BrokenPipeError), process:  # which closes its pipes and waits for it
+                self.log.close()
             self.process = None
 
 

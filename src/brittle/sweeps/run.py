@@ -136,9 +136,11 @@ class _Sweep:
         return None
 
     def elsewhere(self, key: str, number: int) -> bool:
-        """Whether a driver that lives has begun this try."""
+        """Whether another driver that lives has begun this try."""
         name = f"jobs/{key}/try-{number}.json"
-        return self.watch.lives(self.store.read([name]).get(name, {}).get("driver", name))
+        driver = self.store.read([name]).get(name, {}).get("driver", name)
+        # An object store may say that a file is there which this driver has just put, if an answer was lost.
+        return driver != self.driver and self.watch.lives(driver)
 
     def claim(self, key: str, number: int) -> bool:
         """Begin a try, unless another driver has begun it: of two that think the last one gone, one gets it."""

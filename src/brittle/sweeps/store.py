@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brittle.errors import InputError, first_line
-from brittle.storage.files import replacing, write_text
+from brittle.storage.files import write_text
 from brittle.sweeps.job import Job
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class Store:
                     file.write(text)
         except FileExistsError:
             return False
+        except OSError:
+            if self.folder is None and self.exists(name):  # servers say in several ways that it was there
+                return False
+            raise
         return True
 
     def put(self, name: str, document: Document) -> None:
@@ -164,17 +168,6 @@ class Store:
                 raise InputError(f"row: expected names other than those of settings, seconds and key; got {twice}")
             lines.append(document["settings"] | document["row"] | further)
         return pd.DataFrame(lines)
-
-    def write_table(self, jobs: Sequence[Job] | None = None) -> str:
-        """Write :meth:`table` to ``table.parquet`` at the root; returns where that is."""
-        system, root = self._place
-        table = self.table(jobs)
-        if self.folder is None:
-            system.pipe_file(f"{root}/table.parquet", table.to_parquet(index=False))
-        else:
-            with replacing(self.folder / "table.parquet") as beside:
-                table.to_parquet(beside, index=False)
-        return f"{self.url.rstrip('/')}/table.parquet"
 
 
 def _state(files: Sequence[str]) -> State:
