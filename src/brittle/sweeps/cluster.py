@@ -55,7 +55,7 @@ def on_ray(
         raise InputError(f"ray: expected the address of a cluster; got {address}: {first_line(error)}") from None
     try:
         if workers is None:
-            total = ray.cluster_resources()
+            total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call, unused-ignore]
             workers = max(1, int(min(total.get(name, 0.0) / each for name, each in demand.items() if each)))
         hire = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Actor).remote
         yield from share_out(tasks, [_RayWorker(ray, hire) for _ in range(workers)])

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ class Driver:
 
     def __init__(self, store: Store, jobs: Sequence[Job], workers: int | None = None) -> None:
         self.store = store
-        self.name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+        self.name = f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{uuid.uuid4().hex[:8]}"  # in the order of their beginnings
         self.jobs = [{"key": job.key, "function": job.code.name, "settings": dict(job.settings)} for job in jobs]
         self._beats = 0
         self._over = threading.Event()

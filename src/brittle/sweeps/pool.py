@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Protocol
+from typing import Any, Protocol
 
 from brittle.sweeps.work import Done, Task
 
@@ -14,13 +14,11 @@ ASK_AGAIN = 0.5
 
 
 class Worker(Protocol):
-    """A process somewhere that does one task after the other.
+    """A process somewhere that does one task after the other."""
 
-    Attributes:
-        lives: Whether it is started and has not died since.
-    """
-
-    lives: bool
+    @property
+    def lives(self) -> bool:
+        """Whether it is started and has not died since."""
 
     def start(self) -> None:
         """Start the process and wait until it stands."""
@@ -46,10 +44,10 @@ def share_out(tasks: Iterator[Task | None], workers: Sequence[Worker]) -> Genera
         workers: Not yet started.
     """
     idle: list[Worker] = []
-    doing: dict[Future[Done], Worker] = {}
+    doing: dict[Future[Any], Worker] = {}
     over = False
     with ThreadPoolExecutor(len(workers)) as pool:  # a thread waits for each worker
-        starting: dict[Future[None], Worker] = {pool.submit(worker.start): worker for worker in workers}
+        starting: dict[Future[Any], Worker] = {pool.submit(worker.start): worker for worker in workers}
         try:
             while not over or doing:
                 while idle and not over:
