@@ -75,6 +75,12 @@ def test_figures_and_verdicts_are_drawn_again_from_the_table_alone(tmp_path):
     assert experiment.claims[0].verdict == ClaimVerdict.NOT_REPRODUCED
 
 
+def test_flags_are_counted_row_by_row():
+    table = pd.DataFrame({"flags": ["", "masked at 1", "masked at 1; flat curve"]})
+    assert reproducing.flags_raised(table) == ("masked at 1 in 2 of 3 rows", "flat curve in 1 of 3 rows")
+    assert reproducing.flags_raised(table.drop(columns="flags")) == ()
+
+
 def test_names_and_errors_of_strangers_cannot_act_on_the_page(tmp_path):
     odd = dataclasses.replace(lines(), title="<script>alert(1)</script>", about=("a\x1b[2J",))
     reproduced([odd], tmp_path)

@@ -175,7 +175,11 @@ def draw(table: pd.DataFrame) -> Figure:
     ranks = table[table.intervention == "rank"]
     draw_means(axes[0], ranks, "strength", "gap")
     log_scale(axes[0], ranks.strength)
-    axes[0].set(title="Over the rank", xlabel="Rank of both hidden matrices", ylabel="Robustness gap, nats")
+    axes[0].set(
+        title=f"Over the rank\n{ranks.seed.nunique()} seeds, 95 % intervals",
+        xlabel="Rank of both hidden matrices",
+        ylabel="Robustness gap, nats",
+    )
     present = [name for name in INTERVENTIONS if name in set(table.intervention)]
     for axis, column, title in zip(
         axes[1:], ("paper", "best"), ("Printed form of Theorem 3.2", "Best certificate"), strict=True

@@ -30,7 +30,6 @@ from brittle.linear.norms import lp_norm
 from brittle.linear.spectrum import top_right_singular_vectors
 from brittle.models.architectures.fcn import fcn
 from brittle.models.borrow import frozen
-from brittle.reporting.drawing import legend
 from brittle.results import Statistic
 from brittle.training.adversarial import perturb
 from brittle.training.loop import train
@@ -178,22 +177,23 @@ def draw(table: pd.DataFrame) -> Figure:
     for line, classes in zip(axes, tasks, strict=True):
         rows = table[table.classes == classes]
         draw_means(line[0], rows, "place", "spectral_error")
-        line[0].set(title="Spectral error at a tenth", ylabel=f"{classes} classes", ylim=(0, 1))
+        line[0].set(title="Spectral error at a tenth", ylim=(0, 1))
+        line[0].set_ylabel(f"{classes} classes (n = {rows.seed.nunique()} seeds)")
         for series, alpha in enumerate((rows.alpha.min(), rows.alpha.max())):
             truncated = rows[rows.alpha == alpha].explode("truncated").astype({"truncated": float})
             truncated = truncated.assign(kept=truncated.groupby("seed").cumcount())
             draw_means(line[1], truncated, "kept", "truncated", series=series)
         line[1].set(title="Accuracy, truncated", ylim=(0, 1.03), xlabel="Singular values kept")
         line[1].set_xticks(range(len(KEPT)), [str(k) for k in KEPT])
-        legend(line[1], list(line[1].lines[:2]), [f"α = {rows.alpha.min():g}", f"α = {rows.alpha.max():g}"])
+        line[1].legend(line[1].lines, [f"α = {rows.alpha.min():g}", f"α = {rows.alpha.max():g}"], fontsize=7)
         for series, eps in enumerate(BUDGETS):
             draw_means(line[2], rows, "place", f"kept_{eps:g}", series=series)
-        line[2].set(title="Robust over clean", ylim=(0, 1.03))
-        legend(line[2], list(line[2].lines), [f"ε = {eps:g}" for eps in BUDGETS])
+        line[2].set(title="Robust over clean", ylim=(0, 1.25))
+        line[2].legend(line[2].lines, [f"ε = {eps:g}" for eps in BUDGETS], fontsize=7, ncols=2, columnspacing=1)
         draw_means(line[3], rows, "place", "alignment")
         draw_means(line[3], rows, "place", "amplification", series=1)
         line[3].set(title="Directions", ylim=(0, None))
-        legend(line[3], list(line[3].lines), ["alignment", "amplification"])
+        line[3].legend(line[3].lines, ["alignment", "amplification"], fontsize=7)
         for axis in (line[0], line[2], line[3]):
             axis.set_xticks(range(len(written)), list(written))
             axis.set_xlabel("Strength α")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -118,8 +119,17 @@ def conclude(experiment: Experiment, table: pd.DataFrame, made: Made, *, check: 
         len(table),
         tuple(judge(claim, table, made.scale) for claim in experiment.claims) if len(table) else (),
         made.failed,
+        flags_raised(table),
         checks,
     )
+
+
+def flags_raised(table: pd.DataFrame) -> tuple[str, ...]:
+    """How many rows have each flag that the column ``flags`` names, separated by semicolons; none without it."""
+    if "flags" not in table:
+        return ()
+    raised = Counter(flag for row in table["flags"] for flag in str(row).split("; ") if flag)
+    return tuple(f"{flag} in {count} of {len(table)} rows" for flag, count in raised.most_common())
 
 
 @styled

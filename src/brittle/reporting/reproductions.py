@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -44,21 +44,24 @@ def reproduction_html(reproduction: Reproduction, figures: Mapping[str, Figure])
 
 def reproduction_lines(reproduction: Reproduction) -> tuple[str, ...]:
     """What came of the claims, in plain words: their number by verdict, then each experiment."""
-    verdicts = reproduction.verdicts
-    total = sum(verdicts.values())
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items() if count)
-    lines = [f"{total} claims: {counted}." if total else "No claim could be judged."]
+    claims = [claim for experiment in reproduction.experiments for claim in experiment.claims]
+    lines = [f"{len(claims)} claims: {_counted(claims)}."]
     for experiment in reproduction.experiments:
-        told = ", ".join(f"{claim.verdict}" for claim in experiment.claims) or "nothing to judge"
         failed = f"; {len(experiment.failed)} jobs failed" if experiment.failed else ""
-        lines.append(
-            f"{experiment.name} ({experiment.scale}, {experiment.rows} of {experiment.jobs} jobs{failed}): {told}."
-        )
+        jobs = f"{experiment.rows} of {experiment.jobs} jobs{failed}"
+        lines.append(f"{experiment.name} ({experiment.scale}, {jobs}): {_counted(experiment.claims)}.")
         if experiment.checks:
             apart = [check.column for check in experiment.checks if not check.agrees]
             said = f"all {len(experiment.checks)} columns agree" if not apart else f"apart in {', '.join(apart)}"
             lines.append(f"{experiment.name} against the stored table: {said}.")
     return tuple(lines)
+
+
+def _counted(claims: Sequence[ClaimResult]) -> str:
+    """How many claims have each verdict."""
+    given = [claim.verdict for claim in claims]
+    told = (f"{given.count(verdict)} {verdict}" for verdict in ClaimVerdict if verdict in given)
+    return ", ".join(told) or "nothing to judge"
 
 
 def statistic_words(claim: ClaimResult) -> str:

@@ -110,6 +110,7 @@ class ExperimentResult:
         rows: Rows of the table: jobs that are done.
         claims: One a claim, in the experiment's order.
         failed: Settings and error of the jobs that failed.
+        doubts: How many rows have a flag, flag by flag: checks of whether robust accuracies can be trusted.
         checks: One a measured column, against the stored table; empty without a check.
     """
 
@@ -123,6 +124,7 @@ class ExperimentResult:
     rows: int
     claims: tuple[ClaimResult, ...]
     failed: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     checks: tuple[ColumnCheck, ...] = ()
 
 
@@ -139,9 +141,3 @@ class Reproduction(Saved):
     experiments: tuple[ExperimentResult, ...]
     versions: dict[str, str] = field(default_factory=dict)
     schema_version: int = REPRODUCTION_SCHEMA_VERSION
-
-    @property
-    def verdicts(self) -> dict[ClaimVerdict, int]:
-        """How many claims have each verdict."""
-        given = [claim.verdict for experiment in self.experiments for claim in experiment.claims]
-        return {verdict: given.count(verdict) for verdict in ClaimVerdict}
