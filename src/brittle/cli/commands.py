@@ -8,7 +8,6 @@ apart from the stored one), 130 interrupted.
 from __future__ import annotations
 
 import _thread
-import functools
 import itertools
 import os
 import shutil
@@ -50,6 +49,7 @@ from brittle.cli.options import (
     option,
 )
 from brittle.cli.progress import stage_bars, training_bar
+from brittle.cli.sweep_options import Workers, status_lines
 from brittle.errors import InputError
 from brittle.progress import silent
 from brittle.results.wording import printable
@@ -104,7 +104,7 @@ def run(arguments: list[str]) -> int:
         again = " without --overwrite" if "--overwrite" in arguments else ""
         return _complain(
             "interrupted; nothing was half-written, run the same command again "
-            f"(an audit, an attack, a compression or a training goes on where it stopped{again})",
+            f"(an audit, an attack, a compression, a training or a sweep goes on where it stopped{again})",
             130,
         )
 
@@ -462,7 +462,9 @@ def _demo(
 
 
 @app.command("reproduce")
+@by_records()
 def _reproduce(
+    *,
     names: Annotated[
         list[str] | None, typer.Argument(help=f"Experiments: all, or some of {', '.join(EXPERIMENTS)}.")
     ] = None,
@@ -479,9 +481,7 @@ def _reproduce(
     redraw: Annotated[
         bool, option("Experiments", "--redraw", help="Draw and judge again from the tables; train nothing.")
     ] = False,
-    workers: Annotated[
-        int | None, option("Execution", min=1, help="Processes at once, one thread each; one a core by default.")
-    ] = None,
+    workers: Workers,
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")] = Path("brittle-reproduced"),
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
@@ -499,14 +499,60 @@ def _reproduce(
     if redraw:
         result = tried.redraw(chosen, out, check=check)
     else:
-        from brittle.sweeps import on_processes
-
-        executor = functools.partial(on_processes, workers=workers)
+        executor = workers.executor()
         with stage_bars(quiet) as progress:
             result = tried.reproduce(
                 chosen, scale, out, data_root=data_root, executor=executor, check=check, progress=progress
             )
     show_reproduction(result, out, quiet)
+
+
+@app.command("sweep")
+@by_records()
+def _sweep(
+    *,
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE.py|status", help="File that defines EXPERIMENT; or the word status, before OUT."),
+    ],
+    place: Annotated[str | None, typer.Argument(metavar="[OUT]", help="After status: folder or URL of sweeps.")] = None,
+    scale: Annotated[str, option("Experiments", help="Which of its grids: smoke, small or paper.")] = "small",
+    data_root: DataRoot = None,
+    workers: Workers,
+    retries: Annotated[int, option("Execution", min=0, help="How often a job that fails is tried again.")] = 1,
+    out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")] = Path("brittle-sweep"),
+    store: Annotated[
+        str | None,
+        option(
+            "Output", metavar="URL", help="Keep the rows of jobs there: s3://BUCKET/FOLDER or what else fsspec knows."
+        ),
+    ] = None,
+    quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False,
+) -> None:
+    """Run an experiment of your own, each job once; or say how far sweeps are. Interrupted, it goes on.
+
+    Example: brittle sweep my_experiment.py --scale small -o swept; brittle sweep status swept
+    """
+    if file == "status":
+        from brittle.sweeps import stores_below, sweep_status
+
+        for found in stores_below(str(out) if place is None else place):
+            _say(*status_lines(sweep_status(found)))
+        return
+    if place is not None:
+        raise InputError(f"file: expected one file, or status and a folder; got {file} and {place}")
+    Output(out, overwrite=True).check("report.html")
+    executor = workers.executor()
+    from brittle import experiments as tried
+    from brittle.sweeps import Store
+
+    experiment = tried.load_experiment(Path(file))
+    jobs, kept = experiment.jobs(scale, data_root), None if store is None else Store(store)
+    with stage_bars(quiet) as progress:
+        tried.run_experiment(
+            experiment, scale, jobs, out, store=kept, executor=executor, retries=retries, progress=progress
+        )
+    show_reproduction(tried.redraw([experiment], out), out, quiet)
 
 
 def show_reproduction(result: Reproduction, out: Path, quiet: bool) -> None:

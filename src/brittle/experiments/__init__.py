@@ -4,7 +4,7 @@ from brittle.experiments.catalogue import EXPERIMENTS, named_experiments, overvi
 from brittle.experiments.claims import Claim, change, judge, over_seeds, pearson, slope, spearman
 from brittle.experiments.demo import run_demo
 from brittle.experiments.experiment import Experiment, load_experiment
-from brittle.experiments.reproducing import redraw, reproduce
+from brittle.experiments.reproducing import redraw, reproduce, run_experiment
 
 __all__ = [
     "EXPERIMENTS",
@@ -20,6 +20,7 @@ __all__ = [
     "redraw",
     "reproduce",
     "run_demo",
+    "run_experiment",
     "slope",
     "spearman",
 ]

@@ -20,8 +20,7 @@ from brittle.reporting.drawing import styled
 from brittle.reporting.reproductions import reproduction_html
 from brittle.results import ExperimentResult, Reproduction
 from brittle.storage.files import replacing, write_text
-from brittle.sweeps import Store, on_processes, run_sweep
-from brittle.sweeps.run import Executor
+from brittle.sweeps import Executor, Job, Store, on_processes, run_sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,16 +60,45 @@ def reproduce(
     """
     swept = [(experiment, experiment.jobs(scale, data_root)) for experiment in experiments]
     for experiment, jobs in swept:
-        store = Store(str(out / experiment.name))
-
-        def tell(stage: str, done: int, total: int | None, name: str = experiment.name) -> None:
-            progress(f"{name} {stage}", done, total)
-
-        outcome = run_sweep(jobs, store, executor, progress=tell)
-        failed = tuple(f"{dict(failure.job.settings)}: {failure.error}" for failure in outcome.failed)
-        made = Made(experiment.name, scale, command_of(experiment, scale), len(jobs), failed)
-        write_table(store.table(jobs), out / experiment.name / TABLE, made)
+        run_experiment(experiment, scale, jobs, out, executor=executor, progress=progress)
     return redraw(experiments, out, check=check)
+
+
+def run_experiment(
+    experiment: Experiment,
+    scale: str,
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    store: Store | None = None,
+    executor: Executor = on_processes,
+    retries: int = 1,
+    progress: Progress = silent,
+) -> None:
+    """Do the jobs of an experiment that are not done, and write its table.
+
+    Args:
+        experiment: The experiment.
+        scale: Whose jobs they are.
+        jobs: As :meth:`brittle.experiments.Experiment.jobs` gives them.
+        out: Folder for ``NAME/table.parquet``.
+        store: Where the jobs' rows are kept; None for ``NAME`` in ``out``.
+        executor: What does the jobs.
+        retries: How often a job that fails is tried again.
+        progress: Called as the work goes on.
+
+    Raises:
+        InputError: The rows do not make a table.
+    """
+    kept = Store(str(out / experiment.name)) if store is None else store
+
+    def tell(stage: str, done: int, total: int | None) -> None:
+        progress(f"{experiment.name} {stage}", done, total)
+
+    outcome = run_sweep(jobs, kept, executor, retries=retries, progress=tell)
+    failed = tuple(f"{dict(failure.job.settings)}: {failure.error}" for failure in outcome.failed)
+    made = Made(experiment.name, scale, command_of(experiment, scale), len(jobs), failed)
+    write_table(kept.table(jobs), out / experiment.name / TABLE, made)
 
 
 def redraw(experiments: Sequence[Experiment], out: Path, *, check: bool = False) -> Reproduction:

@@ -9,7 +9,7 @@ from typing import Any
 
 from brittle.errors import InputError
 from brittle.sweeps.drivers import STALE, gone_or_here, sign_of
-from brittle.sweeps.store import Store
+from brittle.sweeps.store import State, Store
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ def sweep_status(store: Store) -> SweepStatus:
     at_work = {name for name in names if _works(sign_of(store, name))}
     asked = store.read(f"drivers/{name}/jobs.json" for name in at_work or names[-1:])
     jobs = {job["key"]: job["settings"] for document in asked.values() for job in document["jobs"]}
-    states = {key: state for key, state in store.states().items() if key in jobs}
+    begun_here = store.states()
+    states = {key: begun_here.get(key, State()) for key in jobs}
     tries = {key: f"jobs/{key}/try-{state.tries}.json" for key, state in states.items() if state.open}
     begun = store.read(tries.values())
     running = [key for key, name in tries.items() if begun.get(name, {}).get("driver") in at_work]
     failed = {
         key: f"jobs/{key}/error-{state.tries}.json"
         for key, state in states.items()
-        if not state.landed and not state.open and state.tries
+        if state.tries and not state.landed and not state.open
     }
     errors = store.read(failed.values())
     rows = store.read(f"jobs/{key}/row.json" for key, state in states.items() if state.landed)
