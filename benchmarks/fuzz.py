@@ -601,6 +601,7 @@ parser = functools.cache(typer.main.get_command)
 
 
 def enter_words(root: Path) -> None:
+    """Read a command line as the program would; what it asks for is not begun."""
     words = (root / "words").read_bytes().decode("utf-8", "surrogatepass").split("\n")
     nothing = mock.Mock(side_effect=InputError("what was asked for would start here"))
     starts = (
@@ -760,6 +761,7 @@ def lay_out(root: Path, files: Files) -> None:
 
 
 def main() -> None:
+    """Send the inputs that the command line asks for through every door."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)

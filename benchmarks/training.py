@@ -58,6 +58,7 @@ def steps(network: nn.Module, x: Tensor, y: Tensor, refresh: int) -> dict[str, S
         penalty: Callable[[], Tensor] | None,
         constraint: Callable[[], object] | None,
     ) -> None:
+        """One step of training with a penalty on the loss and a constraint after it."""
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(network(x), y)
         if penalty is not None:

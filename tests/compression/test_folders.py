@@ -111,7 +111,7 @@ def test_nothing_differs_in_the_architecture_itself(make):
     assert [*map(str, again.modules())] == [*map(str, network.modules())]
 
 
-def test_untidy_networks_come_back_as_they_were(tmp_path):
+def test_saving_leaves_an_untidy_network_as_it_was(tmp_path):
     network = untidy()
     with untouched(network):
         save_compressed(tmp_path / "out", network, recipe("helpers.networks:convnet", {}))
@@ -201,7 +201,8 @@ def changed(saved, folder, change):
 
 def test_what_is_written_back_as_it_was_is_read(saved, tmp_path):
     """The control of the tests below."""
-    load_run(changed(saved, tmp_path, {}))
+    network, _ = load_run(changed(saved, tmp_path, {}))
+    assert torch.equal(logits(network, digits()[0][:5]), logits(load_run(saved)[0], digits()[0][:5]))
 
 
 @pytest.mark.parametrize(

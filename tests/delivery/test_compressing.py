@@ -102,7 +102,7 @@ def test_a_layer_that_is_about_to_collapse_is_named():
         net[3].weight[1:].mul_(1e-3)  # one strong neuron and 23 weak ones, which go first
     plan = plan_removal(net, TEST, asked(ratio=0.4, allocate="global", floor=0.0), training=TRAIN)
     named = [warning for warning in plan.warnings if "about to collapse" in warning]
-    assert [warning.split()[0] for warning in named] == ["3"]
+    assert [warning.split(" keeps")[0] for warning in named] == ["layer 3"]
     kept = {cut.name: cut.after for cut in plan.removed.cuts}
     assert kept["3"] <= 2 < kept["1"]
     whole = plan_removal(net, TEST, asked(ratio=0.2, allocate="global", keep=("1",)), training=TRAIN)

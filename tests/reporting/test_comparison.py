@@ -37,16 +37,30 @@ def beside(*others: ComparedNetwork, **fields) -> Comparison:
 
 @pytest.mark.parametrize(
     ("verdicts", "words", "count"),
-    [(CLEARLY, "more fragile in ℓ∞", 1), (HARDLY, "not clearly different in ℓ∞", 0), (CLEARLY[::-1], "more robust", 0)],
+    [
+        (CLEARLY, "more fragile in ℓ∞", "1"),
+        (HARDLY, "not clearly different in ℓ∞", "none"),
+        (CLEARLY[::-1], "more robust", "none"),
+    ],
 )
 def test_a_network_is_clearly_more_fragile_only_below_the_level_of_the_test(verdicts, words, count):
     same = network("same", 1.0, ((), ()))
     head, first, line, _ = comparison_lines(beside(network("low rank", 0.5, verdicts), same))
-    assert f"{count} of them {'is' if count == 1 else 'are'} clearly more fragile" in head
+    assert f"{count} of them is clearly more fragile" in head
     assert "91.2 % right without attack, 41.7 % within ℓ∞ 8/255 and 58.3 % within ℓ₂ 0.5" in first
     assert words in line
     assert "(20.8 %, −20.9 points) and not clearly different in ℓ₂ (58.3 %, +0.0 points)" in line
     assert "certified bounds 2.00 (ℓ∞) and 1.00 (ℓ₂) times" in line
+
+
+def test_the_largest_tenth_is_told_of_layers_of_the_same_sizes_alone():
+    """A tenth of eight rows is one of eight, a tenth of one row all of it."""
+    first, *rest = full().layers
+    concentrated = replace(first, row_error=(0.0,) * len(first.row_error))
+    for layers, told in (((concentrated, *rest), True), ((replace(concentrated, shape=(8, 27)), *rest), False)):
+        other = network("other")
+        line = comparison_lines(beside(replace(other, audit=replace(other.audit, layers=layers))))[2]
+        assert ("largest tenth of its rows holds" in line) is told
 
 
 def test_one_other_network_is_named_in_the_headline():

@@ -284,10 +284,11 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_changed_configuration_is_used(finished, tmp_path):
-    """The control of the tests below: written back as it was, it is accepted."""
+def test_a_configuration_that_is_written_back_as_it_was_is_read(finished, tmp_path):
+    """The control of the tests below."""
     config = json.loads((finished / CONFIG).read_text())
-    load_run(hostile(finished, tmp_path, json.dumps(config)))
+    network, _ = load_run(hostile(finished, tmp_path, json.dumps(config)))
+    assert torch.equal(logits(network), logits(load_run(finished)[0]))
 
 
 def hostile(finished, folder, text):

@@ -138,18 +138,10 @@ def apgd_targeted(
     one of them breaks is not attacked again.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)`` with at least 4 classes; left bit-equal.
-        x: Inputs ``(N, ...)`` within ``bounds``.
-        y: True labels ``(N,)``.
-        eps: Budget, at least 0, in input units; one for all or one a sample ``(N,)``.
-        p: Norm of the budget: 2 or inf.
+        model, x, y, eps, p, rho, bounds, ids, batch_size: As :func:`apgd`; at least 4 classes.
         steps: Gradient steps towards each target, at least 1.
         targets: Most targets of a sample; fewer when there are fewer classes.
-        rho: As :func:`apgd`.
-        bounds: Smallest and largest admissible input value.
         seed: Seed of the random starts; the run towards target t draws from ``(seed, t)``.
-        ids: Integers ``(N,)`` that name the samples (their positions by default).
-        batch_size: Most samples at once (all by default).
         progress: Called with ``("apgd_targeted", samples done, their number)``.
 
     Returns:

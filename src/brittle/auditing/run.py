@@ -22,7 +22,7 @@ from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
 from brittle.evaluation.honesty import honesty_flags
-from brittle.evaluation.likely_mistakes import Glance, Tally, glance_at, with_warnings
+from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk, Part
 from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
@@ -152,22 +152,15 @@ def audit(
         else:
             battery, left_out = choose_attacks(threat, model, first)
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
-            cases = tuple(
-                Case(
-                    replace(battery, p=q),
-                    budget,
-                    tuple(share * budget for share in CURVE),
-                    certificates[q].margins,
-                    radii=True,
-                )
-                for q, budget in budgets.items()
-            )
             glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
             closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
             norms, flags, unmeasured = _attack_and_look(
-                closer, cases, certificates, first, read.over(tally.over(chunks))
+                closer, _cases(battery, budgets, certificates), certificates, first, read.over(tally.over(chunks))
             )
-            norms = [_with_warnings(norm, tally, glance) for norm in norms]
+            norms = [
+                replace(norm, evaluation=with_warnings(norm.evaluation, tally, glance)) if norm.evaluation else norm
+                for norm in norms
+            ]
             missing += [*left_out, *unmeasured]
             fingerprint = read.hexdigest()
         settings: dict[str, Setting] = {
@@ -233,6 +226,16 @@ def _read_weights(
         if bound.unavailable:
             missing.append(NotMeasured(f"certified {norm_name(q)} bound", bound.unavailable))
     return _Weights(layers, traced, certificates, missing)
+
+
+def _cases(
+    battery: Threat, budgets: Mapping[float, float], certificates: Mapping[float, NetworkBound]
+) -> tuple[Case, ...]:
+    """What is attacked in every norm: the budget, those of the curve, and radii beside them."""
+    return tuple(
+        Case(replace(battery, p=q), eps, tuple(share * eps for share in CURVE), certificates[q].margins, radii=True)
+        for q, eps in budgets.items()
+    )
 
 
 def _attack_and_look(
@@ -393,11 +396,6 @@ def _unavailable(
     missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in silent_layers]
     unchecked = [check for look in looks for check in look.unchecked]
     return missing + (unchecked if closer.honesty else [NotMeasured("honesty flags", "switched off")])
-
-
-def _with_warnings(norm: NormResult, tally: Tally, glance: Glance) -> NormResult:
-    """The norm with what is probably a mistake in what was given."""
-    return norm if norm.evaluation is None else replace(norm, evaluation=with_warnings(norm.evaluation, tally, glance))
 
 
 def lipschitz_result(bound: NetworkBound) -> LipschitzResult:

@@ -109,6 +109,7 @@ def by_records(**defaults: Any) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        """The same function with its records' fields as parameters."""
         flat: list[inspect.Parameter] = []
         records: dict[str, tuple[Callable[..., Any], list[str]]] = {}
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items():

@@ -37,6 +37,7 @@ def stage_bars(quiet: bool) -> Iterator[Progress]:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int | None) -> None:
+            """Move the bar of a stage; a new stage gets one."""
             if stage not in tasks:
                 tasks[stage] = bars.add_task(printable(stage), total=total, rate="")
             speed = bars.tasks[tasks[stage]].speed
@@ -72,6 +73,7 @@ def training_bar(quiet: bool, tensorboard: Path | None) -> Iterator[Callable[[Mo
         task = bars.add_task("starting", total=None)
 
         def progress(moment: Moment) -> None:
+            """Move the bar; print and log the row of an epoch that is over."""
             text = (
                 f"epoch {moment.epoch}/{moment.epochs}  loss {moment.loss:.4f}  accuracy {moment.accuracy:.2%}  "
                 f"{moment.samples_per_second:,.0f}/s"

@@ -65,6 +65,7 @@ def filter_remover(model: nn.Module, basis: Basis, asked: Compression) -> Remove
     choose = by(model, groups, costs, basis, asked)
 
     def remove(ratio: float) -> Removed:
+        """The smaller network at a ratio, with what went and what it is compared with."""
         kept, chosen = choose(ratio)
         counts = {name: len(units) for name, units in kept.items()}
         cuts = [GroupCut(g.name, g.units, counts[g.name], _others(kept[g.name], g.units)) for g in groups.groups]

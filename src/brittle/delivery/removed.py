@@ -92,7 +92,7 @@ def counts_at(ratio: float, priorities: Mapping[str, Tensor], cost: Cost, asked:
 def collapsing(cuts: tuple[GroupCut, ...], asked: Compression) -> tuple[str, ...]:
     """Layers that are about to collapse: cut down to their floor, or to few of their units; in sentences."""
     return tuple(
-        f"{group.name} keeps {group.after} of its {group.before} units and is about to collapse"
+        f"layer {group.name} keeps {group.after} of its {group.before} units and is about to collapse"
         for group in cuts
         if group.after < group.before and group.after <= max(1, FEW * group.before, asked.floor * group.before)
     )

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from brittle.errors import InputError
+from brittle.results.compression import REMOVALS, TARGETS
 from brittle.training import Recipe
 
-TARGETS = ("parameters", "macs", "latency")
-REMOVALS = ("filters", "ranks", "weights")
 ALLOCATIONS = ("planner", "k_term", "global", "layerwise", "random")
 SCORES = {
     "filters": ("row_l2", "row_l1", "batch_norm_scale"),

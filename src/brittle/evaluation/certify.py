@@ -182,6 +182,7 @@ def read_proofs(
         return read_relaxation(model, x.shape[1:], examples=examples, groups=max(groups, 1), traced=network.traced)
 
     def proofs_of(threat: Threat, eps: float) -> Proofs:
+        """What can be proven at a budget, as far as it saves time or radii are wanted."""
         plain, inputs = read(threat.bounds, 0), x.clamp(*threat.bounds)
         peeked = PEEKED if math.isinf(passes) else int(min(PEEKED, MOST_LOST * passes * len(x) / 4))
         left = _left_by_one_step(model, thin(inputs, PEEKED)[:peeked], thin(y, PEEKED)[:peeked], threat, eps)

@@ -159,21 +159,7 @@ def worst_case(
             if further and index == len(battery) - 1:
                 state.misled[pending[state.gain(pending) > CLEARLY * before]] = True
         tell(stage, len(x), len(x))
-        return WorstCase(
-            x=state.x,
-            x_adv=state.x_adv,
-            y=state.y,
-            ids=state.ids,
-            clean_logits=state.clean,
-            adversarial_logits=state.logits,
-            attack=state.attack,
-            restart=state.restart,
-            proven=withstood,
-            misled=state.misled,
-            rejected=state.rejected,
-            forwards=state.judge.forwards + state.searched.forwards,
-            backwards=state.judge.backwards + state.searched.backwards,
-        )
+        return state.outcome(withstood)
 
 
 def go_on(
@@ -261,6 +247,24 @@ class _State:
             restart=nobody.clone(),
             attempted=torch.zeros_like(y, dtype=torch.bool),
             misled=torch.zeros_like(y, dtype=torch.bool),
+        )
+
+    def outcome(self, withstood: Tensor) -> WorstCase:
+        """What the attacks have left; ``withstood`` are the samples that were not attacked."""
+        return WorstCase(
+            x=self.x,
+            x_adv=self.x_adv,
+            y=self.y,
+            ids=self.ids,
+            clean_logits=self.clean,
+            adversarial_logits=self.logits,
+            attack=self.attack,
+            restart=self.restart,
+            proven=withstood,
+            misled=self.misled,
+            rejected=self.rejected,
+            forwards=self.judge.forwards + self.searched.forwards,
+            backwards=self.judge.backwards + self.searched.backwards,
         )
 
     def standing(self) -> Tensor:

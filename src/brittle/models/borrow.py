@@ -116,6 +116,7 @@ def _remember(model: nn.Module) -> Callable[[], None]:
     values = [(buffer, buffer.detach().clone()) for _, own in buffers for buffer in own.values() if buffer is not None]
 
     def restore() -> None:
+        """Put back what was remembered."""
         for module, training in modes:
             module.training = training
         for parameter, requires_grad in grads:

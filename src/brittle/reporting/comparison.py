@@ -11,11 +11,11 @@ from markupsafe import Markup
 from brittle.reporting.columns import Column, layer_columns
 from brittle.reporting.comparison_figures import draw_comparison, draw_curves, draw_layers
 from brittle.reporting.comparison_words import comparison_lines, direction, points, times
-from brittle.reporting.compression import compression_lines, draw_kept
+from brittle.reporting.compression import KEPT, compression_lines, draw_kept
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import GLOSSARY
 from brittle.reporting.page import environment
-from brittle.results import ComparedNetwork, Comparison, LayerResponse, LayerResult
+from brittle.results import ComparedNetwork, Comparison, LayerResult
 from brittle.results.comparison import SIGNIFICANT
 from brittle.results.wording import all_printable
 from brittle.storage.files import replacing, write_text
@@ -68,12 +68,12 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
             links=links,
             figure={name: Markup(svg(picture)) for name, picture in drawn.items() if picture is not None},
             compression_lines=() if recipe is None else compression_lines(recipe),
+            kept_caption="" if recipe is None else KEPT[recipe.asked.remove],
             panels=[] if (shown := drawn["networks"]) is None else [axis.get_title("left") for axis in shown.axes],
             columns=columns,
             layer_rows=list(layer_cells(comparison, columns)),
             glossary=GLOSSARY,
             most_listed=MOST_LISTED,
-            p_value=lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
             significant=SIGNIFICANT,
             direction=direction,
             points=points,
@@ -149,10 +149,8 @@ def _cell(column: Column, layer: LayerResult, first: LayerResult | None) -> Cell
 def _energy(network: ComparedNetwork, layer: str, p: float) -> Cell:
     """Where the attack's perturbation goes: share of its energy in the leading directions, the most looked at."""
     response = next((r for r in network.audit.norm(p).responses if r.layer == layer and r.energy), None)
-    return Cell("–" if response is None else _energy_text(response))
-
-
-def _energy_text(response: LayerResponse) -> str:
+    if response is None:
+        return Cell("–")
     share, chance, k = response.energy[-1], response.isotropic[-1], response.k[-1]
     error = f" ± {200 * response.energy_error[-1]:.0f}" if response.energy_error else ""
-    return f"{100 * share:.0f}{error} % in {k} (chance {100 * chance:.0f} %)"
+    return Cell(f"{100 * share:.0f}{error} % in {k} (chance {100 * chance:.0f} %)")

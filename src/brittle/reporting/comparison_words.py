@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from brittle.reporting.compression import TARGETS
 from brittle.reporting.verdict import doubts
 from brittle.results import ComparedNetwork, Comparison, Paired, warnings_of
 from brittle.results.wording import budget, norm_name, number
@@ -27,6 +28,9 @@ def headline(comparison: Comparison) -> str:
     first, others = comparison.first, comparison.others
     names = others[0].name if len(others) == 1 else f"{len(others)} networks"
     beside = f"{names} beside {first.name}"
+    if (recipe := comparison.compression) is not None:
+        share = recipe.asked.ratio if recipe.share is None else recipe.share
+        beside = f"{names}, with {100 * (1 - share):.1f} % of the {TARGETS[recipe.asked.target]}"
     if first.clean is None:
         return f"{beside}, compared by their weights alone: no data were given, so nothing was attacked."
     clean = [100 * (network.clean.value or 0) for network in comparison.networks if network.clean]
@@ -41,7 +45,8 @@ def headline(comparison: Comparison) -> str:
                 verdicts.setdefault(f"{'clearly ' * test.clear}{direction(test)}", []).append(norm_name(test.p))
         said = [f"{verdict} in {' and '.join(norms)}" for verdict, norms in verdicts.items()]
         return f"{beside}: {clean[1]:.1f} instead of {clean[0]:.1f} % right without attack; {', '.join(said)}."
-    how_many = f"{'all' if fragile == len(others) else fragile} of them {'is' if fragile == 1 else 'are'}"
+    counted = {0: "none", len(others): "all"}.get(fragile, str(fragile))
+    how_many = f"{counted} of them {'is' if fragile < 2 else 'are'}"
     also = f", {sturdy} clearly more robust" if sturdy else ""
     return f"{beside}: {accuracy}; {how_many} clearly more fragile{also}."
 
@@ -75,13 +80,17 @@ def _accuracies(network: ComparedNetwork, first: ComparedNetwork) -> str:
         said.append(f"{network.clean.percent} right without attack ({change}{verdict})")
     robust = []
     for e in network.evaluations:
-        verdict, change = direction(network.test("robust", e.p)), points(e.robust_accuracy.value, _value(first, e.p))
+        verdict, before = direction(network.test("robust", e.p)), first.robust(e.p)
+        change = points(e.robust_accuracy.value, before.value if before else None)
         robust.append(f"{verdict} in {norm_name(e.p)} ({e.robust_accuracy.percent}, {change})")
     return "; ".join([*said, *([" and ".join(robust)] if robust else [])])
 
 
 def _structure(network: ComparedNetwork, first: ComparedNetwork) -> str:
-    """Size, and of rows and singular values those that differ more from the first network's."""
+    """Size, and of rows and singular values those that differ more from the first network's.
+
+    Of smaller layers these are not told: a tenth of few is one, and holds more.
+    """
     said = []
     if first.audit.parameters and network.audit.parameters != first.audit.parameters:
         said.append(f"it has {number(network.audit.parameters / first.audit.parameters)} times the parameters")
@@ -90,11 +99,15 @@ def _structure(network: ComparedNetwork, first: ComparedNetwork) -> str:
         (network.row_head, first.row_head, "rows"),
     )
     known = [(share, before, what) for share, before, what in heads if share is not None and before]
-    if known:
+    if known and _shapes(network) == _shapes(first):
         share, before, what = max(known, key=lambda head: head[0] / head[1])
         held = f"holds {100 * share:.0f} % of their sum instead of {100 * before:.0f} %"
         said.append(f"the largest tenth of its {what} {held}")
     return _sentence(" and ".join(said))
+
+
+def _shapes(network: ComparedNetwork) -> list[tuple[int, ...]]:
+    return [layer.shape for layer in network.audit.layers]
 
 
 def _sensitivity(network: ComparedNetwork, first: ComparedNetwork) -> str:
@@ -141,11 +154,6 @@ def times(value: float | None, before: float | None) -> float | None:
     if value is None or not before or before == float("inf"):
         return None
     return value / before
-
-
-def _value(network: ComparedNetwork, p: float) -> float | None:
-    robust = network.robust(p)
-    return robust.value if robust else None
 
 
 def warnings(comparison: Comparison) -> Iterator[str]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from brittle.reporting.compression import TARGETS, UNITS
+from brittle.reporting.compression import ALLOCATED, TARGETS, UNITS, in_words
 from brittle.reporting.drawing import INK, SERIES, legend, panels, styled, svg
 from brittle.reporting.page import environment
 from brittle.results import Frontier, FrontierRow
@@ -30,8 +30,8 @@ def frontier_html(frontier: Frontier) -> str:
             lines=frontier_lines(frontier),
             figure=Markup(svg(draw_frontier(frontier))),
             removed=UNITS[frontier.asked.remove],
+            allocations=[in_words(name, ALLOCATED) for name in frontier.allocations],
             target=TARGETS[frontier.asked.target],
-            p_value=lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
         )
     )
 
@@ -63,7 +63,7 @@ def _headline(frontier: Frontier) -> str:
         return f"No compressed network keeps {floor}."
     return (
         f"The smallest network that keeps {floor} has {100 * (1 - (smallest.share or 0)):.1f} % of the {target} "
-        f"({smallest.allocate}): {_accuracies(smallest)}."
+        f"(allocated by {smallest.allocate}): {_accuracies(smallest)}."
     )
 
 

@@ -17,7 +17,7 @@ from brittle.reporting.glossary import glossary_of
 from brittle.reporting.verdict import doubts
 from brittle.reporting.weighing import CONCENTRATED, uses
 from brittle.results import Audit, Setting
-from brittle.results.wording import all_printable, budget, norm_name, number
+from brittle.results.wording import all_printable, budget, duration, norm_name, number
 from brittle.storage.files import write_text
 
 FIGURES = {
@@ -86,7 +86,8 @@ def environment() -> Environment:
     environment.filters |= {
         "budget": budget,
         "count": "{:,}".format,
-        "duration": _duration,
+        "duration": duration,
+        "p_value": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
         "norm": norm_name,
         "number": number,
         # The exact value for sorting and for the CSV, with JavaScript's spelling of infinity.
@@ -98,13 +99,6 @@ def environment() -> Environment:
         "tie": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     }
     return environment
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def _setting(value: Setting) -> str:

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from brittle.errors import InputError
 from brittle.results.attacks import CertifiedCurve, Evaluation, LayerResponse, SecurityCurve, UniversalResult
-from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
+from brittle.results.compression import REMOVALS, TARGETS, CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.layers import FRACTIONS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import UniversalKind
 from brittle.results.rate import Rate
@@ -210,11 +210,13 @@ def _(row: Latency) -> Iterable[Rule]:
 @rules_of.register
 def _(asked: CompressionRequest) -> Iterable[Rule]:
     yield 0 <= asked.ratio <= 1, "a ratio from 0 to 1", asked.ratio
+    yield asked.remove in REMOVALS, f"remove of {', '.join(REMOVALS)}", asked.remove
+    yield asked.target in TARGETS, f"a target of {', '.join(TARGETS)}", asked.target
 
 
 @rules_of.register
 def _(group: GroupCut) -> Iterable[Rule]:
-    yield 0 <= group.after <= group.before, "0 <= after <= before", (group.after, group.before)
+    yield 0 <= group.after <= group.before > 0, "0 <= after <= before, and 1 before", (group.after, group.before)
     named = [index for index in group.removed if 0 <= index < group.before]
     falls = any(one >= other for one, other in pairwise(group.removed))
     yield named == [*group.removed] and not falls, "removed units that rise from 0 to before - 1", group.removed

@@ -8,6 +8,10 @@ from brittle._version import __version__
 from brittle.results.size import NetworkSize
 
 SCHEMA_VERSION = 1
+REMOVALS = ("filters", "ranks", "weights")
+"""What may be removed."""
+TARGETS = ("parameters", "macs", "latency")
+"""What a ratio may be a share of."""
 
 
 @dataclass(frozen=True)

@@ -198,5 +198,7 @@ def _(row: FrontierRow) -> Iterable[Rule]:
 @rules_of.register
 def _(frontier: Frontier) -> Iterable[Rule]:
     yield frontier.min_robust is None or 0 <= frontier.min_robust <= 1, "a floor from 0 to 1", frontier.min_robust
+    judged = [norm.p for norm in frontier.base.norms if norm.evaluation and norm.evaluation.n]
+    yield [*frontier.norms] == judged != [], "an uncompressed network that was attacked in every norm", judged
     made = [(row.allocate, row.ratio) for row in frontier.rows]
     yield len(set(made)) == len(made), "one network an allocation and ratio", made

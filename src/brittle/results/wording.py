@@ -53,6 +53,18 @@ def budget(eps: float) -> str:
     return f"{eps:.3g}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as they are read.
+
+    >>> duration(7.26), duration(90), duration(7260)
+    ('7.3 s', '1 min 30 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
 def printable(text: str) -> str:
     r"""A text with everything that would act on a terminal, break the line or turn it around written out.
 

@@ -145,6 +145,7 @@ def lower_ends(
         return tuple(value.flatten(1) for value in values) if crops is None else crops.see(number, *values)
 
     def through(number: int, g: Tensor) -> Tensor:
+        """Coefficients behind an activation or a pooling, carried to its input; what they lose is noted."""
         rule, flat = network.ops[number].rule, g.flatten(2)
         negative = flat.clamp_max(0)
         if isinstance(rule, MaxPool):
