@@ -76,7 +76,8 @@ def test_the_recipe_says_what_ranked_the_units_of_the_candidate_that_won(monkeyp
     monkeypatch.setattr("brittle.delivery.filters.judge_of", lambda *_: lambda network: next(turn))
     _, recipe = finish(plan_removal(mlp(), TEST, asked(ratio=0.5), training=TRAIN))
     assert (recipe.candidate, recipe.asked.score) == (candidate, score)
-    assert f"planner (its candidate {candidate}), ranked by {score}." in " ".join(compression_lines(recipe))
+    said = compression_lines(recipe)[1]
+    assert f"of whose candidates it took {candidate}. What goes first: the least by {score} (" in said
 
 
 def test_single_weights_go_by_the_share_that_was_asked_for():

@@ -101,7 +101,7 @@ def row(allocate: str, ratio: float, robust: int, *, measured: bool = True, prov
     seconds = {"planning": 3.0, "repair": 4.0, "measuring": 500.0}
     if not measured:
         return FrontierRow(allocate, ratio, warnings=(f"so much cannot go {HOSTILE}",))
-    return FrontierRow(allocate, ratio, ratio + 0.01, SIZE, tuple(norms), paired, (), seconds)
+    return FrontierRow(allocate, ratio, ratio + 0.01, SIZE, tuple(norms), paired, seconds=seconds)
 
 
 def frontier(*rows: FrontierRow, min_robust: float | None = 0.3, proven: bool = True) -> Frontier:
