@@ -275,8 +275,8 @@ EXPERIMENT = Experiment(
             "alpha": (0.0, 0.005, 0.01, 0.05),
             "seed": tuple(range(5)),
             "width": 400,
-            "epochs": 5,
-            "samples": 500,
+            "epochs": 10,
+            "samples": 1000,
         },
         "paper": {
             **TASKS,
@@ -289,6 +289,7 @@ EXPERIMENT = Experiment(
         },
     },
     claims=(*_claims(10), *_claims(2)),
+    seconds={"smoke": 1, "small": 50},
     about=(
         "Networks with one hidden layer, ReLU, no biases; the hidden matrix is held at Frobenius norm "
         f"{FROBENIUS:g} after each step of AdamW, with a nuclear norm penalty of strength α on it. Two classes are odd "
