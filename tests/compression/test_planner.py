@@ -17,7 +17,7 @@ from brittle.compression.planner import (
     Candidate,
     candidates,
     cross_entropy,
-    influence,
+    influences,
     per_cost,
     plan,
 )
@@ -79,7 +79,7 @@ def trained():
 def test_units_without_influence_go_first():
     model, x, y = trained()
     groups = channel_groups(model, x)
-    found = influence(model, groups, Calibration(x, y, x))
+    (found,) = influences(model, groups, Calibration(x, y, x))
     assert bool((found["0"][2:] == 0).all())
     assert bool((found["0"][:2] > 0).all())
     costs = channel_costs(model, groups.groups, x, "parameters")
@@ -115,6 +115,19 @@ def test_a_plan_meets_its_budget_and_is_the_judges_choice():
         assert found.score == choices[found.candidate].score
         assert judge(found.kept) == found.judged[found.candidate]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_influences_on_parts_are_those_of_the_parts_alone():
+    model, x = branching(2), torch.rand(12, 3, 8, 8)
+    y, attacked = torch.arange(12) % 5, torch.rand(12, 3, 8, 8)
+    groups = channel_groups(model, x)
+    whole, *parts = influences(model, groups, Calibration(x, y, attacked), parts=3)
+    for number, part in enumerate(parts):
+        (own,) = influences(model, groups, Calibration(x[number::3], y[number::3], attacked[number::3]))
+        for name, scores in part.items():
+            torch.testing.assert_close(scores, own[name], rtol=1e-4, atol=1e-12)
+    for name, scores in whole.items():
+        torch.testing.assert_close(scores, torch.stack([part[name] for part in parts]).mean(0))
 
 
 def test_candidates_that_keep_the_same_units_are_judged_once_and_the_first_wins():

@@ -80,6 +80,19 @@ def test_the_recipe_says_what_ranked_the_units_of_the_candidate_that_won(monkeyp
     assert f"of whose candidates it took {candidate}. What goes first: the least by {score} (" in said
 
 
+def test_where_judging_is_cheap_there_are_more_candidates(monkeypatch):
+    told = set()
+
+    def tell(stage, _, total):
+        if stage == "judge plans":
+            told.add(total)
+
+    for cheap in (1e11, 0.0):
+        monkeypatch.setattr("brittle.delivery.filters.CHEAP", cheap)
+        plan_removal(mlp(), TEST, asked(ratio=0.5, calibration=128), training=TRAIN, progress=tell)
+    assert told == {3 + 2 * 4, 3}
+
+
 def test_single_weights_go_by_the_share_that_was_asked_for():
     net = mlp()
     plan = plan_removal(net, TEST, asked(ratio=0.8, remove="weights"), training=TRAIN)
@@ -126,6 +139,20 @@ def test_a_latency_is_met_by_measuring(monkeypatch):
     assert abs(saved - 0.4) <= 0.02
     with pytest.raises(InputError, match="ratio: expected a share of the latency that this machine can save"):
         plan_removal(net, TEST, asked(ratio=0.9, target="latency"), training=TRAIN)
+
+
+def test_a_latency_that_is_met_by_chance_is_timed_again(monkeypatch):
+    net, told = mlp(), iter([0.6])
+
+    def latency(models, x_shape, **options):  # the first time it says what is asked for, whatever the network
+        macs = [network_size(model, TEST.inputs[:1]).macs for model in models.values()]
+        share = next(told, 0.3 + 0.7 * macs[1] / macs[0])
+        return [Latency("", 64, time, time, 1, "cpu", 1) for time in (1.0, share)]
+
+    monkeypatch.setattr("brittle.delivery.planning.latency", latency)
+    plan = plan_removal(net, TEST, asked(ratio=0.4, target="latency", allocate="layerwise"), training=TRAIN)
+    left = network_size(plan.removed.network, TEST.inputs[:1]).macs / network_size(net, TEST.inputs[:1]).macs
+    assert abs(0.7 * (1 - left) - 0.4) <= 0.02
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,22 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def influence(model: nn.Module, groups: ChannelGroups, calibration: Calibration) -> dict[str, Tensor]:
-    """Mean over clean and attacked samples of the squared first-order change of the loss: ``(units,)`` by group."""
+def influences(
+    model: nn.Module, groups: ChannelGroups, calibration: Calibration, parts: int = 1
+) -> list[dict[str, Tensor]]:
+    """Mean over clean and attacked samples of the squared first-order change of the loss: ``(units,)`` by group.
+
+    Args:
+        model: Left as it is.
+        groups: Of the network.
+        calibration: The samples.
+        parts: Above 1, means over parts of the samples follow that over all: part k has the k-th, (k + parts)-th, ...
+    """
     x, y = calibration.both
-    found = unit_gradients(model, groups.groups, x, y, cross_entropy)
-    return {name: (d**2).mean(0) for name, d in found.items()}
+    changes = unit_gradients(model, groups.groups, x, y, cross_entropy)
+    part = torch.arange(len(y)) % len(calibration.y) % parts
+    chosen = [part >= 0, *(part == k for k in range(parts) if parts > 1)]
+    return [{name: (d[rows] ** 2).mean(0) for name, d in changes.items()} for rows in chosen]
 
 
 def per_cost(scores: Mapping[str, Tensor], costs: ChannelCosts) -> dict[str, Tensor]:
@@ -82,26 +93,31 @@ class Candidate:
 
 
 def candidates(
-    model: nn.Module, groups: ChannelGroups, costs: ChannelCosts, calibration: Calibration
+    model: nn.Module, groups: ChannelGroups, costs: ChannelCosts, calibration: Calibration, parts: int = 1
 ) -> dict[str, Candidate]:
     """What the planner chooses from, whatever the budget, by name.
 
     ``influence`` over the cost that a unit saves, the paper's ``k_term`` error of the rows' norms, and ``layerwise`` by
-    influence.
+    influence. Of units with nearly the same influence samples decide which stays, and much can hang on it: where
+    judging is cheap, more candidates come from ``parts`` of the samples.
 
     Args:
         model: Left as it is.
         groups: Of the network.
         costs: Of the network, in the target's unit.
         calibration: What influence is measured on.
+        parts: As :func:`influences`; two candidates each.
     """
-    influences = influence(model, groups, calibration)
-    norms = unit_scores(model, groups, row_l2)
-    return {
-        "influence": Candidate("influence", influences, per_cost(influences, costs)),
+    norms, (whole, *others) = unit_scores(model, groups, row_l2), influences(model, groups, calibration, parts)
+    choices = {
+        "influence": Candidate("influence", whole, per_cost(whole, costs)),
         "k_term": Candidate("row_l2", norms, k_term(norms, q=2.0)),
-        "layerwise": Candidate("influence", influences, layerwise(influences)),
+        "layerwise": Candidate("influence", whole, layerwise(whole)),
     }
+    for number, part in enumerate(others, 1):
+        choices[f"influence on part {number} of {parts}"] = Candidate("influence", part, per_cost(part, costs))
+        choices[f"layerwise on part {number} of {parts}"] = Candidate("influence", part, layerwise(part))
+    return choices
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,14 @@ from brittle.delivery.removed import (
 from brittle.delivery.request import Compression
 from brittle.delivery.samples import Basis
 from brittle.models.borrow import frozen
+from brittle.models.macs import network_size
 from brittle.results import GroupCut
 
 CALIBRATION_STEPS, JUDGE_STEPS = 20, 5
 """Steps of APGD that attack the samples of a plan, and those that judge its candidates."""
+PARTS, PART, CHEAP = 4, 16, 1e11
+"""Parts of the samples whose influences make further candidates, the least samples of one, and the most
+multiply-accumulates that judging all of these candidates may take: some seconds."""
 Choice = Callable[[float], tuple[Kept, Plan | None]]
 """From a ratio to the units that stay, and the plan where the planner chose."""
 TRIED = 2
@@ -103,7 +107,9 @@ def _by_planner(
     )
     judge = judge_of(basis.x[half:], basis.y[half:], basis.p, basis.eps, asked.seed)
 
-    choices = candidates(model, groups, costs, Calibration(x, y, attacked))
+    judging = 2 * PARTS * len(basis.x[half:]) * 2 * (JUDGE_STEPS + 1) * (network_size(model, x).macs or 0)
+    parts = PARTS if judging <= CHEAP and half >= PARTS * PART else 1
+    choices = candidates(model, groups, costs, Calibration(x, y, attacked), parts)
 
     def judge_repaired(kept: Kept) -> float:
         small = remove_units(model, groups, kept, x[:TRIED])

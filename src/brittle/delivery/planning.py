@@ -116,35 +116,67 @@ def plans_of(
 
 
 def _meet_latency(model: nn.Module, remove: Remover, x: Tensor, asked: Compression, progress: Progress) -> Removed:
-    """The network whose pass over a batch takes the wanted share of the uncompressed network's, found by bisection.
+    """The network whose pass over a batch takes the wanted share of the uncompressed network's.
 
-    Networks of other shares of the multiply-accumulates are timed, each side by side with the uncompressed one.
+    Networks of other shares of the multiply-accumulates are timed, each side by side with the uncompressed one; next is
+    the share at which a line through what was timed meets the wanted one.
 
     Raises:
         InputError: So little time cannot be met; the message says what was.
     """
-    low, high, ratio = 0.0, 1.0, asked.ratio
+    below: tuple[float, float] = (0.0, 0.0)  # shares of the multiply-accumulates, and of the latency
+    above: tuple[float, float | None] = (1.0, None)
     nearest: Removed | None = None
+    ratio = asked.ratio
     for tried in range(MOST_TRIED):
         progress("latency", tried, MOST_TRIED)
         try:
             removed = remove(ratio)
         except Unreachable:
-            high, ratio = ratio, (low + ratio) / 2
-            continue
-        saved = 1 - _relative_time(model, removed.network, x)
-        if nearest is None or abs(saved - asked.ratio) < abs(nearest.share - asked.ratio):
-            nearest = replace(removed, share=saved)
-        if abs(saved - asked.ratio) <= NEAR_TIME:
-            break
-        low, high = (ratio, high) if saved < asked.ratio else (low, ratio)
-        ratio = (low + high) / 2
+            above = ratio, None
+        else:
+            removed = replace(removed, share=_saved_time(model, removed.network, x, asked.ratio))
+            if nearest is None or abs(removed.share - asked.ratio) < abs(nearest.share - asked.ratio):
+                nearest = removed
+            if abs(removed.share - asked.ratio) <= NEAR_TIME:
+                break
+            if removed.share < asked.ratio:
+                below = ratio, removed.share
+            else:
+                above = ratio, removed.share
+        ratio = _where_met(asked.ratio, below, above)
     if nearest is None or nearest.share < asked.ratio - 5 * NEAR_TIME:
         got = "none" if nearest is None else f"{nearest.share:.2f}"
         raise InputError(
             f"ratio: expected a share of the latency that this machine can save, about {got} here; got {asked.ratio:g}"
         )
     return nearest
+
+
+def _where_met(wanted: float, below: tuple[float, float], above: tuple[float, float | None]) -> float:
+    """The share of the multiply-accumulates, between two, where a share of the latency is met if it rises evenly.
+
+    Args:
+        wanted: Share of the latency.
+        below: Shares of both that are too small.
+        above: Likewise too large; where the first of them cannot be, None: the line goes on from 0 through ``below``.
+    """
+    (low, less), (high, more) = below, above
+    if more is None:
+        met = low * wanted / less if less > 0 else high
+    else:
+        met = low + (high - low) * (wanted - less) / (more - less)
+    margin = (high - low) / 20
+    return met if low + margin <= met <= high - margin else (low + high) / 2
+
+
+def _saved_time(model: nn.Module, network: nn.Module, x: Tensor, wanted: float) -> float:
+    """Share of the uncompressed network's time that a smaller one saves.
+
+    What is near to the wanted share is timed once more, and the mean is taken: it may have come near by chance.
+    """
+    saved = 1 - _relative_time(model, network, x)
+    return saved if abs(saved - wanted) > NEAR_TIME else (saved + 1 - _relative_time(model, network, x)) / 2
 
 
 def _relative_time(model: nn.Module, network: nn.Module, x: Tensor) -> float:
