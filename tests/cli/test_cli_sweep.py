@@ -1,12 +1,16 @@
 """``brittle sweep``: a person's own experiment, told apart from its status, and how it ends."""
 
+import io
 import itertools
+import math
 import re
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from brittle.cli import run
+from brittle.cli.progress import stage_bars
 from brittle.cli.sweep_options import Workers, lasting, status_lines
 from brittle.errors import InputError
 from brittle.sweeps import SweepStatus
@@ -136,6 +140,22 @@ def test_a_status_in_words():
 )
 def test_times_are_told_in_a_unit_that_suits_them(seconds, words):
     assert lasting(seconds) == words
+
+
+def test_the_bar_tells_time_left_of_jobs_that_take_minutes(monkeypatch):
+    now, shown = [0.0], []
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200, get_time=lambda: now[0])
+    monkeypatch.setattr("rich.console.Console", lambda stderr: terminal)
+    monkeypatch.setattr("rich.progress.Progress.refresh", lambda bars: shown.append(bars))
+    with stage_bars(quiet=False, window=math.inf) as progress:
+        progress("jobs", 50, 100)  # done before: they say nothing of the time that others take
+        for done in range(51, 56):
+            now[0] += 40.0
+            progress("jobs", done, 100)
+        (task,) = shown[-1].tasks
+        assert task.time_remaining == pytest.approx(45 * 40)
+        progress("jobs", 55, 100)
+        assert task.fields["rate"] == "1.5/min"
 
 
 def test_a_share_of_a_cluster_is_passed_on():

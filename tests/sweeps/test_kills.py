@@ -27,6 +27,11 @@ print(len(outcome.done), len(outcome.skipped), len(outcome.failed))
 TEXT = {"stdout": PIPE, "stderr": PIPE, "text": True}
 
 
+@pytest.fixture(autouse=True)
+def look_again_at_once(monkeypatch):
+    monkeypatch.setattr("brittle.sweeps.run.LOOK_AGAIN", 0.0)
+
+
 @pytest.fixture
 def effects(tmp_path):
     return tmp_path / "effects"

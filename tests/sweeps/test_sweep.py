@@ -67,6 +67,17 @@ def test_a_worker_that_is_killed_costs_its_job_one_try(tmp_path):
     assert error["error"] == "worker: killed by SIGKILL in the midst of the job"
 
 
+def test_nothing_is_started_where_all_has_landed(store, tmp_path):
+    jobs = grid(tmp_path / "effects", 1, 1)
+    run_sweep(jobs, store, in_this_process)
+
+    def costly(tasks):
+        pytest.fail("asked for workers")
+        yield from in_this_process(tasks)
+
+    assert run_sweep(jobs, store, costly).skipped == tuple(jobs)
+
+
 def test_retries_below_zero_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"^retries: expected at least 0; got -1$"):
         run_sweep([], Store(str(tmp_path)), retries=-1)

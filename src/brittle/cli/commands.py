@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -500,7 +501,7 @@ def _reproduce(
         result = tried.redraw(chosen, out, check=check)
     else:
         executor = workers.executor()
-        with stage_bars(quiet) as progress:
+        with stage_bars(quiet, window=math.inf) as progress:
             result = tried.reproduce(
                 chosen, scale, out, data_root=data_root, executor=executor, check=check, progress=progress
             )
@@ -548,7 +549,7 @@ def _sweep(
 
     experiment = tried.load_experiment(Path(file))
     jobs, kept = experiment.jobs(scale, data_root), None if store is None else Store(store)
-    with stage_bars(quiet) as progress:
+    with stage_bars(quiet, window=math.inf) as progress:
         tried.run_experiment(
             experiment, scale, jobs, out, store=kept, executor=executor, retries=retries, progress=progress
         )

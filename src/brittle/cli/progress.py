@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def stage_bars(quiet: bool) -> Iterator[Progress]:
-    """A bar for every stage, with what is done of its total, the rate and the time left."""
+def stage_bars(quiet: bool, window: float = 30.0) -> Iterator[Progress]:
+    """A bar for every stage, with what is done of its total, the rate and the time left.
+
+    Args:
+        quiet: Show none.
+        window: Seconds over which the rate is taken. It says nothing where steps take longer.
+    """
     from rich import progress as rich
     from rich.console import Console
 
@@ -33,7 +38,8 @@ def stage_bars(quiet: bool) -> Iterator[Progress]:
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+    shown = not quiet and console.is_terminal
+    with rich.Progress(*columns, console=console, disable=not shown, speed_estimate_period=window) as bars:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int | None) -> None:
@@ -41,7 +47,8 @@ def stage_bars(quiet: bool) -> Iterator[Progress]:
             if stage not in tasks:
                 tasks[stage] = bars.add_task(printable(stage), total=total, rate="")
             speed = bars.tasks[tasks[stage]].speed
-            bars.update(tasks[stage], completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
+            rate = f"{speed:,.1f}/s" if speed and speed >= 0.1 else f"{60 * speed:.1f}/min" if speed else ""
+            bars.update(tasks[stage], completed=done, total=total, rate=rate)
 
         yield progress
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -87,9 +86,10 @@ def run_sweep(
     by_key = {job.key: job for job in jobs}
     with Driver(store, list(by_key.values())) as driver:
         sweep = _Sweep(by_key, store, driver.name, retries, progress)
-        with closing(executor(sweep.tasks())) as results:  # workers end before this driver says that it is gone
-            for done in results:
-                sweep.keep(done)
+        if sweep.waiting:
+            with closing(executor(sweep.tasks())) as results:  # workers end before this driver says that it is gone
+                for done in results:
+                    sweep.keep(done)
     return sweep.outcome()
 
 
@@ -100,24 +100,27 @@ class _Sweep:
         self.jobs, self.store, self.driver, self.retries, self.progress = jobs, store, driver, retries, progress
         self.watch = Watch(store)
         self.states = store.states()
-        self.looked = time.monotonic()
+        self.outdated = False
+        self.rest_until = 0.0
         # What failed before this call does not count: it is tried again.
         self.failed_before = {key: len(state.failures) for key, state in self.states.items()}
-        self.waiting = deque(jobs)
-        self.in_hand: set[str] = set()
         self.done: list[str] = []
-        self.skipped: list[str] = []
+        self.skipped = [key for key in jobs if self.states.get(key, State()).landed]
         self.failed: dict[str, str] = {}
+        self.in_hand: set[str] = set()
+        self.waiting = deque(key for key in jobs if not self.states.get(key, State()).landed)
+        self.tell()
 
     def tasks(self) -> Iterator[Task | None]:
         """The next job to be done by this driver; None where others have all that is left in hand."""
-        self.tell()
         while self.waiting or self.in_hand:
             yield self.next_task()
 
     def next_task(self) -> Task | None:
-        if self.waiting and time.monotonic() - self.looked > LOOK_AGAIN:
-            self.states, self.looked = self.store.states(), time.monotonic()
+        if not self.waiting or time.monotonic() < self.rest_until:
+            return None
+        if self.outdated:
+            self.states, self.outdated = self.store.states(), False
         for _ in range(len(self.waiting)):
             key = self.waiting.popleft()
             state = self.states.get(key, State())
@@ -133,6 +136,8 @@ class _Sweep:
             else:
                 self.waiting.append(key)
             self.tell()
+        # Others have what is left, and may fail or die.
+        self.outdated, self.rest_until = True, time.monotonic() + LOOK_AGAIN
         return None
 
     def elsewhere(self, key: str, number: int) -> bool:
@@ -145,7 +150,7 @@ class _Sweep:
     def claim(self, key: str, number: int) -> bool:
         """Begin a try, unless another driver has begun it: of two that think the last one gone, one gets it."""
         claimed = self.store.create(f"jobs/{key}/try-{number}.json", {"driver": self.driver})
-        self.looked = self.looked if claimed else -math.inf
+        self.outdated |= not claimed
         return claimed
 
     def keep(self, done: Done) -> None:
@@ -174,6 +179,7 @@ class _Sweep:
             earlier = self.states.get(key, State()).failures
             self.states[key] = State(tries=done.task.number, failures=(*earlier, done.task.number))
             self.waiting.append(key)
+            self.rest_until = 0.0
         self.tell()
 
     def tell(self) -> None:
