@@ -78,6 +78,10 @@ def test_figures_and_verdicts_are_drawn_again_from_the_table_alone(tmp_path):
 def test_flags_are_counted_row_by_row():
     table = pd.DataFrame({"flags": ["", "masked at 1", "masked at 1; flat curve"]})
     assert reproducing.flags_raised(table) == ("masked at 1 in 2 of 3 rows", "flat curve in 1 of 3 rows")
+    assert (
+        reproducing.flags_raised(table.rename(columns={"flags": "flags_90"}))[1]
+        == "flat curve (flags_90) in 1 of 3 rows"
+    )
     assert reproducing.flags_raised(table.drop(columns="flags")) == ()
 
 

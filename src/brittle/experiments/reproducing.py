@@ -153,10 +153,15 @@ def conclude(experiment: Experiment, table: pd.DataFrame, made: Made, *, check: 
 
 
 def flags_raised(table: pd.DataFrame) -> tuple[str, ...]:
-    """How many rows have each flag that the column ``flags`` names, separated by semicolons; none without it."""
-    if "flags" not in table:
-        return ()
-    raised = Counter(flag for row in table["flags"] for flag in str(row).split("; ") if flag)
+    """How many rows have each flag of the columns ``flags`` and ``flags_*``, separated by semicolons in a row."""
+    raised = Counter(
+        f"{flag} ({column})" if column != "flags" else flag
+        for column in map(str, table)
+        if column == "flags" or column.startswith("flags_")
+        for row in table[column]
+        for flag in str(row).split("; ")
+        if flag
+    )
     return tuple(f"{flag} in {count} of {len(table)} rows" for flag, count in raised.most_common())
 
 
