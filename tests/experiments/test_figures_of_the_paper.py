@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from brittle.data.load import load_data
-from brittle.experiments import EXPERIMENTS, fig3, fig4, named_experiments, reproduce
+from brittle.experiments import EXPERIMENTS, fig3, fig4, fig7_universal, judge, named_experiments, reproduce
 from brittle.models.architectures.fcn import fcn
 from helpers.experiments import lines
 from helpers.grids import in_this_process
@@ -22,8 +22,17 @@ def every_kind(experiment, *kinds):
     return [settings | TINY for settings in found.values()]
 
 
+def strongest(experiment, *axes):
+    """One job's settings of the largest scale at the largest value of each axis, the others at their first, tiny."""
+    jobs = experiment.settings("paper")
+    for axis in axes:
+        settings = max(jobs, key=lambda settings: settings[axis])
+        yield settings | TINY | {"samples": 40}
+
+
 JOBS = [(fig3, settings) for settings in every_kind(fig3.EXPERIMENT, "intervention")]
 JOBS += [(fig4, settings) for settings in every_kind(fig4.EXPERIMENT, "classes")]
+JOBS += [(fig7_universal, settings) for settings in strongest(fig7_universal.EXPERIMENT, "alpha", "scale")]
 
 
 @pytest.mark.parametrize(("figure", "settings"), JOBS, ids=lambda part: getattr(part, "__name__", None))
@@ -78,6 +87,37 @@ def test_robustness_is_judged_where_the_plain_network_keeps_three_quarters():
     table = pd.DataFrame(rows)
     assert fig4.judged_budget(table) == 1.0
     assert fig4.robustness_lost(table).value == pytest.approx(-0.25)
+
+
+def universal_table(fooled_under_scale):
+    """Networks of which the penalty makes samples fragile and perturbations universal, and the norm as it is told."""
+    rows = []
+    for seed in range(3):
+        base = {"seed": seed, "row_error": 0.8, "kept_2/255": 0.8, "sample_fooled": 0.2 + 0.01 * seed}
+        base |= {"universal_fooled": 0.02, "random_fooled": 0.01, "relative": 0.05}
+        fragile = {"kept_2/255": 0.2, "sample_fooled": 0.8 + 0.01 * seed, "random_fooled": 0.02}
+        rows += [
+            base | {"alpha": 0.0, "scale": 1.0},
+            base | fragile | {"alpha": 0.1, "scale": 1.0, "row_error": 0.3, "universal_fooled": 0.5, "relative": 0.6},
+            base | fragile | {"alpha": 0.0, "scale": 8.0} | fooled_under_scale,
+        ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("under_scale", "told_apart"),
+    [
+        ({"universal_fooled": 0.05, "relative": 0.04}, "reproduced"),
+        ({"universal_fooled": 0.5, "relative": 0.6}, "not reproduced"),
+        ({"universal_fooled": 0.7, "relative": 0.85}, "opposite"),
+    ],
+)
+def test_figure_7_tells_universal_perturbations_from_fragile_samples(under_scale, told_apart):
+    table = universal_table(under_scale)
+    *others, scale, separation = [judge(claim, table, "small").verdict for claim in fig7_universal.CLAIMS]
+    assert set(others) == {"reproduced"}
+    assert scale == ("reproduced" if told_apart == "reproduced" else "opposite")
+    assert separation == told_apart
 
 
 @pytest.mark.slow

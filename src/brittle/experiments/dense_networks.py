@@ -1,0 +1,110 @@
+"""What experiments on fully connected networks share: how they are trained, and what is measured of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from brittle.attacks import apgd
+from brittle.compression.factorise import factorised
+from brittle.data.load import Data, load_data
+from brittle.evaluation import Execution, Threat, evaluate
+from brittle.linear.compressibility import k_term_error, row_norms, singular_values
+from brittle.models.build import build_model
+from brittle.models.layers import read_layers
+from brittle.training.loop import train
+from brittle.training.recipe import Recipe
+
+SHARE = 10
+"""Compressibility is told at a tenth of the rows or singular values."""
+
+
+def splits(data: str, data_root: str | None, *, training: int | None, samples: int) -> tuple[Data, Data]:
+    """Training and test samples, at random where not all are taken, and the same for every job.
+
+    Args:
+        data: As :func:`brittle.load_data`.
+        data_root: Folder of the data sets.
+        training: Most training samples; None for all.
+        samples: Most test samples.
+    """
+    read = functools.partial(load_data, data, root=None if data_root is None else Path(data_root))
+    return read(split="train", limit=training), read(limit=samples)
+
+
+def train_dense(data: Data, recipe: Recipe, *, width: int, hidden: int, rank: int) -> nn.Module:
+    """A network of ReLU layers without biases, its hidden matrices products of factors where the rank is below full.
+
+    Args:
+        data: Training samples.
+        recipe: How; its seed is that of the weights as well.
+        width: Neurons of a hidden layer.
+        hidden: Hidden layers.
+        rank: Of every hidden matrix; matrices of no larger side stay whole.
+
+    Returns:
+        The network, in evaluation mode, on a GPU where there is one.
+    """
+    size = {"in_features": data.inputs[0].numel(), "width": width, "depth": hidden + 1, "classes": data.classes}
+    network = factorised(build_model("fcn", size, seed=recipe.seed), rank, initial="random", seed=recipe.seed)
+    return train(network, data, recipe, devices="cuda" if torch.cuda.is_available() else "cpu").model.eval()
+
+
+def initial_norm(width: int) -> float:
+    """Expected Frobenius norm of a hidden matrix at its start, ``sqrt(width / 3)`` whatever the number of inputs n.
+
+    Its entries are uniform between ``-1 / sqrt(n)`` and ``1 / sqrt(n)`` (torch's own initialisation).
+    """
+    return math.sqrt(width / 3)
+
+
+def structure_of(network: nn.Module) -> dict[str, float]:
+    """Compressibility and operator norms of the hidden matrices.
+
+    ``row_error`` and ``spectral_error`` are k-term errors in the 1-norm of the rows' l_1 norms and of the singular
+    values at a tenth of them (Definition 2.1; 0 is most compressible), means over layers; ``norm_inf`` and ``norm_2``
+    are products of operator norms. ``frobenius`` is the largest Frobenius norm.
+    """
+    hidden = [view.matrix.detach().double().cpu() for view in read_layers(network).views[:-1]]
+    errors: dict[str, list[float]] = {"row_error": [], "spectral_error": []}
+    largest = {"norm_inf": 1.0, "norm_2": 1.0}
+    for W in hidden:
+        rows, sigma = row_norms(W), singular_values(W)
+        errors["row_error"].append(float(k_term_error(rows, max(1, len(rows) // SHARE))))
+        errors["spectral_error"].append(float(k_term_error(sigma, max(1, len(sigma) // SHARE))))
+        largest["norm_inf"] *= float(rows.max())
+        largest["norm_2"] *= float(sigma[0])
+    means = {name: sum(values) / len(values) for name, values in errors.items()}
+    return {**means, **largest, "frobenius": max(float(W.norm()) for W in hidden)}
+
+
+def robustness_of(
+    network: nn.Module, test: Data, budgets: Mapping[str, tuple[float, float]], seed: int
+) -> dict[str, object]:
+    """Accuracy without attack, and under the worst of APGD on cross-entropy and on the DLR loss, 100 steps each.
+
+    Args:
+        network: From inputs to at least three logits.
+        test: Samples that are attacked.
+        budgets: Norm and budget by name.
+        seed: Of the attacks.
+
+    Returns:
+        ``clean_accuracy``; ``robust_NAME`` and ``kept_NAME``, the robust accuracy and its share of the clean one (NaN
+        where that is 0); ``flags``, the checks that doubt one of them.
+    """
+    row: dict[str, object] = {}
+    flags: list[str] = []
+    for name, (p, eps) in budgets.items():
+        threat = Threat([functools.partial(apgd, loss=loss) for loss in ("ce", "dlr")], p=p, seed=seed)
+        measured = evaluate(network, test, threat, eps=eps, execution=Execution(certify=False))
+        clean, robust = measured.clean_accuracy.value or 0.0, measured.robust_accuracy.value or 0.0
+        row["clean_accuracy"] = clean
+        row[f"robust_{name}"], row[f"kept_{name}"] = robust, robust / clean if clean else math.nan
+        flags += [f"{flag.name} at {name}" for flag in measured.flags if flag.raised]
+    return {**row, "flags": "; ".join(flags)}
