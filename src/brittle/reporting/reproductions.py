@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from brittle.reporting.drawing import svg
 from brittle.reporting.page import environment
 from brittle.results import ClaimResult, ClaimVerdict, Reproduction
-from brittle.results.wording import all_printable, number
+from brittle.results.wording import all_printable
 
 LOOKS = {
     ClaimVerdict.REPRODUCED: "robust",
@@ -37,7 +37,6 @@ def reproduction_html(reproduction: Reproduction, figures: Mapping[str, Figure])
             lines=reproduction_lines(reproduction),
             figures=drawn,
             looks=LOOKS,
-            found=statistic_words,
         )
     )
 
@@ -62,12 +61,3 @@ def _counted(claims: Sequence[ClaimResult]) -> str:
     given = [claim.verdict for claim in claims]
     told = (f"{given.count(verdict)} {verdict}" for verdict in ClaimVerdict if verdict in given)
     return ", ".join(told) or "nothing to judge"
-
-
-def statistic_words(claim: ClaimResult) -> str:
-    """A statistic with its interval and the number of seeds."""
-    statistic = claim.statistic
-    if statistic.value is None:
-        return "not measured"
-    interval = "" if statistic.low is None else f" [{number(statistic.low)}, {number(statistic.high)}]"
-    return f"{number(statistic.value)}{interval}, {statistic.n} seed{'' if statistic.n == 1 else 's'}"
