@@ -87,6 +87,8 @@ class _RayWorker:
     def start(self) -> None:
         for left in reversed(range(STARTS)):
             self.actor = actor = self.hire()
+            if self.over:  # killed before there was an actor to kill
+                return self.close()
             try:
                 self.ray.get(actor.stand.remote())
                 return

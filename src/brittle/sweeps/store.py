@@ -63,8 +63,7 @@ class Store:
         import fsspec
 
         try:
-            # Others write as well: what was listed before says nothing of now.
-            system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            system, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise InputError(f"store: expected a folder or a URL; got {self.url!r}: {first_line(error)}") from None
         return system, root.rstrip("/")
@@ -126,6 +125,7 @@ class Store:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         system, root = self._place
+        system.invalidate_cache()  # others write as well: what was listed before says nothing of now
         return bool(system.exists(f"{root}/{name}"))
 
     def names(self, folder: str) -> list[str]:
