@@ -21,7 +21,7 @@ KEPT = {
 """What the figure of the units shows."""
 ALLOCATED = {
     "planner": "as much as robust accuracy can spare",
-    "k_term": "every layer loses the same share of its norm: one k-term error for all",
+    "k_term": "every layer loses the same share of its scores: one k-term error for all",
     "global": "one threshold on all scores",
     "layerwise": "the same share everywhere",
     "random": "whatever falls to a layer, a control",
