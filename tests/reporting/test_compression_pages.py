@@ -79,6 +79,7 @@ def test_the_page_of_a_compression_names_what_went_and_what_stays(remove):
     [
         ({"asked": replace(ASKED, remove="heads")}, "compression.asked: expected remove of filters, ranks, weights"),
         ({"asked": replace(ASKED, target="joules")}, "compression.asked: expected a target of parameters"),
+        ({"seconds": {"planning": INF}}, "compression: expected seconds of at least 0, below"),
         ({"groups": (GroupCut("0", 0, 0),)}, "expected 0 <= after <= before, and 1 before"),
     ],
 )
@@ -152,7 +153,10 @@ def test_lines_pass_through_the_uncompressed_network_and_each_of_the_allocations
     assert [*lines[0].get_ydata()] == pytest.approx([29, 40, 41.7])
 
 
-def test_a_frontier_whose_uncompressed_network_was_not_attacked_is_refused():
+def test_a_frontier_that_no_page_can_show_is_refused():
+    endless = replace(ROWS[0], seconds={"planning": INF})
+    with pytest.raises(InputError, match=r"rows\.0: expected seconds of at least 0, below"):
+        Frontier.from_json(frontier(endless).to_json())
     document = json.loads(frontier(*ROWS).to_json())
     document["base"]["norms"] = []
     with pytest.raises(InputError, match="expected an uncompressed network that was attacked in every norm"):

@@ -230,4 +230,8 @@ def _(recipe: CompressionRecipe) -> Iterable[Rule]:
     yield min(recipe.input_shape, default=1) > 0, "an input_shape of at least 1 each", recipe.input_shape
     yield 0 <= recipe.zeros <= 1, "a share of zeros from 0 to 1", recipe.zeros
     yield recipe.share is None or recipe.share <= 1, "a share of at most 1", recipe.share
-    yield min(recipe.seconds.values(), default=0.0) >= 0, "seconds of at least 0", recipe.seconds
+    yield (
+        all(0 <= time < LARGEST for time in recipe.seconds.values()),
+        "seconds of at least 0, below 2^63",
+        recipe.seconds,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brittle.results.attacks import Evaluation
-from brittle.results.checks import Rule, check, rules_of
+from brittle.results.checks import LARGEST, Rule, check, rules_of
 from brittle.results.comparison import Paired
 from brittle.results.compression import CompressionRequest
 from brittle.results.documents import NormResult, Saved, Signature, read_document
@@ -192,7 +192,7 @@ def _(row: FrontierRow) -> Iterable[Rule]:
     yield row.share is None or row.share <= 1, "a share of at most 1", row.share
     norms = [norm.p for norm in row.norms]
     yield len(set(norms)) == len(norms), "one result a norm", norms
-    yield min(row.seconds.values(), default=0.0) >= 0, "seconds of at least 0", row.seconds
+    yield all(0 <= time < LARGEST for time in row.seconds.values()), "seconds of at least 0, below 2^63", row.seconds
 
 
 @rules_of.register
