@@ -6,7 +6,7 @@ import pytest
 
 from brittle.errors import InputError
 from brittle.sweeps import Store, on_processes, run_sweep
-from helpers.grids import calls, grid, in_this_process
+from helpers.grids import calls, gone, grid, in_this_process
 
 two = partial(on_processes, workers=2)
 PLACES = ["folder", "memory"]
@@ -65,6 +65,24 @@ def test_a_worker_that_is_killed_costs_its_job_one_try(tmp_path):
     assert [len(calls(effects, job)) for job in jobs] == [1, 1, 1, 2, 1, 1]
     (error,) = store.read([f"jobs/{jobs[3].key}/error-1.json"]).values()
     assert error["error"] == "worker: killed by SIGKILL in the midst of the job"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
+def test_workers_are_gone_when_a_sweep_ends_or_is_interrupted(tmp_path):
+    effects = tmp_path / "effects"
+    jobs = grid(effects)
+    (effects / "hold-2-1").touch()
+
+    def interrupt(stage, done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(jobs, Store(str(tmp_path / "out")), two, progress=interrupt)
+    assert all(gone(worker) for job in jobs for worker in calls(effects, job))
+    (effects / "hold-2-1").unlink()
+    assert len(run_sweep(jobs, Store(str(tmp_path / "out")), two).done) == 1
+    assert all(gone(worker) for job in jobs for worker in calls(effects, job))
 
 
 def test_nothing_is_started_where_all_has_landed(store, tmp_path):

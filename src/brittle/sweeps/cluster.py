@@ -85,17 +85,17 @@ class _RayWorker:
         return self.actor is not None
 
     def start(self) -> None:
-        for left in reversed(range(STARTS)):
+        deaths = 0
+        while not self.over:
             self.actor = actor = self.hire()
-            if self.over:  # killed before there was an actor to kill
+            if self.over:  # since, and there was no actor yet to be killed
                 return self.close()
             try:
                 self.ray.get(actor.stand.remote())
                 return
             except self.ray.exceptions.RayError as error:
-                if self.over:
-                    return
-                if not left:
+                deaths += 1
+                if deaths == STARTS and not self.over:
                     raise InputError(f"ray: expected workers that can start; got {one_line(error)}") from None
 
     def do(self, task: Task) -> Done:

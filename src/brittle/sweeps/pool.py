@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import queue
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Protocol
 
 from brittle.sweeps.work import Done, Task
 
 ASK_AGAIN = 0.5
 """Seconds until a task is asked for again where there was none."""
+Inbox = queue.SimpleQueue["Task | None"]
+"""What a worker is told to do; None to end."""
 
 
 class Worker(Protocol):
@@ -27,7 +29,7 @@ class Worker(Protocol):
         """Have a task done and wait for it; where the process dies, that is the error."""
 
     def kill(self) -> None:
-        """Kill the process, which ends what waits for it. Called from another thread, at any time."""
+        """Kill the process for good, which ends what waits for it. Called from another thread, at any time."""
 
     def close(self) -> None:
         """Kill the process, and wait until it is gone."""
@@ -43,40 +45,64 @@ def share_out(tasks: Iterator[Task | None], workers: Sequence[Worker]) -> Genera
         tasks: None in place of a task means to ask again later.
         workers: Not yet started.
     """
-    idle: list[Worker] = []
-    doing: dict[Future[Any], Worker] = {}
-    over = False
-    with ThreadPoolExecutor(len(workers)) as pool:  # a thread waits for each worker
-        starting: dict[Future[Any], Worker] = {pool.submit(worker.start): worker for worker in workers}
+    # Queues alone join the threads: an interrupt at any place leaves no lock behind, as it may with futures.
+    heard: queue.SimpleQueue[Done | Inbox | BaseException] = queue.SimpleQueue()
+    inboxes: list[Inbox] = [queue.SimpleQueue() for _ in workers]
+    threads = [
+        threading.Thread(target=_attend, args=(worker, inbox, heard), daemon=True)
+        for worker, inbox in zip(workers, inboxes, strict=True)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        yield from _hand_out(tasks, heard)
+    finally:
+        for worker, inbox in zip(workers, inboxes, strict=True):
+            worker.kill()
+            inbox.put(None)
+        for thread, worker in zip(threads, workers, strict=True):
+            if thread.ident is not None:  # an interrupt may have come before all were started
+                thread.join()
+            worker.close()
+
+
+def _hand_out(
+    tasks: Iterator[Task | None], heard: queue.SimpleQueue[Done | Inbox | BaseException]
+) -> Generator[Done, None, None]:
+    """Answer what is heard of workers: that one is free, by its inbox, that a task is done, or what went wrong."""
+    idle: list[Inbox] = []
+    doing, over = 0, False
+    while not over or doing:
         try:
-            while not over or doing:
-                while idle and not over:
-                    try:
-                        task = next(tasks)
-                    except StopIteration:
-                        over = True
-                        break
-                    if task is None:
-                        break
-                    worker = idle.pop()
-                    doing[pool.submit(worker.do, task)] = worker
-                if over and not doing:
-                    break
-                if idle and not (over or doing or starting):
-                    time.sleep(ASK_AGAIN)
-                finished = wait([*doing, *starting], ASK_AGAIN if idle and not over else None, FIRST_COMPLETED).done
-                for start in starting.keys() & finished:
-                    start.result()  # raises what kept the worker from starting
-                    idle.append(starting.pop(start))
-                for future in doing.keys() & finished:
-                    worker = doing.pop(future)
-                    if worker.lives:
-                        idle.append(worker)
-                    else:
-                        starting[pool.submit(worker.start)] = worker
-                    yield future.result()
-        finally:
-            for worker in workers:
-                worker.kill()
-    for worker in workers:
-        worker.close()
+            while idle and not over and (task := next(tasks)) is not None:
+                idle.pop().put(task)
+                doing += 1
+        except StopIteration:
+            over = True
+            continue
+        try:
+            message = heard.get(timeout=ASK_AGAIN if idle and not over else None)
+        except queue.Empty:
+            continue
+        if isinstance(message, BaseException):
+            raise message
+        if isinstance(message, Done):
+            doing -= 1
+            yield message
+        else:
+            idle.append(message)
+
+
+def _attend(worker: Worker, inbox: Inbox, heard: queue.SimpleQueue[Done | Inbox | BaseException]) -> None:
+    """Keep a worker alive and pass its tasks on, until there is none to come."""
+    try:
+        while True:
+            if not worker.lives:
+                worker.start()
+            heard.put(inbox)
+            task = inbox.get()
+            if task is None:
+                return
+            heard.put(worker.do(task))
+    except BaseException as error:
+        heard.put(error)

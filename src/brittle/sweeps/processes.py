@@ -55,12 +55,15 @@ class _Process:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.process: subprocess.Popen[str] | None = None
+        self.over = False
 
     @property
     def lives(self) -> bool:
         return self.process is not None
 
     def start(self) -> None:
+        if self.over:
+            return
         environment = os.environ | dict.fromkeys(THREAD_COUNTS, str(self.threads))
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         command = [sys.executable, "-c", "from brittle.sweeps.worker import serve; serve()"]
@@ -87,6 +90,7 @@ class _Process:
         return Done(task, error=f"worker: {_ending(process.returncode)}", trace=trace)
 
     def kill(self) -> None:
+        self.over = True
         process = self.process  # which another thread may be closing
         if process is not None:
             process.kill()
