@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from brittle.data.load import load_data
-from brittle.experiments import EXPERIMENTS, fig3, fig4, fig5_fcn, fig7_universal, judge, named_experiments, reproduce
+from brittle.experiments import (
+    EXPERIMENTS,
+    fig2,
+    fig3,
+    fig4,
+    fig5_fcn,
+    fig7_universal,
+    judge,
+    named_experiments,
+    reproduce,
+)
 from brittle.models.architectures.fcn import fcn
 from helpers.experiments import lines
 from helpers.grids import in_this_process
@@ -33,6 +43,7 @@ def strongest(experiment, *axes):
 
 JOBS = [(fig3, settings) for settings in every_kind(fig3.EXPERIMENT, "intervention")]
 JOBS += [(fig4, settings) for settings in every_kind(fig4.EXPERIMENT, "classes")]
+JOBS += [(fig2, settings) for settings in strongest(fig2.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig5_fcn, settings) for settings in strongest(fig5_fcn.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig7_universal, settings) for settings in strongest(fig7_universal.EXPERIMENT, "alpha", "scale")]
 
@@ -120,6 +131,45 @@ def test_figure_7_tells_universal_perturbations_from_fragile_samples(under_scale
     assert set(others) == {"reproduced"}
     assert scale == ("reproduced" if told_apart == "reproduced" else "opposite")
     assert separation == told_apart
+
+
+def larger_of_two():
+    """A network with one hidden layer that says which of two inputs is the larger, and two of its samples."""
+    network = fcn(2, 2, 2, 2)
+    for layer in (network[1], network[3]):
+        layer.weight.data = torch.eye(2)
+    x = torch.tensor([[0.6, 0.5], [0.2, 0.7]])
+    return network, dataclasses.replace(load_data("digits", limit=2), inputs=x, labels=torch.tensor([0, 1]), classes=2)
+
+
+def test_figure_2_finds_boundaries_where_they_are():
+    network, data = larger_of_two()
+    away = torch.tensor([[-1.0, 1.0], [0.3, 0.3]])  # straight to the boundary, and along it
+    eps = 0.05
+    first, second = fig2.crossing(network, data, data.inputs + away, eps).tolist()
+    assert 0.1 / 2**0.5 <= first <= 0.1 / 2**0.5 + fig2.LENGTHS * eps / 40 * 1.001
+    assert second == pytest.approx(fig2.LENGTHS * eps)
+
+
+def test_maps_of_figure_2_are_those_of_the_network_with_the_clean_point_in_the_middle():
+    network, data = larger_of_two()
+    attacked = {"dense": data.inputs + torch.tensor([0.0, 0.2]), "compressible": data.inputs - torch.tensor([0.2, 0.0])}
+    row = fig2.around(dict.fromkeys(fig2.NETWORKS, network), data, attacked, 0, eps=0.2)
+    offsets = fig2.REACH * 0.2 * fig2.grid()
+    # Both networks share a plane whose first axis is the compressible network's perturbation.
+    assert row["input_at_compressible"] == pytest.approx([1, 0], abs=1e-6)
+    assert [abs(part) for part in row["input_at_dense"]] == pytest.approx([0, 1], abs=1e-6)
+    up = row["input_at_dense"][1]
+    x = torch.tensor([0.6, 0.5]) + torch.stack([-offsets[:, 0], up * offsets[:, 1]], dim=1)
+    expected = torch.where(x[:, 0].clamp_min(0) >= x[:, 1].clamp_min(0), 0, 1)
+    apart = (x[:, 0] - x[:, 1]).abs() > 1e-6
+    assert torch.equal(torch.tensor(row["input_dense"])[apart], expected[apart])
+    assert row["input_dense"] == row["input_compressible"]
+    middle = fig2.CELLS**2 // 2
+    assert {row[f"{space}_{name}"][middle] for space in ("input", "representation") for name in fig2.NETWORKS} == {0}
+    # Two components span all of a representation of two numbers, and the map holds the attacked point.
+    assert row["in_plane_dense"] == pytest.approx(1)
+    assert max(map(abs, row["representation_at_dense"])) < row["reach"]
 
 
 @pytest.mark.parametrize(("effect", "robustness"), [(1.0, "reproduced"), (-1.0, "opposite")])

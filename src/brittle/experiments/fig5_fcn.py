@@ -247,6 +247,7 @@ EXPERIMENT = Experiment(
             PAPER, 5, (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (10, 15, 20, 40, 64, 100, 256, 1024)
         ),
     },
+    seconds={"smoke": 5, "small": 165},
     claims=CLAIMS,
     about=(
         "Fully connected networks with ReLU and no biases. Every hidden matrix is held at the Frobenius norm of its "

@@ -271,6 +271,7 @@ EXPERIMENT = Experiment(
         "small": _grids(SMALL, 3, (0.003, 0.01, 0.03), (2.0, 4.0, 8.0)),
         "paper": _grids(PAPER, 5, (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)),
     },
+    seconds={"smoke": 5, "small": 215},
     claims=CLAIMS,
     about=(
         "Fully connected networks with ReLU and no biases. Every hidden matrix is held at one Frobenius norm after "
