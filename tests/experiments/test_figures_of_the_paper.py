@@ -167,9 +167,10 @@ def test_maps_of_figure_2_are_those_of_the_network_with_the_clean_point_in_the_m
     assert row["input_dense"] == row["input_compressible"]
     middle = fig2.CELLS**2 // 2
     assert {row[f"{space}_{name}"][middle] for space in ("input", "representation") for name in fig2.NETWORKS} == {0}
-    # Two components span all of a representation of two numbers, and the map holds the attacked point.
-    assert row["in_plane_dense"] == pytest.approx(1)
-    assert max(map(abs, row["representation_at_dense"])) < row["reach"]
+    # The representation is the input: its shift is the perturbation, in lengths of (0.6, 0.5).
+    assert row["representation_at_dense"] == pytest.approx([0.2 / 0.61**0.5, 0])
+    beside = fig2.CELLS // 2 + round(fig2.CELLS / 2 * row["representation_at_dense"][0] / row["reach"])
+    assert row["representation_dense"][fig2.CELLS * (fig2.CELLS // 2) + beside] == 1  # 0.7 is larger than 0.6
 
 
 @pytest.mark.parametrize(("effect", "robustness"), [(1.0, "reproduced"), (-1.0, "opposite")])
