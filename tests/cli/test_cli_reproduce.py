@@ -64,8 +64,8 @@ def test_the_list_needs_no_folder_and_names_every_experiment(tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["name: expected all or some of fig3", "got none"]),
-        (["fig99"], ["name: expected all or some of fig3", "got fig99"]),
+        ([], ["name: expected all or some of fig2", "got none"]),
+        (["fig99"], ["name: expected all or some of fig2", "got fig99"]),
         (["fig3", "--scale", "huge"], ["scale: expected one of smoke, small, paper for fig3", "'huge'"]),
         (["fig3", "--scale", "small"], ["root: expected the folder", "mnist"]),
         (["fig3", "--redraw", "--workers", "0"], ["workers", "0"]),

@@ -120,7 +120,7 @@ def test_experiments_of_the_papers_go_by_their_names():
     assert tuple(experiment.name for experiment in experiments) == EXPERIMENTS
     assert [e.name for e in named_experiments(["fig4", "fig4"])] == ["fig4"]
     for names in ([], ["fig99"]):
-        with pytest.raises(InputError, match="name: expected all or some of fig3"):
+        with pytest.raises(InputError, match="name: expected all or some of fig2"):
             named_experiments(names)
 
 
