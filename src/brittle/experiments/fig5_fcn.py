@@ -228,7 +228,7 @@ SMOKE: dict[str, Scalar] = {
     "data": "digits", "width": 32, "hidden": 2, "training": None, "samples": 60, "epochs": 4, "patience": None,
 }  # fmt: skip
 SMALL: dict[str, Scalar] = {
-    "data": "cifar10", "width": 800, "hidden": 3, "training": None, "samples": 400, "epochs": 8, "patience": None,
+    "data": "cifar10", "width": 800, "hidden": 3, "training": None, "samples": 400, "epochs": 20, "patience": None,
 }  # fmt: skip
 PAPER: dict[str, Scalar] = {
     "data": "cifar10", "width": 2000, "hidden": 4, "training": None, "samples": 10_000, "epochs": 200, "patience": 11,
@@ -247,7 +247,7 @@ EXPERIMENT = Experiment(
             PAPER, 5, (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (10, 15, 20, 40, 64, 100, 256, 1024)
         ),
     },
-    seconds={"smoke": 5, "small": 165},
+    seconds={"smoke": 5, "small": 140},
     claims=CLAIMS,
     about=(
         "Fully connected networks with ReLU and no biases. Every hidden matrix is held at the Frobenius norm of its "
