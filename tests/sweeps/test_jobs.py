@@ -39,7 +39,7 @@ def test_other_settings_data_function_or_code_give_another_key(file):
     keys = [job(), job(settings={"rank": 4}), job(settings={"rank": 3.0}), job(settings={"rank": 3, "seed": None})]
     keys += [job(data="mnist"), job(function=f"{file}:walk")]
     keys = [each.key for each in keys]
-    file.write_text(SOURCE + "# changed\n")
+    file.write_text(SOURCE.replace("2 *", "3 *"))
     keys.append(job().key)
     assert len(set(keys)) == len(keys)
 

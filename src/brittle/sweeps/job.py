@@ -15,6 +15,7 @@ from typing import Any
 
 from brittle._version import __version__
 from brittle.errors import InputError, first_line
+from brittle.sweeps.reach import reached_text
 
 Settings = Mapping[str, Any]
 """Arguments by name: numbers, strings, booleans, None, and lists of them."""
@@ -30,7 +31,7 @@ class Code:
         name: The function's name, behind its module's where it is importable.
         path: The file that holds it.
         source: The file's text where the file is no importable module: workers run exactly this text.
-        digest: SHA-256 of the file and of Brittle's version.
+        digest: SHA-256 of what the function reaches (:func:`brittle.sweeps.reach.reached_text`) and Brittle's version.
     """
 
     name: str
@@ -94,7 +95,7 @@ def read_code(function: str) -> Code:
     if path is None or not path.is_file() or not name.isidentifier():
         raise InputError(f"function: expected package.module:name or path/to/file.py:name; got {function!r}")
     source = path.read_bytes()
-    digest = hashlib.sha256(source + __version__.encode()).hexdigest()
+    digest = hashlib.sha256((reached_text(path, name) + __version__).encode()).hexdigest()
     return Code(name if is_file else function, str(path), source.decode() if is_file else None, digest)
 
 
