@@ -78,7 +78,7 @@ def test_words_follow_the_numbers(demo):
         paired = (Paired("robust", math.inf, e.eps, n, *verdicts), Paired("robust", 2.0, 0.3, n, (), ()))
         worse = replace(dense, name="worse", audit=weaker, paired=paired)
         lines = comparison_lines(Comparison((dense, worse, replace(other, paired=()))))
-        assert f"{fragile} of them {'is' if fragile else 'are'} clearly more fragile" in lines[0]
+        assert f"{'1' if fragile else 'none'} of them is clearly more fragile" in lines[0]
         assert ("more fragile in ℓ∞" in lines[2]) == bool(fragile)
         assert "not clearly different in ℓ₂" in lines[2]
 

@@ -181,8 +181,8 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": {
-            "data": "digits", "arch": "resnet18-cifar", "width": 4, "allocate": "planner", "seed": 0, "training": 200,
-            "samples": 50, "epochs": 2, "tuning": 1, "pgd": 1, "steps": 3,
+            "data": "digits", "arch": "resnet18-cifar", "width": 4, "allocate": "planner", "seed": 0, "training": 64,
+            "samples": 20, "epochs": 1, "tuning": 1, "pgd": 1, "steps": 2,
         },
         "small": {
             "data": "cifar10", "arch": "resnet18-cifar", "width": 16, "allocate": ("planner", "layerwise"),
