@@ -14,6 +14,7 @@ from brittle.attacks import apgd
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, load_data
 from brittle.evaluation import Execution, Threat, evaluate
+from brittle.experiments.experiment import Scalar
 from brittle.linear.compressibility import k_term_error, row_norms, singular_values
 from brittle.models.build import build_model
 from brittle.models.layers import read_layers
@@ -22,6 +23,16 @@ from brittle.training.recipe import Recipe
 
 SHARE = 10
 """Compressibility is told at a tenth of the rows or singular values."""
+SMOKE: dict[str, Scalar] = {
+    "data": "digits", "width": 32, "hidden": 2, "training": None, "samples": 60, "epochs": 4, "patience": None,
+}  # fmt: skip
+SMALL: dict[str, Scalar] = {
+    "data": "cifar10", "width": 800, "hidden": 3, "training": None, "samples": 400, "epochs": 20, "patience": None,
+}  # fmt: skip
+PAPER: dict[str, Scalar] = {
+    "data": "cifar10", "width": 2000, "hidden": 4, "training": None, "samples": 10_000, "epochs": 200, "patience": 11,
+}  # fmt: skip
+"""Settings that Figures 5 and 7 share, by scale."""
 
 
 def splits(data: str, data_root: str | None, *, training: int | None, samples: int) -> tuple[Data, Data]:

@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from brittle.experiments.claims import Claim, change, over_seeds, spearman
-from brittle.experiments.dense_networks import initial_norm, robustness_of, splits, structure_of, train_dense
+from brittle.experiments.dense_networks import (
+    PAPER,
+    SMALL,
+    SMOKE,
+    initial_norm,
+    robustness_of,
+    splits,
+    structure_of,
+    train_dense,
+)
 from brittle.experiments.experiment import Axes, Experiment, Scalar
 from brittle.experiments.plots import draw_means, evenly, look
 from brittle.reporting.drawing import legend
@@ -223,16 +232,6 @@ def _grids(
     every = {**common, "seed": tuple(range(seeds))}
     return {**every, "alpha": (0.0, *alphas), "rank": common["width"]}, {**every, "alpha": 0.0, "rank": ranks}
 
-
-SMOKE: dict[str, Scalar] = {
-    "data": "digits", "width": 32, "hidden": 2, "training": None, "samples": 60, "epochs": 4, "patience": None,
-}  # fmt: skip
-SMALL: dict[str, Scalar] = {
-    "data": "cifar10", "width": 800, "hidden": 3, "training": None, "samples": 400, "epochs": 20, "patience": None,
-}  # fmt: skip
-PAPER: dict[str, Scalar] = {
-    "data": "cifar10", "width": 2000, "hidden": 4, "training": None, "samples": 10_000, "epochs": 200, "patience": 11,
-}  # fmt: skip
 
 EXPERIMENT = Experiment(
     name="fig5_fcn",

@@ -19,7 +19,16 @@ from torch import nn
 from brittle.data.load import Data
 from brittle.evaluation import judge_universal
 from brittle.experiments.claims import Claim, change, over_seeds
-from brittle.experiments.dense_networks import initial_norm, robustness_of, splits, structure_of, train_dense
+from brittle.experiments.dense_networks import (
+    PAPER,
+    SMALL,
+    SMOKE,
+    initial_norm,
+    robustness_of,
+    splits,
+    structure_of,
+    train_dense,
+)
 from brittle.experiments.experiment import Axes, Experiment, Scalar
 from brittle.experiments.plots import draw_means, evenly, look
 from brittle.reporting.drawing import legend, panels
@@ -250,16 +259,6 @@ def _grids(
     return {**every, "alpha": (0.0, *alphas), "scale": 1.0}, {**every, "alpha": 0.0, "scale": scales}
 
 
-SMOKE: dict[str, Scalar] = {
-    "data": "digits", "width": 32, "hidden": 2, "training": None, "samples": 60, "epochs": 4, "patience": None,
-}  # fmt: skip
-SMALL: dict[str, Scalar] = {
-    "data": "cifar10", "width": 800, "hidden": 3, "training": None, "samples": 1000, "epochs": 20, "patience": None,
-}  # fmt: skip
-PAPER: dict[str, Scalar] = {
-    "data": "cifar10", "width": 2000, "hidden": 4, "training": None, "samples": 10_000, "epochs": 200, "patience": 11,
-}  # fmt: skip
-
 EXPERIMENT = Experiment(
     name="fig7_universal",
     title="Universal perturbations under compressibility and under scale",
@@ -268,7 +267,7 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": _grids(SMOKE, 1, (0.03,), (4.0,)),
-        "small": _grids(SMALL, 3, (0.003, 0.01, 0.03), (2.0, 4.0, 8.0)),
+        "small": _grids({**SMALL, "samples": 1000}, 3, (0.003, 0.01, 0.03), (2.0, 4.0, 8.0)),
         "paper": _grids(PAPER, 5, (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)),
     },
     seconds={"smoke": 5, "small": 160},

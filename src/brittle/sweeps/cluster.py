@@ -85,6 +85,7 @@ class _RayWorker:
         return self.actor is not None
 
     def start(self) -> None:
+        """Hire an actor that answers; InputError where several in turn die before they do."""
         deaths = 0
         while not self.over:
             self.actor = actor = self.hire()

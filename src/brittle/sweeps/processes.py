@@ -72,6 +72,7 @@ class _Process:
         self.process = subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes)
 
     def do(self, task: Task) -> Done:
+        """Have a task done and wait for it; the process's death is an error of the task."""
         process, job, reply = self.process, task.job, ""
         assert process is not None
         assert process.stdin is not None

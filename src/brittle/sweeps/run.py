@@ -117,6 +117,7 @@ class _Sweep:
             yield self.next_task()
 
     def next_task(self) -> Task | None:
+        """A job that is this driver's now; None where none can be begun at the moment."""
         if not self.waiting or time.monotonic() < self.rest_until:
             return None
         if self.outdated:
