@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py networks --data-root DATA --out DIR        # hours; again: goes on where it stopped
     python benchmarks/pruning.py ladder --data-root DATA --out DIR --table FILE.csv        # likewise
+    python benchmarks/pruning.py filters --data-root DATA --out DIR --table FILE.csv       # k-term and layerwise alone
     python benchmarks/pruning.py resnet20 --weights FILE.safetensors --data-root DATA --table FILE.csv
     python benchmarks/pruning.py mnist --data-root DATA --out DIR --table FILE.csv
     python benchmarks/pruning.py draw|areas|pairs --table FILE.csv
@@ -22,11 +23,12 @@ import argparse
 import copy
 import csv
 import functools
+import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,13 +45,16 @@ from certified import convolutional, dense
 
 import brittle
 from brittle import Adversary, Recipe, Threat, apgd, apgd_targeted
-from brittle.compression.allocation import ALLOCATIONS, cut, keep_best
+from brittle.compression.allocation import ALLOCATIONS, Cost, cut, keep_best
 from brittle.compression.cost import ChannelCosts, channel_costs
-from brittle.compression.groups import ChannelGroups, channel_groups, mask_units, remove_units, unit_scores
-from brittle.compression.planner import Calibration, candidates, cross_entropy, plan
+from brittle.compression.groups import ChannelGroups, channel_groups, remove_units, unit_scores
+from brittle.compression.planner import Calibration, cross_entropy
 from brittle.compression.recalibration import recalibrated
 from brittle.compression.refit import kept_rows, refitted
 from brittle.compression.scores import row_l2
+from brittle.delivery import Compression
+from brittle.delivery.filters import filter_remover
+from brittle.delivery.samples import Basis
 from brittle.evaluation.threat import Attack
 from brittle.models.borrow import Model
 from brittle.training.runs import RunRequest, train_run
@@ -64,6 +69,8 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 CALIBRATION, JUDGED, TESTED = 256, 256, 300
 """Samples: to plan and to repair on, to judge plans on (both of the training set), and to test on."""
 METHODS = ("layerwise", "global", "k_term", "planner", "tp magnitude", "tp taylor")
+BY_FILTERS = ("layerwise by filters", "k_term by filters")
+"""As the paper counts: a share of the filters, not of the MACs."""
 REPAIRS: dict[str, tuple[float, ...]] = {
     "none": SHARES, "recalibrated": (0.7, 0.5, 0.3), "refitted": SHARES[2:], "tuned": (0.5, 0.3, 0.1)
 }  # fmt: skip
@@ -97,21 +104,6 @@ def train_networks(data_root: Path, out: Path, only: list[str]) -> None:
         started = time.process_time()
         train_run(request, data, out / name)
         print(f"{name}: {time.process_time() - started:.0f} CPU seconds", flush=True)
-
-
-def judge(x: Tensor, y: Tensor, eps: float) -> Callable[[nn.Module], float]:
-    """Robust accuracy under five steps of APGD; a tenth of the clean accuracy decides between equals."""
-
-    def robust(network: nn.Module) -> float:
-        with torch.no_grad():
-            right = network(x).argmax(1) == y
-            if not right.any():
-                return 0.0
-            attacked = apgd(network, x[right], y[right], eps=eps, steps=5)
-            left = network(attacked).argmax(1) == y[right]
-        return float((left.sum() + 0.1 * right.sum()) / len(x))
-
-    return robust
 
 
 def torch_pruning_network(
@@ -170,30 +162,18 @@ def _rows_left(model: nn.Module, x: Tensor, history: list[object]) -> dict[str, 
     return {name: kept for name, kept in rows.items() if len(kept) < whole[name]}
 
 
-def plans_of(
-    method: str,
-    model: nn.Module,
-    groups: ChannelGroups,
-    costs: ChannelCosts,
-    calibration: Calibration,
-    judged: Calibration,
-    shares: Sequence[float],
-    eps: float,
-) -> list[tuple[dict[str, Tensor], str]]:
-    """Kept units at every share of the MACs, and which of the planner's candidates it was."""
-    budgets = [share * costs.total() for share in shares]
-    if method == "planner":
-        choices, robust = candidates(model, groups, costs, calibration), judge(judged.x, judged.y, eps)
-
-        def of(kept: dict[str, Tensor]) -> float:
-            return robust(recalibrated(mask_units(model, groups, kept), calibration.both[0]))
-
-        plans = [plan(choices, costs.without, budget, of) for budget in budgets]
-        return [(found.kept, found.candidate) for found in plans]
+def kept_units(
+    method: str, model: nn.Module, groups: ChannelGroups, costs: ChannelCosts, shares: Sequence[float]
+) -> list[dict[str, Tensor]]:
+    """Units that an allocation keeps at every share of the MACs, or with ``by filters`` of the units themselves."""
     scores = unit_scores(model, groups, row_l2)
+    allocation, _, by_filters = method.partition(" by ")
     orders = {"k_term": functools.partial(ALLOCATIONS["k_term"], q=2.0)}  # type: ignore[call-arg]
-    priorities = orders.get(method, ALLOCATIONS[method])(scores)
-    return [(keep_best(scores, cut(priorities, costs.without, budget).counts), "") for budget in budgets]
+    priorities = orders.get(allocation, ALLOCATIONS[allocation])(scores)
+    units = sum(group.units for group in groups.groups)
+    cost: Cost = (lambda removed: units - float(removed.sum())) if by_filters else costs.without
+    whole = units if by_filters else costs.total()
+    return [keep_best(scores, cut(priorities, cost, share * whole).counts) for share in shares]
 
 
 def in_bfloat16(attack: Attack) -> Attack:
@@ -265,8 +245,13 @@ class Climber:
         """What can be removed."""
         return channel_groups(self.model, self.calibration.x)
 
-    def cut(self, method: str, shares: Sequence[float]) -> Iterator[tuple[nn.Module, dict[str, Tensor], str]]:
+    def cut(
+        self, method: str, shares: Sequence[float], repair: str
+    ) -> Iterator[tuple[nn.Module, dict[str, Tensor], str]]:
         """For every share of the MACs: the network, the outputs left, and which of the planner's candidates it was."""
+        if method == "planner":
+            yield from self._planned(shares, repair)
+            return
         x, groups = self.calibration.x, self.groups
         costs = channel_costs(self.model, groups.groups, x, "macs")
         if method.startswith("tp "):
@@ -274,11 +259,20 @@ class Climber:
                 budget = share * costs.total()
                 yield *torch_pruning_network(self.model, groups, self.calibration.both, method, budget), ""
             return
-        judged = slice(CALIBRATION, CALIBRATION + JUDGED)
-        held = Calibration(self.train.inputs[judged], self.train.labels[judged], self.train.inputs[judged])
-        for kept, candidate in plans_of(method, self.model, groups, costs, self.calibration, held, shares, self.eps):
-            small = remove_units(self.model, groups, kept, x[:16])
-            yield small, kept_rows(self.model, groups.groups, kept), candidate
+        for kept in kept_units(method, self.model, groups, costs, shares):
+            yield remove_units(self.model, groups, kept, x[:16]), kept_rows(self.model, groups.groups, kept), ""
+
+    def _planned(self, shares: Sequence[float], repair: str) -> Iterator[tuple[nn.Module, dict[str, Tensor], str]]:
+        """As ``brittle compress`` plans, which judges its candidates behind the repair that will follow."""
+        seen = slice(CALIBRATION + JUDGED)
+        basis = Basis(self.train.inputs[seen], self.train.labels[seen], math.inf, self.eps)
+        asked = Compression(
+            target="macs", refit=repair in ("refitted", "tuned"), recalibrate=repair == "recalibrated"
+        )  # fmt: skip
+        remove = filter_remover(self.model, basis, asked)
+        for share in shares:
+            removed = remove(1 - share)
+            yield removed.network, dict(removed.rows), removed.candidate or ""
 
     def repaired(
         self, small: nn.Module, rows: dict[str, Tensor], repairs: Collection[str]
@@ -321,30 +315,31 @@ def climb(
             _append(table, row)
         for method, repairs in wanted.items():
             missing = [(s, r) for r, shares in repairs.items() for s in shares if (name, method, s, r) not in done]
-            shares = sorted({share for share, _ in missing}, reverse=True)
-            if shares:
-                _climb_by(climber, method, shares, missing, table)
+            if missing:
+                _climb_by(climber, method, missing, table)
 
 
-def _climb_by(
-    climber: Climber, method: str, shares: list[float], missing: list[tuple[float, str]], table: Path
-) -> None:
-    """The rows of one network and method."""
+def _climb_by(climber: Climber, method: str, missing: list[tuple[float, str]], table: Path) -> None:
+    """The rows of one network and method that are missing, by share and repair."""
     x = climber.calibration.x
     whole = channel_costs(climber.model, [], x, "macs").total()
-    started = time.process_time()
-    for share, (small, rows, candidate) in zip(shares, climber.cut(method, shares), strict=True):
-        planning = time.process_time() - started
-        for repair, network, repairing in climber.repaired(small, rows, [r for s, r in missing if s == share]):
-            row = {
-                "network": climber.name, "method": method, "share": share, "repair": repair,
-                **measure(network, climber.test, climber.eps),
-                "macs": channel_costs(small, [], x, "macs").total() / whole,
-                "parameters": sum(p.numel() for p in small.parameters()),
-                "candidate": candidate, "planning": round(planning, 1), "repairing": round(repairing, 1),
-            }  # fmt: skip
-            _append(table, row)
+    for together in [("none",), ("recalibrated",), ("refitted", "tuned")] if method == "planner" else [tuple(REPAIRS)]:
+        shares = sorted({share for share, repair in missing if repair in together}, reverse=True)
         started = time.process_time()
+        cuts = climber.cut(method, shares, together[0]) if shares else ()
+        for share, (small, rows, candidate) in zip(shares, cuts, strict=True):
+            planning = time.process_time() - started
+            repairs = [repair for s, repair in missing if s == share and repair in together]
+            for repair, network, repairing in climber.repaired(small, rows, repairs):
+                row = {
+                    "network": climber.name, "method": method, "share": share, "repair": repair,
+                    **measure(network, climber.test, climber.eps),
+                    "macs": channel_costs(small, [], x, "macs").total() / whole,
+                    "parameters": sum(p.numel() for p in small.parameters()),
+                    "candidate": candidate, "planning": round(planning, 1), "repairing": round(repairing, 1),
+                }  # fmt: skip
+                _append(table, row)
+            started = time.process_time()
 
 
 def trained(out: Path, only: list[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -459,7 +454,10 @@ def pairs(table: Path) -> pd.DataFrame:
     bits = np.array([[digit == "1" for digit in f"{int(left, 16):0{TESTED}b}"] for left in frame.left], float)
     rows = []
     for (kind, repair), part in frame[frame.method != "dense"].groupby(["kind", "repair"]):
-        rivals = [("planner", method) for method in METHODS if method != "planner"] + [("k_term", "layerwise")]
+        rivals = [("planner", method) for method in METHODS if method != "planner"] + [
+            ("k_term", "layerwise"),
+            BY_FILTERS[::-1],
+        ]
         for one, other in rivals:
             both = [part[part.method == method].set_index(["share", "network"]) for method in (one, other)]
             shared = both[0].index.intersection(both[1].index)
@@ -490,7 +488,9 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def main() -> None:
     """Read the command line and run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["networks", "ladder", "resnet20", "mnist", "draw", "areas", "pairs"])
+    parser.add_argument(
+        "part", choices=["networks", "ladder", "filters", "resnet20", "mnist", "draw", "areas", "pairs"]
+    )
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("BRITTLE_DATA", "data")))
     parser.add_argument("--out", type=Path, default=Path("pruning"), help="folder of the networks; file of the figure")
     parser.add_argument("--table", type=Path, default=Path("pruning.csv"))
@@ -505,6 +505,9 @@ def main() -> None:
         train_networks(options.data_root, options.out, options.only)
     elif options.part == "ladder":
         climb(trained(options.out, options.only), "cifar10", options.data_root, options.table, wanted, EPS)
+    elif options.part == "filters":
+        by_filters = {method: {"none": SHARES, "refitted": REPAIRS["refitted"]} for method in BY_FILTERS}
+        climb(trained(options.out, options.only), "cifar10", options.data_root, options.table, by_filters, EPS)
     elif options.part == "resnet20":
         network = published(options.weights)
         thirds = {method: dict.fromkeys(repairs, (0.75, 0.5, 0.25)) for method, repairs in wanted.items()}
