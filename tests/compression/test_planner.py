@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from brittle.compression.allocation import cut, keep_best, layerwise
 from brittle.compression.cost import channel_costs
-from brittle.compression.groups import channel_groups, mask_units
+from brittle.compression.groups import ChannelGroups, channel_groups, mask_units, unit_energies
 from brittle.compression.importance import unit_gradients
 from brittle.compression.planner import (
     Calibration,
@@ -52,6 +53,42 @@ def test_the_derivative_in_the_presence_of_a_unit(seed):
             for unit in {0, group.units - 1}:
                 up, down = (cross_entropy(scaled(model, group, unit, 1 + s)(x), y) for s in (h, -h))
                 torch.testing.assert_close(found[group.name][:, unit], (up - down) / (2 * h), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_energies_are_the_group_magnitudes_of_torch_pruning(seed):
+    import torch_pruning
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(10 * seed + number))
+    x = torch.rand(2, 3, 8, 8)
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+    graph = torch_pruning.DependencyGraph().build_dependency(model, x)
+    energies = unit_energies(model, channel_groups(model, x))
+    for name, energy in energies.items():
+        layer = model.get_submodule(name)
+        group = graph.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, list(range(layer.out_channels)))
+        torch.testing.assert_close(energy, importance(group).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_energies_permute_with_the_units_and_know_no_scale(seed):
+    model, x = branching(seed), torch.rand(2, 3, 8, 8)
+    groups = channel_groups(model, x)
+    larger = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.mul_(3)
+    turned = [replace(g, sides=tuple(replace(s, channels=s.channels.flip(0)) for s in g.sides)) for g in groups.groups]
+    first = unit_energies(model, groups)
+    for name, energy in unit_energies(larger, ChannelGroups(tuple(turned), groups.whole)).items():
+        torch.testing.assert_close(energy, first[name].flip(0))
+        assert energy.min() >= 0
+        torch.testing.assert_close(energy.mean(), torch.tensor(1.0, dtype=energy.dtype))
 
 
 def test_removal_of_a_unit_is_its_presence_at_zero():

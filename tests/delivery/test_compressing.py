@@ -62,14 +62,19 @@ def test_the_share_that_went_is_the_share_that_was_asked_for_and_is_true(remove,
 def test_the_planner_meets_the_ratio_names_its_candidate_and_repeats_itself():
     plans = [plan_removal(mlp(), TEST, asked(ratio=0.5), training=TRAIN) for _ in range(2)]
     assert abs(plans[0].removed.share - 0.5) < 0.01
-    assert plans[0].removed.candidate in ("influence", "k_term", "layerwise")
+    assert plans[0].removed.candidate in ("influence", "k_term", "layerwise", "magnitude")
     assert equal(*(plan.removed.network for plan in plans))
     by_score = plan_removal(mlp(), TEST, asked(ratio=0.5, score="row_l1"), training=TRAIN)
     assert (by_score.asked.allocation, by_score.removed.candidate) == ("k_term", None)
 
 
 @pytest.mark.parametrize(
-    ("judged", "candidate", "score"), [((2, 1, 0), "influence", "influence"), ((0, 1, 0), "k_term", "row_l2")]
+    ("judged", "candidate", "score"),
+    [
+        ((2, 1, 0, 0), "influence", "influence"),
+        ((0, 1, 0, 0), "k_term", "row_l2"),
+        ((0, 0, 0, 1), "magnitude", "energy"),
+    ],
 )
 def test_the_recipe_says_what_ranked_the_units_of_the_candidate_that_won(monkeypatch, judged, candidate, score):
     turn = iter(judged)
@@ -90,7 +95,7 @@ def test_where_judging_is_cheap_there_are_more_candidates(monkeypatch):
     for cheap in (1e11, 0.0):
         monkeypatch.setattr("brittle.delivery.filters.CHEAP", cheap)
         plan_removal(mlp(), TEST, asked(ratio=0.5, calibration=128), training=TRAIN, progress=tell)
-    assert told == {3 + 2 * 4, 3}
+    assert told == {4 + 2 * 4, 4}
 
 
 def test_single_weights_go_by_the_share_that_was_asked_for():

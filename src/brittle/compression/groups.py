@@ -152,6 +152,37 @@ def unit_scores(
     return scores
 
 
+def unit_energies(model: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
+    """Energy of every unit in all that it goes through, relative to the mean of its group: ``(units,)`` by group name.
+
+    The mean of the squared norms of its rows in the layers that yield it, of the columns that read it, and of its
+    scales in batch norms, so that one threshold can rank all groups: the group magnitude of torch-pruning (Fang et al.
+    2023, "DepGraph", with p = 2). Columns of grouped convolutions, which several units share, are left out.
+
+    Args:
+        model: Only read.
+        groups: Of the network.
+    """
+    energies = {}
+    for group in groups.groups:
+        parts = [rows[side.channels].sum(1) for side in group.sides if len(rows := _energies(model, side))]
+        energy = torch.stack(parts).mean(0)
+        energies[group.name] = energy / energy.mean().clamp(min=torch.finfo(energy.dtype).tiny)
+    return energies
+
+
+def _energies(model: nn.Module, side: Side) -> Tensor:
+    """Squared norm of what belongs to every channel: a row, a column or a scale; empty where a module has none."""
+    module = model.get_submodule(side.module)
+    weight = module.weight
+    shared = not side.out and getattr(module, "groups", 1) > 1
+    if shared or isinstance(module, nn.PReLU) or not isinstance(weight, Tensor):
+        return torch.empty(0)
+    second = weight.ndim > 1 and side.out == (isinstance(module, Transposed) and not is_depthwise(module))
+    w = weight.detach().double().cpu()
+    return (w.transpose(0, 1) if second else w).reshape(w.shape[1] if second else len(w), -1).square().sum(1)
+
+
 def remove_units(model: nn.Module, groups: ChannelGroups, kept: Kept, x: Tensor) -> nn.Module:
     """The network without the units that are not kept, checked against the network with zeros in their place.
 

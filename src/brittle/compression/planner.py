@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brittle.compression.allocation import Cost, Cut, Priorities, cut, k_term, keep_best, layerwise
+from brittle.compression.allocation import Cost, Cut, Priorities, cut, global_threshold, k_term, keep_best, layerwise
 from brittle.compression.cost import ChannelCosts
-from brittle.compression.groups import ChannelGroups, unit_scores
+from brittle.compression.groups import ChannelGroups, unit_energies, unit_scores
 from brittle.compression.importance import unit_gradients
 from brittle.compression.removal import Kept
 from brittle.compression.scores import row_l2
@@ -97,9 +97,10 @@ def candidates(
 ) -> dict[str, Candidate]:
     """What the planner chooses from, whatever the budget, by name.
 
-    ``influence`` over the cost that a unit saves, the paper's ``k_term`` error of the rows' norms, and ``layerwise`` by
-    influence. Of units with nearly the same influence samples decide which stays, and much can hang on it: where
-    judging is cheap, more candidates come from ``parts`` of the samples.
+    ``influence`` over the cost that a unit saves, the paper's ``k_term`` error of the rows' norms, ``layerwise`` by
+    influence, and ``magnitude``: one threshold on :func:`~brittle.compression.groups.unit_energies`. Of units with
+    nearly the same influence samples decide which stays, and much can hang on it: where judging is cheap, more
+    candidates come from ``parts`` of the samples.
 
     Args:
         model: Left as it is.
@@ -109,10 +110,12 @@ def candidates(
         parts: As :func:`influences`; two candidates each.
     """
     norms, (whole, *others) = unit_scores(model, groups, row_l2), influences(model, groups, calibration, parts)
+    energies = unit_energies(model, groups)
     choices = {
         "influence": Candidate("influence", whole, per_cost(whole, costs)),
         "k_term": Candidate("row_l2", norms, k_term(norms, q=2.0)),
         "layerwise": Candidate("influence", whole, layerwise(whole)),
+        "magnitude": Candidate("energy", energies, global_threshold(energies)),
     }
     for number, part in enumerate(others, 1):
         choices[f"influence on part {number} of {parts}"] = Candidate("influence", part, per_cost(part, costs))

@@ -29,6 +29,7 @@ ALLOCATED = {
 """How much goes where, in words."""
 RANKED = {
     "influence": "its influence on clean and attacked loss",
+    "energy": "its share of its layers' energy",
     "row_l2": "the ℓ₂ norm of its weights",
     "row_l1": "the ℓ₁ norm of its weights",
     "batch_norm_scale": "the scale of its batch norm",
