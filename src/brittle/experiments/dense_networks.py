@@ -13,16 +13,19 @@ from torch import nn
 from brittle.attacks import apgd
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, load_data
-from brittle.evaluation import Execution, Threat, evaluate
+from brittle.evaluation import Execution, Threat, evaluate, judge_universal
 from brittle.experiments.experiment import Scalar
 from brittle.linear.compressibility import k_term_error, row_norms, singular_values
 from brittle.models.build import build_model
 from brittle.models.layers import read_layers
+from brittle.results.methods import UniversalKind
 from brittle.training.loop import train
 from brittle.training.recipe import Recipe
 
 SHARE = 10
 """Compressibility is told at a tenth of the rows or singular values."""
+DRAWS = 5
+"""Random perturbations beside which a universal one is judged."""
 SMOKE: dict[str, Scalar] = {
     "data": "digits", "width": 32, "hidden": 2, "training": None, "samples": 60, "epochs": 4, "patience": None,
 }  # fmt: skip
@@ -119,3 +122,51 @@ def robustness_of(
         row[f"robust_{name}"], row[f"kept_{name}"] = robust, robust / clean if clean else math.nan
         flags += [f"{flag.name} at {name}" for flag in measured.flags if flag.raised]
     return {**row, "flags": "; ".join(flags)}
+
+
+def fooling_of(
+    network: nn.Module, test: Data, budgets: Mapping[str, tuple[float, float]], seed: int
+) -> dict[str, object]:
+    """What attacks on single samples do (:func:`robustness_of`), and what one perturbation for all does beside them.
+
+    Half of the samples fit the universal perturbation, the others judge it.
+
+    Returns:
+        Beside the columns of :func:`robustness_of` shares of the samples that are right without attack. At every
+        budget those of :func:`_universal_shares`; as means over the budgets ``sample_fooled``, ``universal_fooled`` (by
+        the better of a fitted perturbation and one read from the weights; lower estimates, both), ``random_fooled``,
+        and ``relative``, the share that one perturbation fools beyond random ones over the share that falls sample by
+        sample.
+    """
+    robust = robustness_of(network, test, budgets, seed)
+    shares = _universal_shares(network, test, budgets, seed)
+    one = sum(max(shares[f"one_{name}"], shares.get(f"weights_{name}", 0.0)) for name in budgets) / len(budgets)
+    noise = sum(shares[f"random_{name}"] for name in budgets) / len(budgets)
+    single = sum(1 - float(str(robust[f"kept_{name}"])) for name in budgets) / len(budgets)
+    return {
+        **robust,
+        **shares,
+        "sample_fooled": single,
+        "universal_fooled": one,
+        "random_fooled": noise,
+        "relative": (one - noise) / single if single else math.nan,
+    }
+
+
+def _universal_shares(
+    network: nn.Module, test: Data, budgets: Mapping[str, tuple[float, float]], seed: int
+) -> dict[str, float]:
+    """At every budget the share of right predictions on held-out samples that one perturbation changes.
+
+    ``one_NAME`` is fitted on other samples by FGSM-like steps (Moosavi-Dezfooli et al. 2017 for the idea; theory page,
+    "Adversarial directions"), ``weights_NAME`` is read from the first layer's weights, ``random_NAME`` is the mean over
+    random signs (or, for p = 2, directions).
+    """
+    shares: dict[str, float] = {}
+    names: dict[str, str] = {UniversalKind.FITTED: "one", UniversalKind.DATA_FREE: "weights"}
+    for name, (p, eps) in budgets.items():
+        for result in judge_universal(network, (test.inputs, test.labels), p=p, eps=eps, draws=DRAWS, seed=seed):
+            fooled, random = result.fooled.value, result.random_mean.value
+            shares[f"{names[result.kind]}_{name}"] = math.nan if fooled is None else fooled
+            shares[f"random_{name}"] = math.nan if random is None else random
+    return shares

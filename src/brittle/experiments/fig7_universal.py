@@ -14,17 +14,14 @@ import pandas as pd
 from matplotlib.axes import Axes as Panel
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import nn
 
-from brittle.data.load import Data
-from brittle.evaluation import judge_universal
 from brittle.experiments.claims import Claim, change, over_seeds
 from brittle.experiments.dense_networks import (
     PAPER,
     SMALL,
     SMOKE,
+    fooling_of,
     initial_norm,
-    robustness_of,
     splits,
     structure_of,
     train_dense,
@@ -33,15 +30,12 @@ from brittle.experiments.experiment import Axes, Experiment, Scalar
 from brittle.experiments.plots import draw_means, evenly, look
 from brittle.reporting.drawing import legend, panels
 from brittle.results import Statistic
-from brittle.results.methods import UniversalKind
 from brittle.training.recipe import Recipe
 
 BUDGETS = {f"{n}/255": (math.inf, n / 255) for n in (1, 2, 4, 8)}
 """Of the l_inf attacks: the paper's is 2/255 for networks that were not trained under attack, 8/255 for those that
 were. One network's samples fall at one budget, another's at another: shares are averaged over all four."""
 PAPERS = "2/255"
-DRAWS = 5
-"""Random perturbations of the control."""
 
 
 def run(
@@ -74,11 +68,7 @@ def run(
         data_root: Folder of the data sets.
 
     Returns:
-        Structure and robust accuracy (:mod:`brittle.experiments.dense_networks`), and means over :data:`BUDGETS`, each
-        a share of the samples that are right without attack: ``sample_fooled``, ``universal_fooled`` (by the
-        better of a fitted perturbation and one read from the weights; lower estimates, both), ``random_fooled``, and
-        ``relative``, the share that one perturbation fools beyond
-        random ones over the share that falls sample by sample.
+        Structure, and fooling at and over :data:`BUDGETS` (:mod:`brittle.experiments.dense_networks`).
     """
     learnt, test = splits(data, data_root, training=training, samples=samples)
     recipe = Recipe(
@@ -90,40 +80,7 @@ def run(
         seed=seed,
     )
     network = train_dense(learnt, recipe, width=width, hidden=hidden, rank=width)
-    robust = robustness_of(network, test, BUDGETS, seed)
-    universal = universal_shares(network, test, seed)
-    one = sum(max(universal[f"one_{name}"], universal.get(f"weights_{name}", 0.0)) for name in BUDGETS) / len(BUDGETS)
-    noise = sum(universal[f"random_{name}"] for name in BUDGETS) / len(BUDGETS)
-    single = sum(1 - float(str(robust[f"kept_{name}"])) for name in BUDGETS) / len(BUDGETS)
-    return {
-        **structure_of(network),
-        **robust,
-        **universal,
-        "sample_fooled": single,
-        "universal_fooled": one,
-        "random_fooled": noise,
-        "relative": (one - noise) / single if single else math.nan,
-    }
-
-
-def universal_shares(network: nn.Module, test: Data, seed: int) -> dict[str, float]:
-    """At every budget the share of right predictions on held-out samples that one perturbation changes.
-
-    ``one_NAME`` is fitted on other samples by FGSM-like steps (Moosavi-Dezfooli et al. 2017 for the idea; theory page,
-    "Adversarial directions"), ``weights_NAME`` is read from the first layer's weights, ``random_NAME`` is the mean over
-    random signs.
-    """
-    shares: dict[str, float] = {}
-    names: dict[str, str] = {UniversalKind.FITTED: "one", UniversalKind.DATA_FREE: "weights"}
-    for name, (p, eps) in BUDGETS.items():
-        for result in judge_universal(network, (test.inputs, test.labels), p=p, eps=eps, draws=DRAWS, seed=seed):
-            shares[f"{names[result.kind]}_{name}"] = _value(result.fooled.value)
-            shares[f"random_{name}"] = _value(result.random_mean.value)
-    return shares
-
-
-def _value(share: float | None) -> float:
-    return math.nan if share is None else share
+    return {**structure_of(network), **fooling_of(network, test, BUDGETS, seed)}
 
 
 COMPRESSED: dict[str, Scalar] = {"scale": 1.0}
