@@ -1,10 +1,13 @@
 """The jobs of the paper's figures: bounds stand in their order, and every code path of every scale runs."""
 
 import dataclasses
+import itertools
+import math
 
 import pandas as pd
 import pytest
 import torch
+from torch.linalg import matrix_norm
 
 from brittle.data.load import load_data
 from brittle.experiments import (
@@ -69,6 +72,30 @@ def test_bounds_of_figure_3_stand_in_the_order_that_the_theory_proves():
         assert row["local"] <= row["best"]
         assert 0 <= row["gap"] <= row["certified_gap"]
         assert 0 <= row["robust_accuracy"] <= row["clean_accuracy"]
+        for p in fig3.NORMS:
+            by_name = [row[f"{name}_{p}"] for name in ("lower", "norm", "sharp", "printed")]
+            assert all(low <= high * (1 + 1e-9) for low, high in itertools.pairwise(by_name))
+            assert 0 < row[f"alignment_lower_{p}"] <= row[f"alignment_{p}"] <= 1
+
+
+def test_norms_and_alignments_of_figure_3_are_those_of_the_hidden_layers():
+    """Against their definitions: the head is left out, and with six units all patterns can be tried."""
+    torch.manual_seed(3)
+    network = fcn(5, 6, 3, 4)
+    W1, W2 = (network[place].weight.detach().double() for place in (1, 3))
+    row = fig3.norms_and_alignments(network)
+    for p, order in (("2", 2), ("inf", math.inf)):
+        assert row[f"norm_{p}"] == pytest.approx(float(matrix_norm(W1, order) * matrix_norm(W2, order)))
+    (U1, s1, _), (_, s2, V2) = (torch.linalg.svd(W, full_matrices=False) for W in (W1, W2))
+    roots = (s2.sqrt().diag() @ V2, U1 @ s1.sqrt().diag())
+    scale = float(matrix_norm(W1, 2) * matrix_norm(W2, 2)) ** 0.5
+    patterns = [torch.tensor(d).double().diag() for d in itertools.product((0, 1), repeat=6)]
+    exact = {"2": max(float(matrix_norm(roots[0] @ D @ roots[1], 2)) for D in patterns) / scale}
+    exact["inf"] = max(float(matrix_norm(W2 @ D @ W1, math.inf)) for D in patterns) / row["norm_inf"]
+    for p, value in exact.items():
+        assert row[f"alignment_lower_{p}"] <= value * (1 + 1e-9)
+        assert row[f"alignment_{p}"] >= value * (1 - 1e-9)
+        assert row[f"alignment_lower_{p}"] >= 0.9 * value
 
 
 def test_the_printed_form_takes_the_best_k_up_to_the_rank():

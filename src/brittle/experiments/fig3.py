@@ -21,8 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from brittle.attacks import apgd
 from brittle.bounds.chain import chain_bounds
-from brittle.bounds.layer import spectral_bound
+from brittle.bounds.layer import layer_bound, spectral_bound
 from brittle.bounds.lipschitz.network import lipschitz_upper_bound
+from brittle.bounds.pairs.dense import alignment
+from brittle.bounds.pairs.two import factors
 from brittle.bounds.radius import adversarial_loss_bound
 from brittle.bounds.sensitivity import jacobian_norms
 from brittle.compression.factorise import factorised
@@ -78,7 +80,8 @@ def run(
 
     Returns:
         Accuracies, the gaps in loss and accuracy, upper bounds of the l_2 Lipschitz constant by name, what the best of
-        them says of the gap, and the mean local constant (a lower bound of the global one).
+        them says of the gap, the mean local constant (a lower bound of the global one), and norms and alignments of the
+        hidden layers with their bounds.
     """
     root = None if data_root is None else Path(data_root)
     training, test = load_data(data, root=root, split="train"), load_data(data, root=root).take(samples, seed=0)
@@ -99,6 +102,7 @@ def run(
         "certified_gap": float(certified.mean() - clean.mean()),
         "local": float(jacobian_norms(network, test.inputs[:LOCAL], P).mean()),
         **bounds,
+        **norms_and_alignments(network),
     }
 
 
@@ -140,11 +144,11 @@ def lipschitz_bounds(network: nn.Module) -> tuple[dict[str, float], Tensor]:
     form is infinite. ``exact`` is the theorem with exact norms, ``best`` the least of all arguments of the package.
     Theory page, section "Theorem 3.2".
     """
-    matrices = [view.matrix.double() for view in read_layers(network).views]
+    matrices = [view.matrix.detach().double() for view in read_layers(network).views]
     chain = chain_bounds(matrices, P, k_fraction=None)
     values = dict(chain.values)
     alignments = math.prod(chain.alignments)
-    by_layer = [_layer_bounds(singular_values(W)) for W in matrices]
+    by_layer = [_spectral_bounds(singular_values(W)) for W in matrices]
     best = lipschitz_upper_bound(network, P)
     assert best.upper is not None  # dense layers and ReLU
     assert best.margins is not None
@@ -159,10 +163,41 @@ def lipschitz_bounds(network: nn.Module) -> tuple[dict[str, float], Tensor]:
     return bounds, best.margins
 
 
-def _layer_bounds(sigma: Tensor) -> list[LayerBound]:
-    """Theorem 3.1 at every k up to the numerical rank."""
+def norms_and_alignments(network: nn.Module) -> dict[str, float]:
+    """Operator norms and alignments of the hidden layers of a chain of dense layers, each between bounds.
+
+    For both norms, as ``_2`` or ``_inf``: ``norm``, the product over hidden layers of exact norms; ``lower``, ``sharp``
+    and ``printed``, the products of Theorem 3.1's lower bound and of two of its upper bounds, each layer at its best k
+    (in l_inf among powers of two, as sorting within rows takes longer, and with the same share of every row);
+    ``alignment``, an upper bound of the alignment of the first two hidden layers, and ``alignment_lower``, what a
+    pattern attains of it. The alignments are those of Theorem 3.2: ``A_2^(1/2,1/2)`` and ``A_inf``. Theory page,
+    sections "Theorem 3.1" and "Alignment".
+    """
+    hidden = [view.matrix.detach().double() for view in read_layers(network).views[:-1]]
+    W1, W2 = hidden[:2]
+    by_norm = {
+        "2": ([_spectral_bounds(singular_values(W)) for W in hidden], alignment(*factors(W2, W1, 0.5, 0.5), 2)),
+        "inf": ([_row_bounds(W) for W in hidden], alignment(W2, W1, math.inf)),
+    }
+    row = {}
+    for p, (layers, aligned) in by_norm.items():
+        row[f"norm_{p}"] = math.prod(bounds[0].norm for bounds in layers)
+        row[f"lower_{p}"] = math.prod(max(bound.scale * bound.lower for bound in bounds) for bounds in layers)
+        row[f"sharp_{p}"] = math.prod(_best(bounds, lambda bound: bound.sharp) for bounds in layers)
+        row[f"printed_{p}"] = math.prod(_best(bounds, lambda bound: bound.paper) for bounds in layers)
+        row[f"alignment_{p}"], row[f"alignment_lower_{p}"] = aligned.upper, aligned.lower
+    return row
+
+
+def _spectral_bounds(sigma: Tensor) -> list[LayerBound]:
+    """Theorem 3.1 (b) at every k up to the numerical rank."""
     rank = int((sigma > 1e-10 * sigma[0]).sum())
     return [spectral_bound(sigma, k) for k in range(1, rank + 1)]
+
+
+def _row_bounds(W: Tensor) -> list[LayerBound]:
+    """Theorem 3.1 (a) at every power of two up to the number of rows."""
+    return [layer_bound(W, math.inf, 2**i) for i in range(len(W).bit_length())]
 
 
 def _best(bounds: list[LayerBound], factor: Callable[[LayerBound], float]) -> float:
@@ -237,8 +272,58 @@ def _correlations(form: str) -> tuple[Claim, Claim]:
     )
 
 
+NORMS = {"2": "ℓ₂", "inf": "ℓ∞"}
+"""Operator norms, by the ends of their columns' names."""
+
+
+def _layer_claims(p: str) -> tuple[Claim, ...]:
+    """What the appendix is said to show of one operator norm and of the alignments in it."""
+    norm, appendix = NORMS[p], "section 3, of the appendix"
+    return (
+        Claim(
+            f"Lower bounds of the {norm} operator norm say the same as upper ones: they rise with the norm.",
+            appendix,
+            spearman(f"lower_{p}", f"norm_{p}"),
+            at_least=0.8,
+            measure="Spearman's ρ of the products over hidden layers of Theorem 3.1's lower bound and of the exact "
+            "norm, over all networks",
+        ),
+        Claim(
+            f"The printed upper bound of the {norm} operator norm rises with the norm.",
+            "section 3, Theorem 3.1",
+            spearman(f"printed_{p}", f"norm_{p}"),
+            at_least=0.8,
+            measure="Spearman's ρ of the products over hidden layers of the bound and of the exact norm, over all "
+            "networks",
+        ),
+        Claim(
+            f"The alignment of the hidden layers in {norm} can be estimated closely.",
+            appendix,
+            over_seeds(lambda rows: float((rows[f"alignment_lower_{p}"] / rows[f"alignment_{p}"]).mean())),
+            at_least=0.8,
+            null=0.5,
+            measure="What a pattern of activations attains over the upper bound, mean over networks (1: equal)",
+        ),
+        Claim(
+            f"Alignments in {norm} do not undo what compressibility does to norms: they rise as the rank falls.",
+            "beyond the paper, whose main text says nothing of their direction",
+            spearman("strength", f"alignment_{p}", RANKS),
+            at_most=-0.5,
+            measure="Spearman's ρ of rank and upper bound of the alignment of the hidden layers, over ranks and seeds",
+        ),
+    )
+
+
 CLAIMS = (
     *(claim for form in FORMS for claim in _correlations(form)),
+    *(claim for p in NORMS for claim in _layer_claims(p)),
+    Claim(
+        "The two operator norms move together under compressibility.",
+        "section 3, of the appendix",
+        spearman("norm_inf", "norm_2"),
+        at_least=0.7,
+        measure="Spearman's ρ of the products of both operator norms over hidden layers, over all networks",
+    ),
     Claim(
         "The printed bound follows the gap in a straight line.",
         PLACE,
