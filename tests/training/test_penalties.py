@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from brittle.training.interventions.penalties import (
     PENALTIES,
     condition,
     group_lasso,
+    interlayer_alignment,
     joint_l1,
     l1,
     nuclear_norm,
@@ -31,8 +33,19 @@ from helpers.networks import convnet, generator, mlp, seeded, untidy, untouched
 
 FUNCTIONS = {
     function.__name__: function
-    for function in (group_lasso, scale_invariant_group_lasso, nuclear_norm, l1, joint_l1, spread_control, condition)
+    for function in (
+        group_lasso,
+        scale_invariant_group_lasso,
+        nuclear_norm,
+        l1,
+        joint_l1,
+        interlayer_alignment,
+        spread_control,
+        condition,
+    )
 }
+OF_PAIRS = ("joint_l1", "interlayer_alignment")
+"""Penalties of consecutive layers."""
 OPTIONS = [(name, {}) for name in FUNCTIONS] + [
     ("spread_control", {"norm": 1}),
     ("spread_control", {"scale_free": True}),
@@ -131,7 +144,7 @@ def test_the_others_grow_with_the_scale(W, c):
 # Gradients
 
 
-@pytest.mark.parametrize(("name", "options"), [case for case in OPTIONS if case[0] != "joint_l1"])
+@pytest.mark.parametrize(("name", "options"), [case for case in OPTIONS if case[0] not in OF_PAIRS])
 @quick
 @given(m=st.integers(1, 24), n=st.integers(1, 24), seed=st.integers(0, 10**6))
 def test_gradients_agree_with_finite_differences_away_from_kinks(name, options, m, n, seed):
@@ -335,15 +348,45 @@ def separated():
     }
 
 
+@pytest.mark.parametrize("name", OF_PAIRS)
 @pytest.mark.parametrize("case", list(separated()))
-def test_joint_l1_refuses_a_model_without_consecutive_layers(case):
+def test_penalties_of_pairs_refuse_a_model_without_consecutive_layers(case, name):
     with pytest.raises(InputError, match="layers: expected two consecutive layers"):
-        joint_l1(separated()[case])
+        FUNCTIONS[name](separated()[case])
 
 
-def test_joint_l1_skips_over_no_layer_that_was_left_out():
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_penalties_of_pairs_skip_over_no_layer_that_was_left_out(name):
     with pytest.raises(InputError, match="layers: expected two consecutive layers"):
-        joint_l1(fcn(7, 7, 4, 3), layers=["1", "5"])
+        FUNCTIONS[name](fcn(7, 7, 4, 3), layers=["1", "5"])
+
+
+def test_interlayer_alignment_is_the_mean_over_all_patterns():
+    net = fcn(6, 5, 4, 3).double()
+    W1, W2, W3 = (net[place].weight.detach() for place in (1, 3, 5))
+    patterns = [torch.tensor(d, dtype=W1.dtype).diag() for d in itertools.product((0, 1), repeat=5)]
+
+    def share(B, C):
+        mean = sum(float((B @ D @ C).square().sum()) for D in patterns) / len(patterns)
+        return mean / float(B.square().sum() * C.square().sum())
+
+    assert interlayer_alignment(net).item() == pytest.approx(share(W2, W1) + share(W3, W2), rel=1e-10)
+    assert interlayer_alignment(net, layers=["3", "5"]).item() == pytest.approx(share(W3, W2), rel=1e-10)
+
+
+def test_interlayer_alignment_sees_directions_and_no_scale():
+    first = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)  # all it stretches goes to the first unit
+    met, missed = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]], dtype=torch.float64)
+    for c in (1e-3, 1.0, 50.0):
+        assert interlayer_alignment(holding(c * first, met)).item() == pytest.approx(0.5)  # open half of the time
+        assert interlayer_alignment(holding(c * first, missed)).item() == 0
+    net = holding(first, met)
+    interlayer_alignment(net).backward()
+    for layer in (net[0], net[2]):
+        assert float((layer.weight.grad * layer.weight).sum().detach()) == pytest.approx(0, abs=1e-12)
+    net = holding(torch.zeros(2, 2), met.float())
+    interlayer_alignment(net).backward()
+    assert not net[0].weight.grad.any()
 
 
 # Options and the model
@@ -357,7 +400,7 @@ def test_every_option_changes_the_outcome(options):
     assert spread_control(net, **options).item() != pytest.approx(spread_control(net).item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "joint_l1"])
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in OF_PAIRS])
 def test_penalties_are_sums_over_the_chosen_layers(name):
     net = convnet(torch.float64)
     parts = [FUNCTIONS[name](net, layers=[layer]).item() for layer in ("0", "4", "8")]
@@ -368,7 +411,7 @@ def test_penalties_are_sums_over_the_chosen_layers(name):
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_the_model_stays_as_it_was(name, options):
-    for net in (mlp(),) if name == "joint_l1" else (mlp(), untidy()):
+    for net in (mlp(),) if name in OF_PAIRS else (mlp(), untidy()):
         with untouched(net):
             FUNCTIONS[name](net, **options)
 

@@ -69,18 +69,27 @@ def joint_l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
     Raises:
         InputError: No two chosen layers are consecutive.
     """
-    chosen = chosen_layers(model, layers)
-    pairs = list(_consecutive(model, chosen))
-    if not pairs:
-        names = ", ".join(layer.name for layer in chosen)
-        raise InputError(f"layers: expected two consecutive layers of one Sequential that compose; got {names}")
+    return _total(row_norms(product, 1).sum() for _, _, product in _pairs(model, layers))
 
-    def product(first: Chosen, second: Chosen) -> Tensor:
-        inner, outer = (W.to(torch.promote_types(W.dtype, torch.float32)) for W in map(matrix, (first, second)))
-        with torch.autocast(inner.device.type, enabled=False):
-            return outer @ inner
 
-    return _total(row_norms(product(first, second), 1).sum() for first, second in pairs)
+def interlayer_alignment(model: nn.Module, *, layers: Layers = None) -> Tensor:
+    """``E ||W2 D W1||_F^2 / (||W2||_F ||W1||_F)^2`` of every two consecutive chosen matrices; turns them apart.
+
+    D is a random pattern of a ReLU between them, each unit open with probability 1/2 by itself, so that the mean is
+    ``(||W2 W1||_F^2 + sum_i ||column i of W2||_2^2 ||row i of W1||_2^2) / 4``. In [0, 1], whatever the scale, and 0
+    for a zero matrix. Consecutive layers are those of :func:`joint_l1`. Unlike the alignment that bounds a network it
+    needs no decomposition and no search, and over Frobenius norms, which a constraint may hold, it cannot be lowered by
+    raising operator norms.
+
+    Raises:
+        InputError: No two chosen layers are consecutive.
+    """
+
+    def share(W1: Tensor, W2: Tensor, product: Tensor) -> Tensor:
+        rows, columns = W1.square().sum(1), W2.square().sum(0)
+        return _ratio((product.square().sum() + (columns * rows).sum()) / 4, columns.sum() * rows.sum())
+
+    return _total(itertools.starmap(share, _pairs(model, layers)))
 
 
 def spread_control(
@@ -204,6 +213,20 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(positive, a / torch.where(positive, b, 1), 0)
 
 
+def _pairs(model: nn.Module, layers: Layers) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """``(W1, W2, W2 W1)`` of every two consecutive chosen layers, in float32 at least."""
+    chosen = chosen_layers(model, layers)
+    pairs = list(_consecutive(model, chosen))
+    if not pairs:
+        names = ", ".join(layer.name for layer in chosen)
+        raise InputError(f"layers: expected two consecutive layers of one Sequential that compose; got {names}")
+    for pair in pairs:
+        first, second = (W.to(torch.promote_types(W.dtype, torch.float32)) for W in map(matrix, pair))
+        with torch.autocast(first.device.type, enabled=False):
+            product = second @ first
+        yield first, second, product
+
+
 def _consecutive(model: nn.Module, chosen: Sequence[Chosen]) -> Iterator[tuple[Chosen, Chosen]]:
     """Every two chosen layers that follow one another in a Sequential and compose."""
     owner = {module: layer for layer in chosen for module in layer.modules}
@@ -244,6 +267,7 @@ PENALTIES: dict[str, Intervention[Tensor]] = {
     "nuclear_norm": weighted(nuclear_norm, reusing=RefreshedNuclearNorm),
     "l1": weighted(l1),
     "joint_l1": weighted(joint_l1),
+    "interlayer_alignment": weighted(interlayer_alignment),
     "spread_control": weighted(spread_control),
     "condition": weighted(condition),
 }
