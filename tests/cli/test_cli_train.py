@@ -87,7 +87,7 @@ def test_every_option_reaches_the_recipe(train, tmp_path):
     options = (
         "--epochs 3 --batch-size 24 --optimizer sgd --lr 0.2 --weight-decay 0.003 --momentum 0.7 --schedule step "
         "--penalty nuclear-norm=0.003 --penalty l1=1e-5 --refresh 4 --constraint spectral_cap=2 --frobenius initial "
-        "--layers model.1 --adversarial 2=0.3 --attack-steps 2 --adversarial-ratio 0.25 --crop 1 --flip "
+        "--layers model.1 --adversarial 2=0.3 --attack-steps 2 --adversarial-ratio 0.25 --universal --crop 1 --flip "
         "--validation 0.2 --patience 5 --select last --measure-every 2 --seed 7"
     )
     assert train(*options.split()) == 0
@@ -104,7 +104,7 @@ def test_every_option_reaches_the_recipe(train, tmp_path):
         refresh=4,
         constraints={"spectral_cap": 2.0, "frobenius": None},
         layers=("model.1",),
-        adversary=Adversary(0.3, 2.0, 2, ratio=0.25),
+        adversary=Adversary(0.3, 2.0, 2, ratio=0.25, universal=True),
         crop=1,
         flip=True,
         validation=0.2,
@@ -443,6 +443,7 @@ def test_a_terminal_shows_how_it_goes(tmp_path):
         (("--adversarial", "inf=0"), ("eps",)),
         (("--adversarial", "0.1"), ("adversarial", "P=EPS")),
         (("--adversarial", "inf=0.1", "--adversarial-ratio", "2"), ("ratio",)),
+        (("--universal",), ("universal", "--adversarial")),
         (("--mean", "0.1"), ("mean, std",)),
         (("--mean", "0.1", "--std", "0"), ("std",)),
         (("--arch", "fnc"), ("arch", "fcn")),

@@ -92,14 +92,14 @@ PAIR = {"p": "likewise", "eps": "likewise", "step_size": "likewise"}
 
 def test_a_field_without_an_option_needs_a_reason():
     with pytest.raises(LookupError, match="ratio"):
-        options("brittle.training", "Adversary", {"Attack": "steps"}, PAIR)
+        options("brittle.training", "Adversary", {"Attack": "steps universal"}, PAIR)
 
 
 def test_an_option_needs_a_field():
     with pytest.raises(LookupError, match="Adversary"):
-        options("brittle.training", "Adversary", {"Attack": "steps ratio momentum"}, PAIR)
+        options("brittle.training", "Adversary", {"Attack": "steps ratio universal momentum"}, PAIR)
     with pytest.raises(LookupError, match="Adversary"):
-        options("brittle.training", "Adversary", {"Attack": "steps ratio"}, PAIR, momentum={"help": "None."})
+        options("brittle.training", "Adversary", {"Attack": "steps ratio universal"}, PAIR, momentum={"help": "None."})
 
 
 def test_a_field_that_is_no_plain_value_needs_a_change():
@@ -119,16 +119,16 @@ class Point:
 
 def test_a_function_of_records_is_called_with_their_fields():
     heard = []
-    adversary = options("brittle.training", "Adversary", {"Attack": "steps ratio"}, PAIR)
+    adversary = options("brittle.training", "Adversary", {"Attack": "steps ratio universal"}, PAIR)
 
     @by_records(y=5)
     def call(*, point: Point, adversary: Annotated[dict, adversary], z: Annotated[int, typer.Option()] = 3):
         heard.append((point, adversary, z))
 
     found = {name: parameter.default for name, parameter in inspect.signature(call).parameters.items()}
-    assert found == {"x": inspect.Parameter.empty, "y": 5, "steps": 10, "ratio": 0.5, "z": 3}
-    call(x=1, y=7, steps=4, ratio=0.25, z=0)
-    assert heard == [(Point(1, 7), {"steps": 4, "ratio": 0.25}, 0)]
+    assert found == {"x": inspect.Parameter.empty, "y": 5, "steps": None, "ratio": 0.5, "universal": False, "z": 3}
+    call(x=1, y=7, steps=4, ratio=0.25, universal=True, z=0)
+    assert heard == [(Point(1, 7), {"steps": 4, "ratio": 0.25, "universal": True}, 0)]
 
 
 def test_a_default_is_that_of_a_field():

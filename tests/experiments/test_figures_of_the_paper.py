@@ -20,6 +20,7 @@ from brittle.experiments import (
     judge,
     named_experiments,
     reproduce,
+    universal_training,
 )
 from brittle.models.architectures.fcn import fcn
 from helpers.experiments import lines
@@ -49,6 +50,8 @@ JOBS += [(fig4, settings) for settings in every_kind(fig4.EXPERIMENT, "classes")
 JOBS += [(fig2, settings) for settings in strongest(fig2.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig5_fcn, settings) for settings in strongest(fig5_fcn.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig7_universal, settings) for settings in strongest(fig7_universal.EXPERIMENT, "alpha", "scale")]
+
+JOBS += [(universal_training, job | {"samples": 40}) for job in every_kind(universal_training.EXPERIMENT, "attacked")]
 
 
 @pytest.mark.parametrize(("figure", "settings"), JOBS, ids=lambda part: getattr(part, "__name__", None))
@@ -158,6 +161,30 @@ def test_figure_7_tells_universal_perturbations_from_fragile_samples(under_scale
     assert set(others) == {"reproduced"}
     assert scale == ("reproduced" if told_apart == "reproduced" else "opposite")
     assert separation == told_apart
+
+
+@pytest.mark.parametrize(
+    ("spread", "gained", "verdicts"),
+    [
+        (0.3, 0.1, ["reproduced"] * 3),
+        (0.3, 0.5, ["reproduced", "reproduced", "opposite"]),  # no lower than its robustness alone would have it
+        (0.9, 0.5, ["opposite"] * 3),
+    ],
+)
+def test_universal_training_is_compared_at_equal_robustness(spread, gained, verdicts):
+    """Training sample by sample lowers the spread from 0.6 to 0.3 for half of the samples fooled."""
+    rows = []
+    for seed in range(3):
+        for alpha in (0.0, 0.01):
+            row = {"seed": seed, "alpha": alpha}
+            for attacked, beta, fooled, one in (
+                ("none", 0.6, 0.8, 0.4), ("sample", 0.3, 0.4, 0.1), ("universal", spread, 0.8 - gained, 0.1),
+            ):  # fmt: skip
+                row = row | {"attacked": attacked, "spread": beta + 0.01 * seed, "sample_fooled": fooled}
+                rows.append(row | {"universal_fooled": one + 0.01 * seed})
+    results = [judge(claim, pd.DataFrame(rows), "small") for claim in universal_training.CLAIMS]
+    assert [result.verdict for result in results] == [*verdicts, "reproduced", "reproduced"]
+    assert results[2].statistic.value == pytest.approx((spread - 0.6) + 0.3 * gained / 0.4)
 
 
 def larger_of_two():

@@ -1,5 +1,6 @@
-"""PGD inside the step: within the budget, up the loss, the same for a sample in every batch."""
+"""Attacks inside the step: within the budget, up the loss; the same for a sample in every batch, or one for all."""
 
+import itertools
 import math
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from brittle.training import Adversary
+from brittle.evaluation import judge_universal
+from brittle.training import Adversary, Recipe, train
 from brittle.training.adversarial import perturb, perturb_first
 from helpers.matrices import quick
-from helpers.networks import Logistic, convnet, few, generator, mlp, uniform, untidy, untouched
+from helpers.networks import Logistic, convnet, digits, few, generator, mlp, seeded, uniform, untidy, untouched
 
 
 def keys(n, seed=0):
@@ -184,3 +186,83 @@ def test_the_first_samples_of_a_batch_are_attacked():
     assert torch.equal(found[4:], x[4:])
     torch.testing.assert_close(found[:4], perturb(mlp(), x[:4], y[:4], adversary, own[:4]))
     assert bool((found[:4] != x[:4]).flatten(1).any(1).all())
+
+
+PLAIN = {"validation": 0.0, "measure_every": 0}
+
+
+class Watched(nn.Module):
+    """A linear network that notes what it is trained on."""
+
+    seen: list = []  # noqa: RUF012 - shared with the copy that is trained
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        """``(N, 12)`` to ``(N, 3)``."""
+        if self.training:
+            Watched.seen.append(x.detach().clone())
+        return self.head(x)
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_universal_perturbation_is_one_for_all_samples_within_the_budget_and_goes_on_from_batch_to_batch(p, steps):
+    Watched.seen, eps = [], 0.2
+    adversary = Adversary(eps, p, steps, step_size=eps / 5 / steps, universal=True, ratio=0.7)
+    train(
+        seeded(Watched),
+        (torch.full((30, 12), 0.5), torch.arange(30) % 3),
+        Recipe(epochs=4, batch_size=10, lr=0.01, adversary=adversary, **PLAIN),
+    )
+    assert len(Watched.seen) == 12
+    shared = []
+    for x in Watched.seen:
+        u = x[:7] - 0.5
+        assert torch.equal(u, u[:1].expand_as(u))
+        assert bool((x[7:] == 0.5).all())
+        shared.append(u[:1])
+    moved = torch.cat([shared[0], *(after - before for before, after in itertools.pairwise(shared))])
+    assert float(lengths(torch.cat(shared), p).max()) <= eps * (1 + 1e-6)
+    assert float(lengths(moved, p).max()) <= eps / 5 * (1 + 1e-5)
+    assert float(lengths(torch.cat(shared), p).max()) > eps / 2  # further than one batch can bring it
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_universal_training_is_the_alternation_of_its_source(p):
+    """Written anew, with all samples in one batch: a step of the perturbation, then one of the weights."""
+    (x, y), eps = few(40), 0.3
+    x, net, lr, steps = x.double(), mlp(torch.float64), 0.5, 2
+    adversary = Adversary(eps, p, steps, universal=True, ratio=1.0)
+    recipe = Recipe(
+        epochs=8, batch_size=40, optimizer="sgd", lr=lr, momentum=0.0, weight_decay=0.0, adversary=adversary, **PLAIN
+    )
+    trained = train(net, (x, y), recipe).model
+    u = torch.zeros_like(x[0])
+    for _ in range(8):
+        for _ in range(steps):
+            z = (x + u).clamp(0, 1).requires_grad_()
+            gradient = torch.autograd.grad(F.cross_entropy(net(z), y, reduction="sum"), z)[0].sum(0)
+            direction = gradient.sign() if math.isinf(p) else gradient / gradient.norm()
+            u = u + eps / steps * direction
+            u = u.clamp(-eps, eps) if math.isinf(p) else u * min(1.0, eps / float(u.norm()))
+        weights = list(net.parameters())
+        gradients = torch.autograd.grad(F.cross_entropy(net((x + u).clamp(0, 1)), y), weights)
+        with torch.no_grad():
+            for weight, slope in zip(weights, gradients, strict=True):
+                weight -= lr * slope
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(tensor, net.state_dict()[name], rtol=1e-8, atol=1e-8)
+
+
+def test_training_against_a_universal_perturbation_lowers_universal_fooling():
+    def fooled(seed, adversary):
+        network = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), seed)
+        recipe = Recipe(epochs=8, batch_size=32, lr=0.005, adversary=adversary, seed=seed, **PLAIN)
+        trained = train(network, digits("train"), recipe).model
+        return judge_universal(trained, digits("test"), p=math.inf, eps=0.15)[0].fooled.value
+
+    universal = Adversary(0.15, universal=True)
+    assert sum(fooled(seed, universal) for seed in (0, 1)) < sum(fooled(seed, None) for seed in (0, 1))

@@ -1,5 +1,6 @@
 """Several processes on gloo compute what one does; mixed precision comes near it."""
 
+import dataclasses
 import signal
 import sys
 from subprocess import PIPE
@@ -49,6 +50,15 @@ def assert_agree(one, two, tolerance=1e-5):
             assert b.lipschitz_2 == pytest.approx(a.lipschitz_2, rel=1e-4)
             assert b.lipschitz_inf == pytest.approx(a.lipschitz_inf, rel=1e-4)
     assert len(one.layers) == len(two.layers)
+
+
+def test_two_processes_share_one_universal_perturbation():
+    """One sample of every batch is attacked: the other process has none, and still learns of its perturbation."""
+    adversary = Adversary(0.5, 2.0, ratio=0.05, universal=True)
+    recipe = dataclasses.replace(PLAIN, adversary=adversary)
+    one, two = (train(small(), some(80), recipe, validation=held(), devices=devices) for devices in ("cpu", TWO))
+    assert one.epochs[-1].validation_robust < one.epochs[-1].validation_accuracy  # else nothing would be compared
+    assert_agree(one, two)
 
 
 def test_two_processes_agree_with_one(tmp_path):

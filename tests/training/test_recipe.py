@@ -68,6 +68,7 @@ def test_a_value_of_a_wrong_kind_is_named(name, value):
     [
         ("eps", 0.0), ("eps", -1.0), ("eps", NAN), ("eps", INF), ("p", 1.0), ("p", NAN), ("steps", 1.5),
         ("step_size", 0.0), ("step_size", NAN), ("step_size", INF), ("ratio", 0.0), ("ratio", 1.1), ("ratio", NAN),
+        ("universal", 1), ("universal", "no"), ("universal", None),
     ],
 )  # fmt: skip
 def test_a_wrong_value_of_the_adversary_is_named(name, value):
@@ -84,6 +85,8 @@ def test_no_steps_of_the_adversary_are_named(steps):
 def test_the_step_of_the_adversary():
     assert Adversary(0.2, steps=5).length == pytest.approx(2.5 * 0.2 / 5)
     assert Adversary(0.2, steps=5, step_size=0.7).length == 0.7
+    assert Adversary(0.2, steps=5, universal=True).length == pytest.approx(0.2 / 5)
+    assert (Adversary(0.2).count, Adversary(0.2, universal=True).count) == (10, 1)
 
 
 def test_a_recipe_is_frozen():
@@ -206,7 +209,7 @@ def test_every_attribute_changes_the_outcome(name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"p": 2.0}, {"eps": 0.05}, {"steps": 2}, {"step_size": 0.01}, {"ratio": 1.0}],
+    [{"p": 2.0}, {"eps": 0.05}, {"steps": 2}, {"step_size": 0.01}, {"ratio": 1.0}, {"universal": True}],
     ids=lambda change: next(iter(change)),
 )
 def test_every_attribute_of_the_adversary_changes_the_outcome(change):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -146,6 +147,37 @@ def test_an_interrupted_training_goes_on_from_its_last_epoch(name, tmp_path):
     result = train(varied(), some(), RECIPES[name], folder=tmp_path, callback=moments.append)
     assert {moment.epoch for moment in moments} == {2}
     assert same(result, train(varied(), some(), RECIPES[name]))
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_a_universal_perturbation_goes_on_bit_for_bit_within_an_epoch(p, tmp_path, monkeypatch):
+    """Interrupted after every step in turn."""
+    monkeypatch.setattr(loop, "STATE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "REPORT_SECONDS", -1.0)
+    recipe = dataclasses.replace(MOMENTUM, batch_size=20, adversary=Adversary(0.2, p, universal=True))
+    whole = train(varied(), some(), recipe)
+    assert weights(whole) != weights(train(varied(), some(), MOMENTUM))
+
+    def stop_at(place):
+        def callback(moment):
+            if (moment.epoch, moment.step) == place and moment.row is None:
+                raise Interrupted
+
+        return callback
+
+    for place in itertools.product((1, 2), (2, 4)):
+        with pytest.raises(Interrupted):
+            train(varied(), some(), recipe, folder=tmp_path, callback=stop_at(place))
+    assert same(train(varied(), some(), recipe, folder=tmp_path), whole)
+
+
+def test_the_state_of_a_version_that_knew_no_universal_adversary_goes_on(tmp_path):
+    interrupted(tmp_path)
+    path = tmp_path / "state.json"
+    state = json.loads(path.read_text())
+    assert state["identity"]["recipe"]["adversary"].pop("universal") is False
+    path.write_text(json.dumps(state))
+    assert same(train(varied(), some(), FULL, folder=tmp_path), train(varied(), some(), FULL))
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "made anew"])

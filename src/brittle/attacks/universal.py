@@ -64,8 +64,24 @@ def universal_perturbation(
                 _, _, gradient = loss_and_gradient(
                     model, objective, inside(x + u, bounds), y, check=torch.ones_like(y, dtype=torch.bool)
                 )
-                whole, step = gradient.sum(0, keepdim=True), torch.full((1,), length, dtype=u.dtype, device=device)
-                u = project_ball(ascend(u, whole, step, p, torch.empty_like(u)), eps, p)
+                u = ascend_universal(u, gradient.sum(0, keepdim=True), eps=eps, p=p, length=length)
     if u is None:
         raise InputError("batches: expected at least one pair of inputs and labels; got none")
     return u[0]
+
+
+def ascend_universal(u: Tensor, gradient: Tensor, *, eps: float, p: float, length: float) -> Tensor:
+    """One step of projected ascent.
+
+    Args:
+        u: Perturbation ``(1, ...)``.
+        gradient: The samples' gradients, summed ``(1, ...)``; used up.
+        eps: Budget.
+        p: Its norm: 2 or inf.
+        length: Of the step, in the norm p.
+
+    Returns:
+        ``(1, ...)``, within the budget.
+    """
+    step = torch.full((1,), length, dtype=u.dtype, device=u.device)
+    return project_ball(ascend(u, gradient, step, p, torch.empty_like(u)), eps, p)

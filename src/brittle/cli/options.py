@@ -442,14 +442,19 @@ RECIPE = options(
 ADVERSARY = options(
     "brittle.training",
     "Adversary",
-    {"Interventions": "steps ratio"},
+    {"Interventions": "steps ratio universal"},
     without={
         "eps": "the budget is --adversarial P=EPS",
         "p": "likewise",
         "step_size": "the command line has the usual length alone",
     },
-    steps={"name": "--attack-steps", "help": "Steps of the training attack."},
+    steps={
+        "name": "--attack-steps",
+        "help": "Steps of the training attack a batch.",
+        "show_default": "10, or 1 with --universal",
+    },
     ratio={"name": "--adversarial-ratio"},
+    universal={"help": "Train against one perturbation for all samples, which goes on from batch to batch."},
 )
 
 
@@ -477,6 +482,8 @@ class Interventions:
         budgets = {} if self.adversarial is None else values.budgets([self.adversarial])
         if len(budgets) > 1:
             raise InputError(f"adversarial: expected one norm, P=EPS; got {self.adversarial!r}")
+        if adversary["universal"] and not budgets:
+            raise InputError("universal: expected --adversarial P=EPS beside it; got none")
         layers = None if recipe["layers"] is None else tuple(name.strip() for name in recipe["layers"].split(","))
         from brittle.training import Adversary, Recipe
 

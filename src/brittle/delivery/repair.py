@@ -91,7 +91,8 @@ def _tuning(recipe: Recipe) -> str:
     """A training in words."""
     parts = [f"fine-tuned for {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"]
     if recipe.adversary is not None:
-        parts.append(f"adversarially ({norm_name(recipe.adversary.p)} {budget(recipe.adversary.eps)})")
+        kind = ", one perturbation for all samples" if recipe.adversary.universal else ""
+        parts.append(f"adversarially ({norm_name(recipe.adversary.p)} {budget(recipe.adversary.eps)}{kind})")
     if recipe.distill:
         parts.append(f"{100 * recipe.distill:g} % of the loss from the uncompressed network")
     parts += [f"with {name} {strength:g}" for name, strength in recipe.penalties.items()]

@@ -1,4 +1,4 @@
-"""Adversarial training: PGD inside the training step (Madry et al. 2018)."""
+"""Adversarial training: PGD inside the training step, each sample its own perturbation or one for all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from brittle.attacks.losses import cross_entropy, loss_and_gradient
 from brittle.attacks.region import Region, ascend
+from brittle.attacks.universal import ascend_universal
 from brittle.models.borrow import frozen
 from brittle.random_streams import uniform
 from brittle.training.recipe import Adversary
@@ -26,7 +27,7 @@ def perturb(
     *,
     precision: str = "32-true",
 ) -> Tensor:
-    """The inputs after all steps of PGD on the cross-entropy, from a random point of the budget.
+    """The inputs after all steps of PGD on the cross-entropy, from a random point of the budget (Madry et al. 2018).
 
     Unlike an attack that measures robustness, no sample stops early and the last point is taken, not the worst one.
     The model is attacked in evaluation mode (as the paper) and left bit-equal.
@@ -49,7 +50,7 @@ def perturb(
     length = torch.full_like(region.eps, adversary.length)
     passes = _in_bfloat16(model) if precision == "bf16-mixed" else model
     with frozen(model):
-        for _ in range(adversary.steps):
+        for _ in range(adversary.count):
             _, _, gradient = loss_and_gradient(passes, cross_entropy, z, y)
             z = region.project(ascend(z, gradient, length, adversary.p, gradient))
     return z
@@ -82,6 +83,51 @@ def perturb_first(
         return x
     attacked = perturb(model, x[:count], y[:count], adversary, keys[:count], epoch, precision=precision)
     return attacked if count == len(x) else torch.cat([attacked, x[count:]])
+
+
+def ascend_shared(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    u: Tensor,
+    adversary: Adversary,
+    *,
+    total: Callable[[Tensor], Tensor],
+    precision: str = "32-true",
+) -> Tensor:
+    """The perturbation that all samples share after its steps up the summed cross-entropy of a batch.
+
+    As universal adversarial training has it (Shafahi et al. 2020): ``u <- project(u + length sign(g))``, g the sum of
+    the gradients at the perturbed samples, ``g / ||g||_2`` in place of the sign for p = 2. The model is attacked in
+    evaluation mode and left bit-equal.
+
+    Args:
+        model: As :func:`perturb`.
+        x: This process's share of the batch ``(N, ...)``; N may be 0.
+        y: Labels ``(N,)``.
+        u: Perturbation so far ``(1, ...)``.
+        adversary: Budget, norm, steps.
+        total: Sum over all processes, so that they share one perturbation.
+        precision: As :func:`perturb`.
+
+    Returns:
+        ``(1, ...)``, within the budget up to rounding.
+    """
+    passes = _in_bfloat16(model) if precision == "bf16-mixed" else model
+    with frozen(model):
+        for _ in range(adversary.count):
+            gradient = torch.zeros_like(u)
+            if len(x):
+                _, _, each = loss_and_gradient(passes, cross_entropy, add_shared(x, u, adversary), y)
+                gradient += each.sum(0, keepdim=True)
+            u = ascend_universal(u, total(gradient), eps=adversary.eps, p=adversary.p, length=adversary.length)
+    return u
+
+
+def add_shared(x: Tensor, u: Tensor, adversary: Adversary) -> Tensor:
+    """The samples ``(N, ...)`` with one perturbation ``(1, ...)``, within the budget and within [0, 1]."""
+    region = Region.of(x, adversary.eps, adversary.p, (0.0, 1.0))
+    return region.project(region.x + u)
 
 
 def _draw_noise(x: Tensor, p: float, keys: Tensor, epoch: int) -> Tensor:

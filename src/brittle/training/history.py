@@ -37,8 +37,9 @@ class EpochRow:
         accuracy: Share of these that were right.
         validation_loss: Mean cross-entropy of the validation samples; None without.
         validation_accuracy: Share of them that is right; None without.
-        validation_robust: Share of them that is right and stays right under the training attack (an upper bound of
-            the robust accuracy: the attack is weak); None without an adversary.
+        validation_robust: Share of them that is right and stays right under the training attack, of a universal
+            adversary under its perturbation as it stands (an upper bound of the robust accuracy: the attack is weak);
+            None without an adversary.
         seconds: Of the epoch, validation and measurement included.
         samples_per_second: Of its steps.
         drift: Relative error of the reused nuclear gradient when it was last renewed,

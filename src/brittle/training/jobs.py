@@ -22,7 +22,7 @@ from brittle.models.selection import chosen_layers
 from brittle.random_streams import generator
 from brittle.storage.digest import digest
 from brittle.training.interventions.assembly import Interventions, bind_constraints, bind_penalties
-from brittle.training.recipe import Recipe
+from brittle.training.recipe import Adversary, Recipe
 from brittle.training.snapshots import read_snapshot
 from brittle.training.streams import VALIDATION_SPLIT
 
@@ -176,8 +176,8 @@ def _digest_network(model: nn.Module) -> str:
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it will be read back from JSON: tuples as lists, and no infinity."""
     plain = dataclasses.asdict(recipe)
-    if recipe.adversary is not None:
-        plain["adversary"]["p"] = str(recipe.adversary.p)
+    if (adversary := recipe.adversary) is not None:
+        plain["adversary"] |= {"p": str(adversary.p), "steps": adversary.count}
     read: dict[str, Any] = json.loads(json.dumps(plain))
     return read
 
@@ -189,9 +189,11 @@ def _check_state(identity: dict[str, Any], folder: Path) -> None:
         return
     there = snapshot[1].get("identity")
     if isinstance(there, dict) and isinstance(there.get("recipe"), dict):
-        there = there | {
-            "recipe": _plain(Recipe()) | there["recipe"]
-        }  # attributes newer than the state: their defaults
+        # Attributes newer than the state have their defaults.
+        recipe = _plain(Recipe()) | there["recipe"]
+        if isinstance(recipe["adversary"], dict):
+            recipe["adversary"] = _plain(Recipe(adversary=Adversary(1.0)))["adversary"] | recipe["adversary"]
+        there = there | {"recipe": recipe}
     for name, value in identity.items():
         if not isinstance(there, dict) or there.get(name) != value:
             raise InputError(

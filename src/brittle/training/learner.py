@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from brittle.errors import InputError
 from brittle.models.borrow import frozen
 from brittle.random_streams import seed_of
-from brittle.training.adversarial import perturb_first
+from brittle.training.adversarial import add_shared, ascend_shared, perturb_first
 from brittle.training.batches import Batches
 from brittle.training.distillation import distilled_cross_entropy
 from brittle.training.hosts import Host
 from brittle.training.interventions.assembly import bind_constraints, bind_penalties
 from brittle.training.jobs import Job
 from brittle.training.optimizers import OPTIMIZERS
+from brittle.training.recipe import Adversary
 from brittle.training.snapshots import Tensors, optimizer_tensors, restore_optimizer, under_prefix, with_prefix
 from brittle.training.streams import step_stream
 
@@ -33,6 +34,7 @@ class Learner:
     Attributes:
         module: The network.
         batches: Its training samples.
+        shared: The perturbation ``(1, ...)`` of a universal adversary, the same in every process; None without one.
     """
 
     def __init__(self, host: Host, job: Job) -> None:
@@ -46,6 +48,8 @@ class Learner:
         for parameter in self.module.parameters():
             parameter.grad = None
         self._layout = _quicker_layout(self.module, inputs)
+        is_universal = self.recipe.adversary is not None and self.recipe.adversary.universal
+        self.shared = torch.zeros_like(inputs[:1], memory_format=torch.contiguous_format) if is_universal else None
         self.teacher = copy.deepcopy(job.interventions.teacher)
         if self.teacher is not None:
             self.teacher.to(host.device).eval()
@@ -94,9 +98,7 @@ class Learner:
         if adversary is not None:
             attacked = round(adversary.ratio * len(rows))
             attacked = len(range(host.rank, attacked, host.world))  # of the whole batch's first ones, this process's
-            x = perturb_first(
-                self.module, x, y, adversary, self.batches.keys[mine], epoch, attacked, precision=self.recipe.precision
-            )
+            x = self._attack(adversary, x, y, mine, epoch, attacked)
         for group in self._wrapped_optimizer.param_groups:
             group["lr"] = lr
         self._wrapped_optimizer.zero_grad(set_to_none=True)
@@ -112,6 +114,16 @@ class Learner:
             right = (logits.argmax(1) == y).sum()
             share = len(rows) / host.world
             return torch.stack((loss.detach(), right, penalty.detach() * share, loss.new_tensor(len(y))))
+
+    def _attack(self, adversary: Adversary, x: Tensor, y: Tensor, rows: Tensor, epoch: int, count: int) -> Tensor:
+        """The batch with its first ``count`` inputs attacked; a shared perturbation takes its steps on these before."""
+        model, precision = self.module, self.recipe.precision
+        if self.shared is None:
+            return perturb_first(model, x, y, adversary, self.batches.keys[rows], epoch, count, precision=precision)
+        self.shared = ascend_shared(
+            model, x[:count], y[:count], self.shared, adversary, total=self.host.total, precision=precision
+        )
+        return torch.cat([add_shared(x[:count], self.shared, adversary), x[count:]])
 
     def _taught(self, x: Tensor) -> Tensor | None:
         """The teacher's logits on inputs that are not attacked; None without one."""
@@ -140,6 +152,8 @@ class Learner:
     def tensors(self) -> Tensors:
         """All that the next step depends on, by name."""
         tensors = with_prefix("model", self.module.state_dict()) | optimizer_tensors(self._optimizer)
+        if self.shared is not None:
+            tensors["adversary.shared"] = self.shared
         for name, intervention in self._remembering():
             tensors |= with_prefix(name, intervention.state_dict())
         return tensors
@@ -152,6 +166,8 @@ class Learner:
         """
         self.module.load_state_dict(under_prefix("model", tensors))
         restore_optimizer(self._optimizer, tensors)
+        if self.shared is not None:
+            self.shared = tensors["adversary.shared"].to(self.host.device)
         for name, intervention in self._remembering():
             intervention.load_state_dict(under_prefix(name, tensors))
 

@@ -221,7 +221,7 @@ class _Loop:
         self._check_finite({"loss": loss + penalty, **self._named_weights()})
         validated: tuple[float | None, float | None, float | None] = (None, None, None)
         if self.validation is not None:
-            validated = validate(self.learner.module, self.validation, recipe)
+            validated = validate(self.learner.module, self.validation, recipe, self.learner.shared)
             self._check_finite({"validation loss": validated[0] or 0.0})
         epoch, products = standing.epoch + 1, dict[str, float | None]()
         due = recipe.measure_every and (epoch % recipe.measure_every == 0 or epoch == recipe.epochs)

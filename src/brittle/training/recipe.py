@@ -19,14 +19,18 @@ SELECTIONS = ("best", "last")
 
 @dataclass(frozen=True)
 class Adversary:
-    """Adversarial training (Madry et al. 2018): PGD inside the step, in evaluation mode, from a random start.
+    """Adversarial training, the attack inside the step, in evaluation mode.
+
+    By PGD from a random start, each sample its own perturbation (Madry et al. 2018); or, ``universal``, by one for all
+    samples, which starts at zero and goes on from batch to batch (Shafahi et al. 2020).
 
     Attributes:
         eps: Budget in input units, above 0.
         p: Norm of the budget: 2 or inf.
-        steps: Gradient steps; all are taken, the last point counts.
-        step_size: Length of a step in the norm p; ``2.5 eps / steps`` by default.
+        steps: Gradient steps a batch, 10 by default, 1 if ``universal``; all are taken, the last point counts.
+        step_size: Length of a step in the norm p; ``2.5 eps / steps`` by default, ``eps / steps`` if ``universal``.
         ratio: Share of every batch that is attacked, above 0, at most 1.
+        universal: Whether one perturbation is shared by all samples.
 
     Raises:
         InputError: An attribute is out of range.
@@ -34,22 +38,33 @@ class Adversary:
 
     eps: float
     p: float = math.inf
-    steps: int = 10
+    steps: int | None = None
     step_size: float | None = None
     ratio: float = 0.5
+    universal: bool = False
 
     def __post_init__(self) -> None:
         check_attack_norm(self.p)
         _check_number("eps", self.eps, above=0)
-        _check_count("steps", self.steps, 1)
+        if not isinstance(self.universal, bool):
+            raise InputError(f"universal: expected true or false; got {self.universal!r}")
+        _check_count("steps", self.count, 1)
         _check_number("step_size", self.length, above=0)
         if not (_is_number(self.ratio) and 0 < self.ratio <= 1):
             raise InputError(f"ratio: expected a share above 0, at most 1; got {self.ratio}")
 
     @property
+    def count(self) -> int:
+        """Number of steps."""
+        return (1 if self.universal else 10) if self.steps is None else self.steps
+
+    @property
     def length(self) -> float:
         """Length of a step."""
-        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+        if self.step_size is not None:
+            return self.step_size
+        # Shorter steps of a universal one harm: the network learns the perturbation that stands, and falls to others.
+        return (1.0 if self.universal else 2.5) * self.eps / self.count
 
 
 @dataclass(frozen=True)
