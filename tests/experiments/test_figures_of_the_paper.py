@@ -12,6 +12,7 @@ from torch.linalg import matrix_norm
 from brittle.data.load import load_data
 from brittle.experiments import (
     EXPERIMENTS,
+    emergent,
     fig2,
     fig3,
     fig4,
@@ -20,7 +21,9 @@ from brittle.experiments import (
     judge,
     named_experiments,
     reproduce,
+    tug_of_war,
     universal_training,
+    unstructured,
 )
 from brittle.models.architectures.fcn import fcn
 from helpers.experiments import lines
@@ -50,6 +53,9 @@ JOBS += [(fig4, settings) for settings in every_kind(fig4.EXPERIMENT, "classes")
 JOBS += [(fig2, settings) for settings in strongest(fig2.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig5_fcn, settings) for settings in strongest(fig5_fcn.EXPERIMENT, "alpha", "-rank")]
 JOBS += [(fig7_universal, settings) for settings in strongest(fig7_universal.EXPERIMENT, "alpha", "scale")]
+JOBS += [(tug_of_war, settings) for settings in every_kind(tug_of_war.EXPERIMENT, "penalty")]
+JOBS += [(emergent, settings) for settings in strongest(emergent.EXPERIMENT, "lr")]
+JOBS += [(unstructured, settings | {"samples": 40}) for settings in every_kind(unstructured.EXPERIMENT, "penalty")]
 
 JOBS += [(universal_training, job | {"samples": 40}) for job in every_kind(universal_training.EXPERIMENT, "attacked")]
 

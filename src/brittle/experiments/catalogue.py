@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from brittle.errors import InputError
 from brittle.experiments.experiment import Experiment
 
-EXPERIMENTS = ("fig2", "fig3", "fig4", "fig5_fcn", "fig7_universal", "leaderboard", "universal_training")
+EXPERIMENTS = (
+    "fig2",
+    "fig3",
+    "fig4",
+    "fig5_fcn",
+    "fig7_universal",
+    "tug_of_war",
+    "emergent",
+    "unstructured",
+    "leaderboard",
+    "universal_training",
+)
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2
 """On which expected times are told."""

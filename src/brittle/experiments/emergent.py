@@ -1,0 +1,241 @@
+"""Compressibility that emerges from stochastic gradient descent: large steps on small batches, and no penalty.
+
+Networks are trained by plain gradient descent until they fit the same share of the training samples. Claims are asked
+of those alone whose test accuracies lie within a narrow band, so that accuracy explains no difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import nn
+
+from brittle.data.load import Data
+from brittle.experiments.claims import Claim, correlate, spearman
+from brittle.experiments.dense_networks import (
+    MNIST_BUDGETS,
+    MNIST_WORDS,
+    ON_MNIST,
+    robustness_of,
+    scale_of,
+    splits,
+    structure_of,
+)
+from brittle.experiments.experiment import Axes, Experiment
+from brittle.experiments.plots import look
+from brittle.models.borrow import device_of
+from brittle.models.build import build_model
+from brittle.models.forward import logits_of
+from brittle.reporting.drawing import legend, log_scale
+from brittle.results import Statistic
+from brittle.training.loop import train
+from brittle.training.recipe import Recipe
+
+FITTED = 0.995
+"""Share of the training samples, as they were seen in an epoch, at which training ends."""
+BAND = 0.01
+"""Networks count as equally accurate within this of each other: half of it to both sides of the median."""
+
+
+def run(
+    *,
+    data: str,
+    lr: float,
+    batch: int,
+    seed: int,
+    width: int,
+    training: int | None,
+    samples: int,
+    epochs: int,
+    data_root: str | None = None,
+) -> dict[str, Any]:
+    """Train one network by plain gradient descent until it fits, and attack it in both norms.
+
+    Args:
+        data: The data set.
+        lr: Learning rate, constant.
+        batch: Samples a step.
+        seed: Of weights, batches and attacks.
+        width: Neurons of a hidden layer.
+        training: Training samples; None for all.
+        samples: Test samples that are attacked.
+        epochs: Passes over the training samples, at most.
+        data_root: Folder of the data sets.
+
+    Returns:
+        What :mod:`brittle.experiments.dense_networks` measures, with ``ratio``, the learning rate over the batch size;
+        ``passes``, the epochs that it took; ``fitted``, the share of the training samples that was right in the last;
+        and ``test_accuracy`` on all test samples.
+    """
+    learnt, whole = splits(data, data_root, training=training, samples=sys.maxsize)
+    recipe = Recipe(
+        batch_size=batch,
+        optimizer="sgd",
+        lr=lr,
+        momentum=0.0,
+        weight_decay=0.0,
+        validation=0.0,
+        measure_every=0,
+        seed=seed,
+    )
+    network, passes, fitted = train_until_fitted(learnt, recipe, width=width, epochs=epochs)
+    device = device_of(network)
+    right = logits_of(network, whole.inputs.to(device), whole.labels.to(device)).argmax(1).cpu() == whole.labels
+    return {
+        "ratio": lr / batch,
+        "passes": passes,
+        "fitted": fitted,
+        "test_accuracy": float(right.double().mean()),
+        **structure_of(network),
+        **scale_of(network),
+        **robustness_of(network, whole.take(samples), MNIST_BUDGETS, seed),
+    }
+
+
+def train_until_fitted(data: Data, recipe: Recipe, *, width: int, epochs: int) -> tuple[nn.Module, int, float]:
+    """Train epoch by epoch until :data:`FITTED` of the samples are right, as they were seen in an epoch.
+
+    Plain gradient descent remembers nothing but the weights, so that one epoch after another is one training.
+
+    Returns:
+        The network, in evaluation mode; the epochs that it took, at most ``epochs``; the share that was right in the
+        last.
+    """
+    size = {"in_features": data.inputs[0].numel(), "width": width, "depth": 3, "classes": data.classes}
+    network = build_model("fcn", size, seed=recipe.seed)
+    devices = "cuda" if torch.cuda.is_available() else "cpu"
+    passes, fitted = 0, 0.0
+    while fitted < FITTED and passes < epochs:
+        order = 1000 * recipe.seed + passes
+        training = train(network, data, dataclasses.replace(recipe, epochs=1, seed=order), devices=devices)
+        network, fitted = training.model, training.epochs[-1].accuracy
+        passes += 1
+    return network.eval(), passes, fitted
+
+
+def alike(table: pd.DataFrame) -> pd.DataFrame:
+    """The networks that fit, and whose test accuracies are within :data:`BAND` of each other around their median."""
+    fitting = table[table.fitted >= FITTED]
+    return fitting[(fitting.test_accuracy - fitting.test_accuracy.median()).abs() <= BAND / 2]
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Compressibility, structure and robustness over the learning rate by the batch size; one point a network."""
+    rows = alike(table)
+    figure = Figure(figsize=(8.6, 5.8), layout="constrained")
+    figure.set_label("Emergent compressibility and robustness over learning rate by batch size")
+    shown = {
+        "row_error": "k-term error of rows",
+        "spectral_error": "k-term error of the spectrum",
+        "structure_inf": "ℓ∞ norms at one scale",
+        "test_accuracy": "Test accuracy",
+        "kept_linf": f"Robust over clean, {MNIST_WORDS['linf']}",
+        "kept_l2": f"Robust over clean, {MNIST_WORDS['l2']}",
+    }
+    batches = sorted(table.batch.unique())
+    left = table.drop(rows.index)
+    for axis, (column, title) in zip(figure.subplots(2, 3, squeeze=False).ravel(), shown.items(), strict=True):
+        axis.plot(left.ratio, left[column], linestyle="none", marker="x", markersize=4, color="grey", alpha=0.6)
+        for series, batch in enumerate(batches):
+            points = rows[rows.batch == batch]
+            axis.plot(points.ratio, points[column], linestyle="none", alpha=0.75, **look(series))
+        rho = correlate(rows[["ratio", column]].to_numpy(float).T, ranked=True)
+        log_scale(axis, table.ratio)
+        axis.set(title=f"{title}\nρ = {rho:.2f}, n = {len(rows)} networks", xlabel="Learning rate / batch size")
+        axis.grid(visible=True)
+    handles = [Line2D([], [], linestyle="none", **look(series)) for series in range(len(batches))]
+    handles.append(Line2D([], [], linestyle="none", marker="x", markersize=4, color="grey"))
+    legend(figure, handles, [*(f"batches of {batch}" for batch in batches), "outside of the band of test accuracy"])
+    return figure
+
+
+def among_alike(x: str, y: str) -> Callable[[pd.DataFrame], Statistic]:
+    """Spearman's correlation over the networks of equal accuracy."""
+    statistic = spearman(x, y)
+    return lambda table: statistic(alike(table))
+
+
+ABSTRACT = "abstract; of the appendix, emergent compressibility"
+WITHIN = f"over networks of test accuracies within {100 * BAND:g} point of each other"
+CLAIMS = (
+    *(
+        Claim(
+            f"A larger learning rate over batch size makes {what} more compressible, at equal accuracy.",
+            ABSTRACT,
+            among_alike("ratio", error),
+            at_most=-0.5,
+            measure=f"Spearman's ρ of learning rate over batch size and the 1-norm k-term error of {what} at a tenth, "
+            f"{WITHIN}",
+        )
+        for what, error in (("rows", "row_error"), ("the spectrum", "spectral_error"))
+    ),
+    *(
+        Claim(
+            f"It raises {words.split()[0]} norms at one scale.",
+            "section 3, Theorem 3.1",
+            among_alike("ratio", structure),
+            at_least=0.5,
+            measure=f"Spearman's ρ of learning rate over batch size and the product of {words.split()[0]} operator "
+            f"norms over that of Frobenius norms, {WITHIN}",
+        )
+        for words, structure in zip(MNIST_WORDS.values(), ("structure_inf", "structure_2"), strict=True)
+    ),
+    *(
+        Claim(
+            f"It makes networks less robust at equal accuracy, {words}.",
+            ABSTRACT,
+            among_alike("ratio", f"kept_{norm}"),
+            at_most=-0.5,
+            measure=f"Spearman's ρ of learning rate over batch size and robust over clean accuracy, {WITHIN}",
+        )
+        for norm, words in MNIST_WORDS.items()
+    ),
+    *(
+        Claim(
+            f"Networks whose {what} became compressible without a penalty are less robust, {MNIST_WORDS[norm]}.",
+            ABSTRACT,
+            among_alike(error, f"kept_{norm}"),
+            at_least=0.5,
+            measure=f"Spearman's ρ of the 1-norm k-term error and robust over clean accuracy, {WITHIN}",
+        )
+        for what, error, norm in (("rows", "row_error", "linf"), ("spectrum", "spectral_error", "l2"))
+    ),
+)
+
+
+def _grid(scale: str, epochs: int, seeds: int, rates: tuple[float, ...], batches: tuple[int, ...]) -> Axes:
+    return {**ON_MNIST[scale], "epochs": epochs, "lr": rates, "batch": batches, "seed": tuple(range(seeds))}
+
+
+EXPERIMENT = Experiment(
+    name="emergent",
+    title="Compressibility that emerges from gradient descent",
+    source="arXiv 2507.17725, abstract and section 4.1 (its appendix)",
+    run=run,
+    figure=draw,
+    grids={
+        "smoke": _grid("smoke", 30, 1, (0.1, 0.3), (16,)),
+        "small": _grid("small", 60, 5, (0.05, 0.1, 0.2), (16, 32, 64)),
+        "paper": _grid("paper", 300, 10, (0.01, 0.03, 0.1, 0.3), (8, 16, 32, 64, 128, 256)),
+    },
+    seconds={"smoke": 5, "small": 40},
+    claims=CLAIMS,
+    about=(
+        "Networks 784-400-400-10 on MNIST with ReLU and no biases, trained by plain stochastic gradient descent "
+        "without momentum, weight decay or penalty, until "
+        f"{100 * FITTED:g} % of the training samples are right as they are seen in an epoch. Claims and correlations "
+        f"are over the networks whose test accuracies (all test samples) lie within {100 * BAND:g} point of each "
+        "other, around the median; n is told in the figure.",
+        "k-term errors are those of the rows' ℓ₁ norms and of the singular values when a tenth of them is kept, means "
+        "over hidden layers; 0 is most compressible. Norms at one scale are products of operator norms over those of "
+        "Frobenius norms. Robust accuracy is the worst of APGD with 100 steps on the cross-entropy and 100 on the DLR "
+        "loss. Intervals are 95 % over seeds.",
+    ),
+)

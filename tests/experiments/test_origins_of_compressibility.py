@@ -1,0 +1,165 @@
+"""Experiments on where compressibility comes from: what they follow, whom they compare, and what claims ask."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from brittle.data.load import load_data
+from brittle.experiments import emergent, judge, tug_of_war, unstructured
+from brittle.experiments.dense_networks import loss_gap, scale_of, structure_of
+from brittle.models.architectures.fcn import fcn
+from brittle.models.build import build_model
+from brittle.models.layers import read_layers
+from brittle.training.loop import train
+from brittle.training.recipe import Recipe
+
+
+def verdicts(experiment, table):
+    return [judge(claim, table, "small").verdict for claim in experiment.CLAIMS]
+
+
+# --- what dense networks are measured by --------------------------------------------------------------------
+
+
+def test_scale_and_structure_make_the_norms_and_structure_feels_no_multiple():
+    torch.manual_seed(0)
+    network = fcn(64, 20, 3, 10)
+    before, norms = scale_of(network), structure_of(network)
+    assert before["scale"] * before["structure_inf"] == pytest.approx(norms["norm_inf"])
+    assert before["scale"] * before["structure_2"] == pytest.approx(norms["norm_2"])
+    for view in read_layers(network).views:
+        view.module.weight.data *= 4
+    after = scale_of(network)
+    assert after == pytest.approx(before | {"scale": 16 * before["scale"]})
+
+
+def test_the_gap_in_loss_grows_with_the_budget_and_with_the_scale_of_a_network():
+    torch.manual_seed(0)
+    data, network = load_data("digits", limit=40), fcn(64, 20, 3, 10)
+    gaps = [loss_gap(network, data, 2.0, eps, seed=0) for eps in (1e-6, 0.1, 0.4)]
+    assert 0 <= gaps[0] < 1e-4 < gaps[1] < gaps[2]
+    network[-1].weight.data *= 2
+    assert loss_gap(network, data, 2.0, 0.4, seed=0) > 1.5 * gaps[2]
+
+
+# --- tug-of-war ---------------------------------------------------------------------------------------------
+
+
+def test_networks_along_a_training_are_those_of_shorter_trainings():
+    data = load_data("digits", limit=100)
+    recipe = Recipe(epochs=3, validation=0.0, measure_every=0, penalties={"group_lasso": 0.01}, seed=4)
+    copies = tug_of_war.train_along(data, recipe, width=8)
+    assert list(copies) == [1, 2, 3]
+    start = build_model("fcn", {"in_features": 64, "width": 8, "depth": 3}, seed=4)
+    shorter = train(start, data, dataclasses.replace(recipe, epochs=2)).model
+    assert all(torch.equal(a, b) for a, b in zip(copies[2].parameters(), shorter.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
+def test_measured_epochs_are_powers_of_two_and_the_last(epochs, expected):
+    assert tug_of_war.measured_epochs(epochs) == expected
+
+
+def tug_table(harm):
+    """Trainings of four epochs: the strong penalty ends with ``harm`` less of the accuracy kept, the mild one helps."""
+    rows = []
+    for seed in range(3):
+        for penalty, alpha, final, scale in (
+            ("group_lasso", 0.0, 0.0, (100, 150, 200)),
+            ("group_lasso", 0.001, -0.03, (80, 80, 80)),
+            ("group_lasso", 0.01, harm, (60, 40, 20)),
+            ("scale_invariant_group_lasso", 0.03, harm, (100, 150, 200)),
+        ):
+            rises = np.array((0.0, 0.5, 1.0)) * (alpha > 0.001)
+            early = 0.02 if alpha == 0.01 else 0.0
+            structure = 0.1 * 10 ** (rises * 0.8)
+            row = {"epoch": [1, 2, 4], "scale": list(scale), "row_error": list(0.8 - 0.4 * rises)}
+            row |= {"structure_inf": list(structure), "norm_inf": list(structure * np.array(scale))}
+            row |= {
+                "kept_linf": [0.7 + early + 0.001 * seed, 0.7, 0.7 - final],
+                "loss_gap": [0.3 - 5 * early, 0.4, 0.5],
+            }
+            rows.append({name: [0.0] * 3 for name in tug_of_war.MEASURED} | row)
+            rows[-1] |= {"penalty": penalty, "alpha": alpha, "seed": seed}
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("harm", "robustness"), [(0.3, "reproduced"), (-0.3, "opposite")])
+def test_the_tug_of_war_compares_the_strongest_penalty_with_none_over_time(harm, robustness):
+    found = dict(zip(tug_of_war.CLAIMS, verdicts(tug_of_war, tug_table(harm)), strict=True))
+    about_the_end = [verdict for claim, verdict in found.items() if "ends less robust" in claim.sentence]
+    about_the_end += [verdict for claim, verdict in found.items() if "robustness falls" in claim.sentence]
+    assert about_the_end == [robustness] * 3
+    assert sum(verdict == "reproduced" for verdict in found.values()) == len(found) - 3 * (robustness == "opposite")
+
+
+# --- emergent compressibility -------------------------------------------------------------------------------
+
+
+def test_training_ends_with_the_first_epoch_that_fits():
+    data = load_data("digits", limit=60)
+    recipe = Recipe(batch_size=10, optimizer="sgd", lr=0.3, momentum=0.0, weight_decay=0.0, validation=0.0, seed=2)
+    network, passes, fitted = emergent.train_until_fitted(data, recipe, width=20, epochs=200)
+    assert 1 < passes < 200
+    assert fitted >= emergent.FITTED
+    _, fewer, unfitted = emergent.train_until_fitted(data, recipe, width=20, epochs=passes - 1)
+    assert fewer == passes - 1
+    assert unfitted < emergent.FITTED
+    assert not network.training
+
+
+def emergent_table(robustness):
+    """Seven networks a seed, of which two have another accuracy and one does not fit; these three tell the opposite."""
+    rows = []
+    for seed in range(3):
+        for i, ratio in enumerate((1, 2, 4, 8)):
+            rows.append({"ratio": ratio, "test_accuracy": 0.95 + 0.001 * (i % 3), "fitted": 0.996, "sign": 1, "i": i})
+        rows.append({"ratio": 16, "test_accuracy": 0.90, "fitted": 0.999, "sign": -1, "i": 9})
+        rows.append({"ratio": 0.5, "test_accuracy": 0.97, "fitted": 0.999, "sign": -1, "i": 8})
+        rows.append({"ratio": 32, "test_accuracy": 0.951, "fitted": 0.9, "sign": -1, "i": 7})
+        for row in rows[-7:]:
+            row |= {"seed": seed, "batch": 16} | dict.fromkeys(("row_error", "spectral_error"), -row["sign"] * row["i"])
+            row |= dict.fromkeys(("structure_inf", "structure_2"), row["sign"] * row["i"])
+            row |= dict.fromkeys(("kept_linf", "kept_l2"), -robustness * row["sign"] * row["i"])
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("robustness", "verdict"), [(1, "reproduced"), (-1, "opposite")])
+def test_emergent_compressibility_is_asked_of_networks_of_equal_accuracy_alone(robustness, verdict):
+    table = emergent_table(robustness)
+    assert sorted(set(emergent.alike(table).ratio)) == [1, 2, 4, 8]
+    assert verdicts(emergent, table) == ["reproduced"] * 4 + [verdict] * 4
+
+
+# --- unstructured compressibility ---------------------------------------------------------------------------
+
+
+def unstructured_table(lost):
+    """Penalties that move their own error from 0.8 to 0.2 in a straight line, and lose this much of the share kept."""
+    rows = []
+    for seed in range(3):
+        errors = dict.fromkeys(("weight_error", "row_error", "spectral_error"), 0.8)
+        plain = {"seed": seed, "penalty": "none", "alpha": 0.0, "kept_linf": 0.9, "kept_l2": 0.9} | errors
+        rows.append(plain | {"norm_inf": 10.0, "norm_2": 10.0})
+        for penalty, (_, error) in unstructured.KINDS.items():
+            for alpha in (0.5, 1.0):
+                kept = 0.9 - lost[penalty] * alpha + 0.001 * seed
+                row = {"penalty": penalty, "alpha": alpha, error: 0.8 - 0.6 * alpha, "kept_linf": kept, "kept_l2": kept}
+                rows.append(plain | row | dict.fromkeys(("norm_inf", "norm_2"), 10 + 100 * lost[penalty] * alpha))
+    return pd.DataFrame(rows)
+
+
+def test_kinds_are_compared_at_one_k_term_error():
+    lost = {"l1": 0.1, "group_lasso": 0.6, "nuclear_norm": 0.4}
+    table = unstructured_table(lost)
+    first = table[table.seed == 0]
+    for penalty, share in lost.items():
+        assert unstructured.at_matched_error(first, penalty, "kept_l2") == pytest.approx(0.9 - share / 2)
+    far = first[(first.penalty == "none") | (first.alpha < 0.4)]
+    assert np.isnan(unstructured.at_matched_error(far, "l1", "kept_l2"))
+    assert set(verdicts(unstructured, table)) == {"reproduced"}
+    swapped = unstructured_table({"l1": 0.6, "group_lasso": 0.1, "nuclear_norm": 0.1})
+    assert verdicts(unstructured, swapped) == ["reproduced"] * 3 + ["opposite"] * 6 + ["reproduced"] * 2
