@@ -55,7 +55,7 @@ JOBS += [(fig5_fcn, settings) for settings in strongest(fig5_fcn.EXPERIMENT, "al
 JOBS += [(fig7_universal, settings) for settings in strongest(fig7_universal.EXPERIMENT, "alpha", "scale")]
 JOBS += [(tug_of_war, settings) for settings in every_kind(tug_of_war.EXPERIMENT, "penalty")]
 JOBS += [(emergent, settings) for settings in strongest(emergent.EXPERIMENT, "lr")]
-JOBS += [(unstructured, settings | {"samples": 40}) for settings in every_kind(unstructured.EXPERIMENT, "penalty")]
+JOBS += [(unstructured, settings | {"samples": 40}) for settings in every_kind(unstructured.EXPERIMENT, "intervention")]
 
 JOBS += [(universal_training, job | {"samples": 40}) for job in every_kind(universal_training.EXPERIMENT, "attacked")]
 

@@ -138,28 +138,31 @@ def test_emergent_compressibility_is_asked_of_networks_of_equal_accuracy_alone(r
 
 
 def unstructured_table(lost):
-    """Penalties that move their own error from 0.8 to 0.2 in a straight line, and lose this much of the share kept."""
+    """Every kind goes from its error 0.8 to 0 in a straight line, and loses this much of the share kept."""
     rows = []
     for seed in range(3):
         errors = dict.fromkeys(("weight_error", "row_error", "spectral_error"), 0.8)
-        plain = {"seed": seed, "penalty": "none", "alpha": 0.0, "kept_linf": 0.9, "kept_l2": 0.9} | errors
+        plain = {"seed": seed, "intervention": "none", "strength": 0.0, "kept_linf": 0.9, "kept_l2": 0.9} | errors
         rows.append(plain | {"norm_inf": 10.0, "norm_2": 10.0})
-        for penalty, (_, error) in unstructured.KINDS.items():
-            for alpha in (0.5, 1.0):
-                kept = 0.9 - lost[penalty] * alpha + 0.001 * seed
-                row = {"penalty": penalty, "alpha": alpha, error: 0.8 - 0.6 * alpha, "kept_linf": kept, "kept_l2": kept}
-                rows.append(plain | row | dict.fromkeys(("norm_inf", "norm_2"), 10 + 100 * lost[penalty] * alpha))
+        for kind, (_, error) in unstructured.KINDS.items():
+            for share, rank in ((0.5, 8), (1.0, 4)):
+                kept = 0.9 - lost[kind] * share + 0.001 * seed
+                strength = rank if kind == "rank" else share
+                row = {"intervention": kind, "strength": strength, error: 0.8 - 0.8 * share}
+                row |= dict.fromkeys(("kept_linf", "kept_l2"), kept)
+                rows.append(plain | row | dict.fromkeys(("norm_inf", "norm_2"), 10 + 100 * lost[kind] * share))
     return pd.DataFrame(rows)
 
 
 def test_kinds_are_compared_at_one_k_term_error():
-    lost = {"l1": 0.1, "group_lasso": 0.6, "nuclear_norm": 0.4}
+    lost = {"l1": 0.1, "group_lasso": 0.6, "rank": 0.4}
     table = unstructured_table(lost)
     first = table[table.seed == 0]
-    for penalty, share in lost.items():
-        assert unstructured.at_matched_error(first, penalty, "kept_l2") == pytest.approx(0.9 - share / 2)
-    far = first[(first.penalty == "none") | (first.alpha < 0.4)]
+    way = (0.8 - unstructured.MATCHED) / 0.8
+    for kind, share in lost.items():
+        assert unstructured.at_matched_error(first, kind, "kept_l2") == pytest.approx(0.9 - share * way)
+    far = first[first.weight_error > unstructured.MATCHED]
     assert np.isnan(unstructured.at_matched_error(far, "l1", "kept_l2"))
     assert set(verdicts(unstructured, table)) == {"reproduced"}
-    swapped = unstructured_table({"l1": 0.6, "group_lasso": 0.1, "nuclear_norm": 0.1})
+    swapped = unstructured_table({"l1": 0.6, "group_lasso": 0.1, "rank": 0.1})
     assert verdicts(unstructured, swapped) == ["reproduced"] * 3 + ["opposite"] * 6 + ["reproduced"] * 2
