@@ -1,4 +1,5 @@
 # Two commands, each doing all its own set-up in .venv: `make demo` and `make test`.
+# Modules are compiled when first imported: compiling all that is installed takes a minute, most of it for nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -28,10 +29,10 @@ $(BIN)/python:
 
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) (fetches PyTorch once; this can take some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) for the tests (fetches PyTorch once; this can take some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/installed

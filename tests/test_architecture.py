@@ -6,8 +6,6 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 import brittle
 from helpers.processes import TESTS, run_code
 
@@ -130,22 +128,6 @@ def test_no_package_offers_a_name_that_one_of_its_files_bears():
             assert {imported for _, imported in imports(path)} & files == set(), name
 
 
-def test_public_names_stay_what_their_page_says_after_all_is_imported():
-    code = f"""
-import importlib, inspect, brittle
-for name in {sorted(MODULES)!r}:
-    if not name.endswith("__main__"):
-        importlib.import_module("brittle." + name)
-for name in brittle.__all__:
-    value = getattr(brittle, name)
-    assert not inspect.ismodule(value) and value.__name__ == name, (name, value)
-    assert value.__doc__ and value.__module__.startswith("brittle."), name
-import torch
-assert brittle.spread(torch.tensor([3.0, 1.0]), 2) > 0
-"""
-    run_code(code, seconds=300)
-
-
 def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
     heavy = [
         name
@@ -155,14 +137,14 @@ def test_results_pages_and_the_command_line_import_no_torch_at_the_top():
     assert heavy == []
 
 
-@pytest.mark.parametrize("page", ["brittle.reporting", "brittle.results", "brittle.sweeps"])
-def test_results_and_pages_need_no_torch(page):
-    code = f"import sys, {page}; assert 'torch' not in sys.modules"
-    run_code(code)
-
-
-def test_the_command_line_imports_no_torch():
-    code = "import sys, brittle.cli; assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)"
+def test_the_command_line_results_and_pages_need_no_torch():
+    """In one process, the command line first: it needs less than the pages."""
+    code = """
+import sys, brittle.cli
+assert not {'torch', 'pandas', 'matplotlib', 'numpy'} & set(sys.modules)
+import brittle.results, brittle.sweeps, brittle.reporting
+assert 'torch' not in sys.modules
+"""
     run_code(code)
 
 
@@ -178,15 +160,22 @@ def test_only_the_command_line_prints():
         assert not printing or name.startswith("cli"), name
 
 
-def test_core_works_without_extras():
+def test_core_works_without_extras_and_its_public_names_stay_what_their_page_says():
+    """In one process: data and models first, which need less than the rest; then all is imported, then used."""
     code = f"""
-import sys
+import sys, brittle.data.load, brittle.models.build, brittle.models.checkpoints, brittle.data.downloads
+assert not {{'torchvision', 'timm', 'PIL', 'sklearn', 'scipy'}} & set(sys.modules)
 for name in {sorted(EXTRAS)!r}:
     sys.modules[name] = None
-import brittle, torch
+import importlib, inspect, brittle, torch
 for name in {sorted(MODULES)!r}:
     if not name.endswith("__main__"):
-        __import__("brittle." + name)
+        importlib.import_module("brittle." + name)
+for name in brittle.__all__:
+    value = getattr(brittle, name)
+    assert not inspect.ismodule(value) and value.__name__ == name, (name, value)
+    assert value.__doc__ and value.__module__.startswith("brittle."), name
+assert brittle.spread(torch.tensor([3.0, 1.0]), 2) > 0
 net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 audit = brittle.audit(net, brittle.load_data("digits", limit=8))
 assert len(audit.norms) == 2 and audit.norm(2).evaluation and audit.layers[0].name == "1"

@@ -10,7 +10,6 @@ import math
 import re
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -368,8 +367,10 @@ class Attentive(nn.Module):
     """Attention over the rows of an image."""
 
     def __init__(self):
+        from timm import layers  # takes as long as all other imports: only where it is used
+
         super().__init__()
-        self.attention, self.head = timm.layers.Attention(8, num_heads=2), nn.Linear(64, 10)
+        self.attention, self.head = layers.Attention(8, num_heads=2), nn.Linear(64, 10)
 
     def forward(self, x):
         """Rows are tokens."""
@@ -391,6 +392,8 @@ def test_attention_makes_the_certified_bound_unavailable():
 
 
 def test_vision_transformers():
+    import timm
+
     net = seeded(lambda: timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10))
     with untouched(net):
         a = audit(net)

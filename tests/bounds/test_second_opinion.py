@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise, product
 
-import cvxpy as cp
+import clarabel
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from brittle.attacks import apgd, pgd
@@ -37,27 +38,41 @@ def chain(seed: int, *widths: int) -> tuple[nn.Module, list[np.ndarray]]:
 
 
 def lipsdp(W: list[np.ndarray]) -> float:
-    """LipSDP-Neuron (Fazlyab et al. 2019): slopes in [0, 1], one non-negative multiplier a unit, solved to the end."""
+    """LipSDP-Neuron (Fazlyab et al. 2019): slopes in [0, 1], one non-negative multiplier a unit, solved to the end.
+
+    Minimises rho over t >= 0 where sum_i t_i (a_i b_i^T + b_i a_i^T - 2 b_i b_i^T) + last - rho first is negative
+    semidefinite; a_i are the weights of unit i, b_i says which it is.
+    """
     hidden = [len(matrix) for matrix in W[:-1]]
     sizes = [W[0].shape[1], *hidden]
     start = np.cumsum([0, *sizes])
-    total = int(start[-1])
-    A, B = np.zeros((sum(hidden), total)), np.eye(total)[sizes[0] :]
+    total, units = int(start[-1]), sum(hidden)
+    A, B = np.zeros((units, total)), np.eye(total)[sizes[0] :]
     row = 0
     for l, matrix in enumerate(W[:-1]):
         A[row : row + len(matrix), start[l] : start[l] + sizes[l]] = matrix
         row += len(matrix)
-    first = np.zeros((total, total))
+    first, last = np.zeros((total, total)), np.zeros((total, total))
     first[: sizes[0], : sizes[0]] = np.eye(sizes[0])
-    last = np.zeros((total, total))
     last[start[-2] :, start[-2] :] = W[-1].T @ W[-1]
-    t, rho = cp.Variable(sum(hidden), nonneg=True), cp.Variable()
-    T = cp.diag(t)
-    form = A.T @ T @ B + B.T @ T @ A - 2 * B.T @ T @ B - rho * first + last
-    problem = cp.Problem(cp.Minimize(rho), [(form + form.T) / 2 << 0])
-    problem.solve(solver=cp.CLARABEL)
-    assert problem.status == "optimal"
-    return math.sqrt(float(rho.value))
+    forms = [np.outer(a, b) + np.outer(b, a) - 2 * np.outer(b, b) for a, b in zip(A, B, strict=True)]
+    return math.sqrt(semidefinite_minimum([*forms, -first], last))
+
+
+def semidefinite_minimum(forms: list[np.ndarray], constant: np.ndarray) -> float:
+    """The least last variable where sum_i v_i forms_i + constant is negative semidefinite, and all others >= 0."""
+    n, size = len(forms), len(constant)
+    i, j = np.tril_indices(size)  # the upper triangle, column by column, as the solver reads it
+    triangles = np.column_stack([(form * np.sqrt(2 - np.eye(size)))[i, j] for form in (*forms, constant)])
+    rows = sparse.csc_matrix(np.vstack([triangles[:, :-1], -np.eye(n - 1, n)]))
+    slack = np.concatenate([-triangles[:, -1], np.zeros(n - 1)])
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    cones = [clarabel.PSDTriangleConeT(size), clarabel.NonnegativeConeT(n - 1)]
+    solver = clarabel.DefaultSolver(sparse.csc_matrix((n, n)), np.eye(n)[-1], rows, slack, cones, settings)
+    solution = solver.solve()
+    assert str(solution.status) == "Solved"
+    return float(solution.x[-1])
 
 
 NETWORKS = [(seed, widths) for widths in ((4, 6, 2), (5, 8, 3), (4, 6, 5, 3), (6, 8, 8, 2)) for seed in range(4)]

@@ -280,13 +280,12 @@ def test_interrupt_leaves_nothing_half_written(audit, tmp_path, monkeypatch, cap
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("further", [("--device", "cpu,cpu"), ("--no-certify",), ("--batch-size", "7")])
-def test_how_an_audit_is_carried_out_changes_no_verdict(further, audit, capsys):
-    accuracies = []
-    for options in ((), further):
+def test_how_an_audit_is_carried_out_changes_no_verdict(audit, capsys):
+    robust = {}
+    for options in ((), ("--device", "cpu,cpu"), ("--no-certify",), ("--batch-size", "7")):
         assert audit(*SMALL, "--json", "--overwrite", *options) == 0
-        accuracies.append(Audit.from_json(capsys.readouterr().out).norms[0].evaluation.robust_correct)
-    assert accuracies[0] == accuracies[1]
+        robust[options] = Audit.from_json(capsys.readouterr().out).norms[0].evaluation.robust_correct
+    assert robust == dict.fromkeys(robust, robust[()])
 
 
 def test_write_errors_are_one_line(audit, monkeypatch, capsys):
