@@ -19,6 +19,7 @@ from brittle.experiments import (
     fig5_fcn,
     fig7_universal,
     judge,
+    mitigations,
     named_experiments,
     reproduce,
     tug_of_war,
@@ -58,6 +59,8 @@ JOBS += [(emergent, settings) for settings in strongest(emergent.EXPERIMENT, "lr
 JOBS += [(unstructured, settings | {"samples": 40}) for settings in every_kind(unstructured.EXPERIMENT, "intervention")]
 
 JOBS += [(universal_training, job | {"samples": 40}) for job in every_kind(universal_training.EXPERIMENT, "attacked")]
+JOBS += [(mitigations, settings) for settings in every_kind(mitigations.EXPERIMENT, "family", "adversarial")]
+JOBS += [(mitigations, settings) for settings in strongest(mitigations.EXPERIMENT, "against_spread")]
 
 
 @pytest.mark.parametrize(("figure", "settings"), JOBS, ids=lambda part: getattr(part, "__name__", None))
@@ -249,6 +252,47 @@ def test_figure_5_asks_penalties_and_ranks_each_of_their_own_networks(effect, ro
     assert verdicts[:7] == ["reproduced"] * 7  # the penalty's six, and that low rank is compressible
     assert verdicts[7:12] == [robustness] * 5
     assert verdicts[12:] == ["reproduced", robustness]  # the mildest rank helps where the others harm
+
+
+def mitigated_table(gained, kept_compressible):
+    """Compressible networks that lose 0.3, of which mitigations give back ``gained`` at their strongest."""
+    rows = []
+    for seed in range(3):
+        noise = 0.001 * seed
+        base = {"seed": seed, "against_spread": 0.0, "against_alignment": 0.0, "adversarial": False}
+        rows.append(base | {"family": "none", "robust_linf": 0.8 + noise, "robust_l2": 0.8 + noise, "row_error": 0.9})
+        for family in mitigations.WORDS:
+            for settings, share in (
+                ({}, 0.0),
+                ({"against_spread": 1.0}, 0.1),
+                ({"against_spread": 10.0}, 1.0),
+                ({"against_alignment": 5.0}, 1.0),
+                ({"against_spread": 10.0, "against_alignment": 5.0}, 1.0),
+                ({"adversarial": True}, 8.0),
+            ):
+                robust = 0.5 + share * gained + noise * (1 + share)
+                error = 0.4 if kept_compressible else 0.4 + 0.5 * share
+                rows.append(
+                    base
+                    | settings
+                    | {"family": family, "robust_linf": robust, "robust_l2": robust, "row_error": error + noise}
+                )
+    return pd.DataFrame(rows)
+
+
+def verdicts_of(table):
+    """Of every claim about mitigations, in their order."""
+    return [str(judge(claim, table, "small").verdict) for claim in mitigations.CLAIMS]
+
+
+def test_mitigations_are_judged_at_their_strongest_against_both_references():
+    helped = verdicts_of(mitigated_table(0.1, kept_compressible=True))
+    assert helped == ["reproduced"] * 15  # six claims a family, and three on what stays compressible
+    harmed = verdicts_of(mitigated_table(-0.05, kept_compressible=False))
+    assert harmed[:6] == harmed[6:12] == ["reproduced", "opposite", "opposite", "opposite", "reproduced", "opposite"]
+    assert harmed[12:] == ["opposite"] * 3
+    too_good = verdicts_of(mitigated_table(0.4, kept_compressible=True))
+    assert (too_good[4], too_good[10]) == ("opposite", "opposite")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ EXPERIMENTS = (
     "tug_of_war",
     "emergent",
     "unstructured",
+    "mitigations",
     "leaderboard",
     "universal_training",
 )
