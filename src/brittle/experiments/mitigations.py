@@ -99,7 +99,8 @@ def arms(table: pd.DataFrame, family: str) -> dict[str, pd.DataFrame]:
     """A family's networks by their names on the figure: without compression, with it alone, and with mitigations."""
     columns = ["adversarial", "against_spread", "against_alignment"]
     named = {"not compressible": table[table.family == "none"]}
-    for (adversarial, spread, alignment), rows in table[table.family == family].groupby(columns):
+    for _, rows in table[table.family == family].groupby(columns):
+        adversarial, spread, alignment = rows[columns].to_numpy(float)[0]
         parts = [f"spread {spread:g}"] * (spread > 0) + [f"alignment {alignment:g}"] * (alignment > 0)
         parts += ["adversarial training"] * bool(adversarial)
         named["+ " + ", ".join(parts) if parts else "compressible"] = rows
@@ -300,8 +301,8 @@ def _grids(
 
 ALPHA, RANK = 0.03, 8
 """Of the compressible networks."""
-SPREAD = {"rows": (1.0, 10.0), "spectrum": (0.003, 0.01)}
-ALIGNMENT = {"rows": (10.0, 100.0), "spectrum": (1.0, 10.0)}
+SPREAD: dict[str, tuple[float, ...]] = {"rows": (1.0, 10.0), "spectrum": (0.003, 0.01)}
+ALIGNMENT: dict[str, tuple[float, ...]] = {"rows": (10.0, 100.0), "spectrum": (1.0, 10.0)}
 """Strengths of the mitigations, chosen in single trainings of one seed: stronger ones cost accuracy without attack."""
 
 EXPERIMENT = Experiment(
