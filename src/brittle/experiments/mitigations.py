@@ -100,7 +100,7 @@ def arms(table: pd.DataFrame, family: str) -> dict[str, pd.DataFrame]:
     columns = ["adversarial", "against_spread", "against_alignment"]
     named = {"not compressible": table[table.family == "none"]}
     for _, rows in table[table.family == family].groupby(columns):
-        adversarial, spread, alignment = rows[columns].to_numpy(float)[0]
+        adversarial, spread, alignment = rows[columns].to_numpy(float)[0].tolist()
         parts = [f"spread {spread:g}"] * (spread > 0) + [f"alignment {alignment:g}"] * (alignment > 0)
         parts += ["adversarial training"] * bool(adversarial)
         named["+ " + ", ".join(parts) if parts else "compressible"] = rows
