@@ -421,7 +421,7 @@ def draw(table: Path, out: Path, repairs: Collection[str]) -> None:
                 ax.plot(removed, mean, marker="o", ms=3, label=method, zorder=3, **line)
                 ax.fill_between(removed, mean - error, mean + error, color=f"C{i}", alpha=0.1, lw=0)
                 ax.plot(removed, 100 * steps.clean.mean(), ls=":", color=f"C{i}", lw=0.9)
-            ax.axhline(100 * dense.robust.mean(), color="0.5", lw=0.8)
+            ax.axhline(100 * dense.robust.mean(), color="0.5", lw=0.8, label="whole network")
             networks = dense.network.nunique()
             many = f"{networks} network{'s' * (networks > 1)}"
             ax.set_title(f"{kind.replace('-spread', ', spread control')}\n{TITLES[repair]}, {many}", fontsize=9)
@@ -430,9 +430,9 @@ def draw(table: Path, out: Path, repairs: Collection[str]) -> None:
     figure.supylabel(
         f"accuracy (%): robust with 95 % intervals ({TESTED} samples a network), clean dotted", fontsize=10
     )
-    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label() in METHODS}
+    lines = {line.get_label(): line for ax in axes.flat for line in ax.lines if line.get_label()[0] != "_"}
     figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines), fontsize=9, frameon=False)
-    figure.savefig(out, dpi=130)
+    figure.savefig(out, dpi=100)
 
 
 TITLES = {"none": "as cut", "recalibrated": "norms again", "refitted": "refitted", "tuned": "refitted, 20 steps"}
