@@ -23,7 +23,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pruning import CALIBRATION, EPS, JUDGED, TESTED, TUNED, measure, published, read, trained, tuning
+from ladders import TESTED, read
+from pruning import CALIBRATION, EPS, JUDGED, TUNED, measure, published, trained, tuning
 from torch import nn
 
 import brittle
