@@ -1,5 +1,7 @@
 # Two commands, each doing all its own set-up in .venv: `make demo` and `make test`.
 # Modules are compiled when first imported: compiling all that is installed takes a minute, most of it for nothing.
+# What was compiled is kept, whatever the shell says, as the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
