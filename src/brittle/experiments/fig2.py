@@ -104,7 +104,8 @@ def _trained(data: Data, rank: int, alpha: float, *, seed: int, width: int, epoc
     recipe = Recipe(
         epochs=epochs,
         penalties={"nuclear_norm": alpha} if alpha else {},
-        refresh=10,  # of the nuclear norm's gradient, which changes slowly
+        schedule="cosine",  # a reused gradient leaves noise of the size of a step in the small singular values
+        refresh=10,  # of the nuclear norm's gradient
         constraints={"frobenius": initial_norm(width)},
         measure_every=0,
         seed=seed,
@@ -340,7 +341,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     about=(
         "Networks with one hidden layer, ReLU, no biases, the hidden matrix at the Frobenius norm of its start after "
-        f"each step of AdamW. The perturbation is that of {STEPS} steps of projected gradient descent in ℓ₂. Claims "
+        f"each step of AdamW (cosine schedule). The perturbation is that of {STEPS} steps of projected gradient descent in ℓ₂. Claims "
         "are about all test images, the figure about one: the first that both networks get right and whose "
         "perturbation breaks the compressible network alone.",
         "The plane of the input space is the same for both networks and holds both perturbations. That of the "

@@ -118,7 +118,8 @@ def _trained(data: Data, intervention: str, strength: float, *, seed: int, width
     recipe = Recipe(
         epochs=epochs,
         penalties=penalties,
-        refresh=10,  # of the nuclear norm's gradient, which changes slowly
+        schedule="cosine",  # a reused gradient leaves noise of the size of a step in the small singular values
+        refresh=10,  # of the nuclear norm's gradient
         constraints={"frobenius": FROBENIUS},
         measure_every=0,
         seed=seed,

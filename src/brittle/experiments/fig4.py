@@ -81,7 +81,8 @@ def run(
     recipe = Recipe(
         epochs=epochs,
         penalties={"nuclear_norm": alpha} if alpha else {},
-        refresh=10,  # of the nuclear norm's gradient, which changes slowly
+        schedule="cosine",  # a reused gradient leaves noise of the size of a step in the small singular values
+        refresh=10,  # of the nuclear norm's gradient
         constraints={"frobenius": FROBENIUS},
         measure_every=0,
         seed=seed,
