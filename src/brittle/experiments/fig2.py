@@ -341,9 +341,9 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     about=(
         "Networks with one hidden layer, ReLU, no biases, the hidden matrix at the Frobenius norm of its start after "
-        f"each step of AdamW (cosine schedule). The perturbation is that of {STEPS} steps of projected gradient descent in ℓ₂. Claims "
-        "are about all test images, the figure about one: the first that both networks get right and whose "
-        "perturbation breaks the compressible network alone.",
+        f"each step of AdamW (cosine schedule). The perturbation is that of {STEPS} steps of projected gradient "
+        "descent in ℓ₂. Claims are about all test images, the figure about one: the first that both networks get right "
+        "and whose perturbation breaks the compressible network alone.",
         "The plane of the input space is the same for both networks and holds both perturbations. That of the "
         "representation space goes through the image's representation; its first axis is the shift under attack, its "
         "second the leading principal component of the network's representations of clean and attacked test images.",

@@ -293,8 +293,8 @@ EXPERIMENT = Experiment(
     seconds={"smoke": 1, "small": 50},
     about=(
         "Networks with one hidden layer, ReLU, no biases; the hidden matrix is held at Frobenius norm "
-        f"{FROBENIUS:g} after each step of AdamW, with a nuclear norm penalty of strength α on it. Two classes are odd "
-        "and even digits. Intervals are 95 % over seeds.",
+        f"{FROBENIUS:g} after each step of AdamW (cosine schedule), with a nuclear norm penalty of strength α on it. "
+        "Two classes are odd and even digits. Intervals are 95 % over seeds.",
         "Robust accuracy is that of APGD in ℓ₂ with 100 steps on the cross-entropy, and of ten classes 100 on the DLR "
         "loss. Alignment is the share of a perturbation's energy in the ten leading right singular directions of the "
         f"hidden matrix; amplification is the change of the hidden representation over its length (ℓ₂ {DIRECTED}).",
