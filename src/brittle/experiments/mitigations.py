@@ -214,7 +214,7 @@ MITIGATIONS = {
     "both mitigations": {"spread": True, "alignment": True},
 }
 """By their names in claims."""
-PLACE = "section 4.1, compression and robustness; the third mitigation is of the camera-ready"
+PLACE = "section 4.1, compression and robustness; the third mitigation is of its final version"
 
 
 def _claims(family: str) -> tuple[Claim, ...]:
@@ -308,7 +308,7 @@ ALIGNMENT: dict[str, tuple[float, ...]] = {"rows": (10.0, 100.0), "spectrum": (1
 EXPERIMENT = Experiment(
     name="mitigations",
     title="What mitigations give back to compressible networks",
-    source="arXiv 2507.17725, Figure 8 (right) and its camera-ready",
+    source="arXiv 2507.17725, Figure 8 (right) and final version",
     run=run,
     figure=draw,
     grids={
@@ -342,7 +342,7 @@ EXPERIMENT = Experiment(
         "small inner size. The one family is attacked in ℓ∞, the other in ℓ₂, as in the paper.",
         "Control of the spread is a penalty on the variance of the largest 5 % of a layer's row norms; at low rank it "
         "is one on the spread of the singular values (RobustDLRT's). The alignment is the share of two consecutive "
-        "layers' energy that meets, over random patterns of activations, a form of our own, as the camera-ready's is "
+        "layers' energy that meets, over random patterns of activations, a form of our own, as the final version's is "
         "not known here. Both are added to the loss.",
         "Claims are judged at the strongest of the strengths shown. That low rank stays needs no claim, as factors "
         "have no other rank.",
