@@ -290,7 +290,7 @@ EXPERIMENT = Experiment(
         },
     },
     claims=(*_claims(10), *_claims(2)),
-    seconds={"smoke": 1, "small": 50},
+    seconds={"smoke": 1, "small": 40},
     about=(
         "Networks with one hidden layer, ReLU, no biases; the hidden matrix is held at Frobenius norm "
         f"{FROBENIUS:g} after each step of AdamW (cosine schedule), with a nuclear norm penalty of strength α on it. "
