@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, and no process that outlives it."""
+"""What holds for every test: one thread, no process that outlives it, and what tests share stays as it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+from helpers import networks
 
 torch.set_num_threads(1)  # the tests' matrices are small, and tests run beside each other
 
@@ -21,3 +23,11 @@ def no_process_stays() -> Iterator[None]:
         process.kill()
         process.join(10)
     assert not left
+
+
+@pytest.fixture(autouse=True)
+def shared_samples_and_networks_stay() -> Iterator[None]:
+    """Fail a test that changes a sample or a weight that others use; which fail by it depends on their order."""
+    yield
+    with torch.no_grad():
+        assert networks.repaired() == []

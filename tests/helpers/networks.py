@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import brittle
+
+P = ParamSpec("P")
+Made = TypeVar("Made", nn.Module, tuple[Tensor, Tensor])
+_SHARED: list[tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
 
 torch.set_num_threads(1)  # threads only slow networks this small down, and reorder sums
 
@@ -28,7 +33,32 @@ def uniform(seed: int, *shape: int, low: float = 0.0, high: float = 1.0, dtype: 
     return low + (high - low) * torch.rand(*shape, generator=generator(seed), dtype=dtype)
 
 
-@functools.cache
+def shared(make: Callable[P, Made]) -> Callable[P, Made]:
+    """Make it once for each set of arguments; ``conftest.py`` fails a test that changes what many tests share."""
+
+    @functools.cache
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Made:
+        found = make(*args, **kwargs)
+        tensors = tuple(found.state_dict().values() if isinstance(found, nn.Module) else found)
+        _SHARED.append((f"{make.__name__}{args or '()'}", tensors, tuple(tensor.clone() for tensor in tensors)))
+        return found
+
+    return made
+
+
+def repaired() -> list[str]:
+    """Names of what tests share and one of them changed; it is as it was again."""
+    changed = []
+    for name, tensors, copies in _SHARED:
+        if not all(torch.equal(tensor, kept) for tensor, kept in zip(tensors, copies, strict=True)):
+            changed.append(name)
+            for tensor, kept in zip(tensors, copies, strict=True):
+                tensor.copy_(kept)
+    return changed
+
+
+@shared
 def digits(split: str = "test", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Inputs ``(N, 1, 8, 8)`` and labels."""
     data = brittle.load_data("digits", split=split)
@@ -55,7 +85,7 @@ class Logistic(nn.Module):
         return torch.stack([-z / 2, z / 2], dim=1)
 
 
-@functools.cache
+@shared
 def linear(classes: int = 5, n: int = 12, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A linear classifier of several classes."""
     net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(n, classes)))
@@ -83,7 +113,7 @@ def _trained(net: nn.Module, steps: int) -> nn.Module:
     return net.eval()
 
 
-@functools.cache
+@shared
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
     """Two hidden layers, trained on the digits for less than a second."""
     net = seeded(

@@ -1,5 +1,6 @@
 """Attacks inside the step: within the budget, up the loss; the same for a sample in every batch, or one for all."""
 
+import copy
 import itertools
 import math
 
@@ -234,7 +235,7 @@ def test_a_universal_perturbation_is_one_for_all_samples_within_the_budget_and_g
 def test_universal_training_is_the_alternation_of_its_source(p):
     """Written anew, with all samples in one batch: a step of the perturbation, then one of the weights."""
     (x, y), eps = few(40), 0.3
-    x, net, lr, steps = x.double(), mlp(torch.float64), 0.5, 2
+    x, net, lr, steps = x.double(), copy.deepcopy(mlp(torch.float64)), 0.5, 2
     adversary = Adversary(eps, p, steps, universal=True, ratio=1.0)
     recipe = Recipe(
         epochs=8, batch_size=40, optimizer="sgd", lr=lr, momentum=0.0, weight_decay=0.0, adversary=adversary, **PLAIN
