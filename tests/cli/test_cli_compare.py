@@ -58,6 +58,7 @@ def test_files_of_weights_are_compared(files, compare, tmp_path, capsys):
     found = Comparison.load(out / "comparison.json")
     assert [network.name for network in found.networks] == ["dense/net.safetensors", "pruned/net.safetensors"]
     assert [test.kind for test in found.networks[1].paired] == ["clean", "robust", "certified"]
+    assert found.networks[0].row_head < found.networks[1].row_head  # though `mlp` returns one network
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "pruned/net.safetensors beside dense/net.safetensors" in printed.out

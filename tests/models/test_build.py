@@ -611,6 +611,15 @@ def test_a_users_function_is_called_with_its_arguments(module):
     assert not torch.equal(a, c)
 
 
+def test_networks_that_a_function_keeps_are_copied(module):
+    name = module("import torch\nKEPT = torch.nn.Linear(2, 2)\ndef make():\n    return KEPT\n")
+    first, second = build_model(f"{name}:make"), build_model(f"{name}:make")
+    with torch.no_grad():
+        first.weight.zero_()
+    assert second.weight.abs().min() > 0
+    assert sys.modules[name].KEPT.weight.abs().min() > 0
+
+
 def test_a_class_in_a_package_will_do():
     assert isinstance(build_model("torch.nn:Linear", {"in_features": 2, "out_features": 3}), nn.Linear)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import os
@@ -61,7 +62,8 @@ def build_model(
             is taken for it. None for any number.
 
     Returns:
-        The network, in training mode unless its builder says otherwise.
+        The network, in training mode unless its builder says otherwise; of ``module:function`` a copy of what that
+        returns, where it can be copied.
 
     Raises:
         InputError: An unknown name, an import that fails, arguments the builder refuses, a result that is no
@@ -90,6 +92,9 @@ def build_model(
         ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{arch}: expected an nn.Module; got {type(model).__name__}")
+    if runs_code(arch):  # the function may return one network again and again, into which weights are loaded
+        with suppress(Exception):  # a module may say itself how it is copied
+            model = copy.deepcopy(model)
     return model
 
 
