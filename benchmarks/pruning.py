@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import dataclasses
 import functools
 import itertools
 import math
@@ -58,11 +59,11 @@ from brittle.delivery import Compression
 from brittle.delivery.filters import filter_remover
 from brittle.delivery.samples import Basis
 from brittle.evaluation.threat import Attack
+from brittle.experiments.leaderboard import EPS, under_attack
 from brittle.models.borrow import Model
 from brittle.training.runs import RunRequest, train_run
 from helpers.resnet20 import resnet20
 
-EPS = 8 / 255
 ALPHA, SPREAD = 0.03, 1.0
 """Of the lasso: 0.01 removes no filter, 0.05 costs accuracy; of spread control: at 0.1 it was 2e-6 of the loss."""
 EPOCHS, SEEDS = 10, (0, 1, 2)
@@ -101,12 +102,8 @@ def train_networks(data_root: Path, out: Path, only: list[str]) -> None:
         if (out / name / "weights.safetensors").is_file() or (only and name not in only):
             continue
         penalties = {"scale_invariant_group_lasso": alpha, "spread_control": spread}
-        recipe = Recipe(
-            epochs=EPOCHS, optimizer="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", crop=4, flip=True,
-            penalties={key: value for key, value in penalties.items() if value},
-            adversary=Adversary(EPS, steps=1, step_size=1.25 * EPS, ratio=1.0),
-            validation=0.05, select="last", precision="bf16-mixed", measure_every=EPOCHS, seed=seed,
-        )  # fmt: skip
+        recipe = under_attack(EPOCHS, 1, seed, penalties=penalties)
+        recipe = dataclasses.replace(recipe, validation=0.05, measure_every=EPOCHS)
         request = RunRequest(data_root=data_root, arch="resnet18-cifar", arguments={"width": 16}, recipe=recipe)
         started = time.process_time()
         train_run(request, data, out / name)
@@ -233,12 +230,9 @@ def measure(network: nn.Module, data: brittle.Data, eps: float) -> dict[str, obj
 def tuning(train: brittle.Data, eps: float) -> Recipe:
     """A short training, every sample attacked by one step of 1.25 eps."""
     photographs = train.inputs.shape[1] == 3  # digits must not be mirrored, nor dense networks see them elsewhere
-    return Recipe(
-        epochs=1, optimizer="sgd", lr=0.02, weight_decay=5e-4, schedule="cosine",
-        crop=4 if photographs else 0, flip=photographs,
-        adversary=Adversary(eps, steps=1, step_size=1.25 * eps, ratio=1.0),
-        validation=0.0, select="last", precision="bf16-mixed", measure_every=0,
-    )  # fmt: skip
+    adversary = Adversary(eps, steps=1, step_size=1.25 * eps, ratio=1.0)
+    recipe = under_attack(1, 1, 0, lr=0.02)
+    return dataclasses.replace(recipe, crop=4 if photographs else 0, flip=photographs, adversary=adversary)
 
 
 @dataclass(frozen=True)

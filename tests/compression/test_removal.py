@@ -76,6 +76,10 @@ def test_costs_are_those_of_the_compact_network(seed, make):
     macs = channel_costs(model, groups.groups, x, "macs")
     assert macs.total() == sum(layer_macs(model, x).values())
     assert macs.total(counts) == pytest.approx(sum(layer_macs(small, x).values()), abs=1e-6)
+    filters = channel_costs(model, groups.groups, x, "filters")
+    for network, units in ((model, None), (small, counts)):
+        rows = [getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in network.modules()]
+        assert filters.total(units) == sum(rows)
 
 
 def test_macs_of_a_known_network():
@@ -98,7 +102,7 @@ def test_what_a_unit_saves_is_the_derivative_of_the_cost(seed):
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-@pytest.mark.parametrize("target", ["parameters", "macs"])
+@pytest.mark.parametrize("target", ["parameters", "macs", "filters"])
 def test_the_asked_ratio_is_met(allocation, target):
     model, x = brittle.build_model("resnet18-cifar", {"width": 8}).eval(), torch.rand(2, 3, 16, 16)
     groups = channel_groups(model, x)

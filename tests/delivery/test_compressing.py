@@ -165,6 +165,7 @@ def test_a_latency_that_is_met_by_chance_is_timed_again(monkeypatch):
     [
         {"ratio": 0.0}, {"ratio": 1.0}, {"floor": 1.0}, {"target": "bytes"}, {"remove": "heads"}, {"allocate": "best"},
         {"score": "l3"}, {"score": "row_l2", "remove": "ranks"}, {"target": "macs", "remove": "weights"},
+        {"target": "filters", "remove": "ranks"}, {"target": "filters", "remove": "weights"},
         {"allocate": "planner", "remove": "ranks"}, {"score": "row_l1", "allocate": "planner"},
         {"round_to": 0}, {"keep": "0"}, {"calibration": 1},
     ],

@@ -1,4 +1,4 @@
-"""What a network costs, as a function of what is kept of it: parameters and multiply-accumulates."""
+"""What a network costs, as a function of what is kept of it: parameters, multiply-accumulates, or filters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from brittle.errors import InputError
 from brittle.models.borrow import unwrapped
 from brittle.models.macs import layer_macs, network_size
 
-Target = Literal["parameters", "macs"]
+Target = Literal["parameters", "macs", "filters"]
 Counts = Mapping[str, int]
 """Units that are kept, by group."""
 
@@ -136,18 +136,18 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
     """Read the cost of a network.
 
     Exact: parameters and MACs of the network and of every compact one are those of
-    :func:`brittle.models.macs.network_size`.
+    :func:`brittle.models.macs.network_size`; filters are the rows of all Linear layers and convolutions.
 
     Args:
         model: Left as it is.
         groups: Groups of units.
         x: Inputs ``(N, ...)``; the first is used.
-        target: ``"parameters"`` or ``"macs"``.
+        target: ``"parameters"``, ``"macs"`` or ``"filters"``.
 
     Raises:
         InputError: The target is unknown, or the network cannot run on the input.
     """
-    check_target(target)
+    check_target(target, *get_args(Target))
     layers = layer_sizes(model, x)
     place = {layer.name: i for i, layer in enumerate(layers)}
     from_outputs, from_inputs = np.zeros((2, len(layers), len(groups)))
@@ -159,27 +159,29 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
                 layer = layers[place[side.module]]
                 per_group = module.groups if isinstance(module, Convolution) and not side.out else 1
                 (from_outputs if side.out else from_inputs)[place[side.module], g] += number / per_group
-                if side.out and layer.bias and target == "parameters":
+                if side.out and (target == "filters" or (layer.bias and target == "parameters")):
                     each[g] += number
             elif target == "parameters":
                 own = [p for p in module.parameters(recurse=False) if p.numel() > 1]
                 each[g] += number * len(own)
     sizes = np.array([[layer.outputs, layer.inputs] for layer in layers], dtype=float).reshape(-1, 2)
-    factor = [layer.kernel * (1.0 if target == "parameters" else layer.positions) for layer in layers]
+    weighed = target != "filters"  # rows cost the same however much they read
+    factor = [layer.kernel * (layer.positions if target == "macs" else 1.0) * weighed for layer in layers]
     units = np.array([group.units for group in groups], dtype=np.int64)
     inside = float(np.array(factor) @ sizes.prod(1) + each @ units)
     size = network_size(model, x)
-    whole = float(size.parameters if target == "parameters" else size.macs or 0)
+    wholes = {"parameters": size.parameters, "macs": size.macs or 0, "filters": sizes[:, 0].sum()}
+    whole = float(wholes[target])
     return ChannelCosts(
         tuple(group.name for group in groups), units, np.array(factor), sizes[:, 0], sizes[:, 1],
         from_outputs, from_inputs, each, whole - inside,
     )  # fmt: skip
 
 
-def check_target(target: str) -> None:
-    """Raise :class:`InputError` unless it is one of ``Target``."""
-    if target not in get_args(Target):
-        raise InputError(f"target: expected {' or '.join(get_args(Target))}; got {target!r}")
+def check_target(target: str, *allowed: str) -> None:
+    """Raise :class:`InputError` unless it is allowed."""
+    if target not in allowed:
+        raise InputError(f"target: expected {' or '.join(allowed)}; got {target!r}")
 
 
 def layer_sizes(model: nn.Module, x: Tensor) -> list[Layer]:

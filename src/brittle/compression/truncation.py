@@ -114,9 +114,9 @@ def rank_costs(model: nn.Module, spectra: Spectra, x: Tensor, target: Target) ->
         target: ``"parameters"`` or ``"macs"``, the latter as :func:`brittle.models.macs.layer_macs` counts them.
 
     Raises:
-        InputError: The target is unknown, or the network cannot run on the inputs.
+        InputError: The target is another, or the network cannot run on the inputs.
     """
-    check_target(target)
+    check_target(target, "parameters", "macs")
     model = unwrapped(model)
     macs = layer_macs(model, x) if target == "macs" else {}
     total = sum(macs.values()) if target == "macs" else sum(p.numel() for p in model.parameters())

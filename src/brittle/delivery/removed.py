@@ -100,7 +100,8 @@ def collapsing(cuts: tuple[GroupCut, ...], asked: Compression) -> tuple[str, ...
 
 def target_of(asked: Compression) -> Target:
     """What costs are counted in; a latency is read as multiply-accumulates."""
-    return "parameters" if asked.target == "parameters" else "macs"
+    counted: dict[str, Target] = {"parameters": "parameters", "filters": "filters"}
+    return counted.get(asked.target, "macs")
 
 
 def priorities_of(scores: Mapping[str, Tensor], asked: Compression) -> dict[str, Tensor]:

@@ -26,8 +26,9 @@ class Compression:
 
     Attributes:
         ratio: Share of the target that goes, above 0 and below 1: 0.75 keeps a quarter.
-        target: parameters, macs (multiply-accumulates of one sample) or latency (median time of a pass over 64 samples,
-            measured), of the whole network.
+        target: parameters, macs (multiply-accumulates of one sample), latency (median time of a pass over 64 samples,
+            measured) or filters (rows of convolutions and Linear layers, where filters are removed), of the whole
+            network.
         remove: filters (with neurons), ranks (singular directions) or weights (single ones: a baseline, nothing gets
             faster).
         allocate: How much goes where: planner (of filters, their default), k_term (that of all else), global,
@@ -83,6 +84,8 @@ class Compression:
                 raise InputError(f"{name}: expected at least {least}; got {getattr(self, name)}")
         if isinstance(self.keep, str):
             raise InputError(f"keep: expected a sequence of names; got {self.keep!r}")
+        if self.remove == "ranks" and self.target == "filters":
+            raise InputError("target: expected parameters, macs or latency where ranks go, no filter does; got filters")
         if self.remove == "weights" and self.target != "parameters":
             raise InputError(
                 f"target: expected parameters where single weights go, as nothing else gets less; got {self.target}"

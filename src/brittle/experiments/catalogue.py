@@ -18,6 +18,7 @@ EXPERIMENTS = (
     "emergent",
     "unstructured",
     "mitigations",
+    "fig8",
     "leaderboard",
     "universal_training",
 )

@@ -6,7 +6,9 @@ Half, three quarters and nine tenths of the parameters of ResNet-18 and VGG16 go
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -78,7 +80,7 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = learnt.inputs.shape[1:]
     size = {"in_channels": images[0], "classes": learnt.classes, "width": width}
-    whole = train(build_model(arch, size, seed=seed), learnt, _recipe(epochs, pgd, seed), devices=device).model
+    whole = train(build_model(arch, size, seed=seed), learnt, under_attack(epochs, pgd, seed), devices=device).model
     threat = Threat(headline_attacks(test.classes, steps) if steps else "standard", seed=seed)
 
     def measure(network: nn.Module, removed: int) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def run(
 
     row = measure(whole, 0)
     for ratio in RATIOS:
-        fine_tune = _recipe(tuning, pgd, seed, lr=0.02, distill=0.5) if tuning else None
+        fine_tune = under_attack(tuning, pgd, seed, lr=0.02, distill=0.5) if tuning else None
         asked = Compression(ratio, allocate=allocate, fine_tune=fine_tune, seed=seed)
         plan = plan_removal(whole, test, asked, training=learnt, p=math.inf, eps={math.inf: EPS})
         network, recipe = finish(plan)
@@ -102,8 +104,25 @@ def run(
     return row
 
 
-def _recipe(epochs: int, pgd: int, seed: int, *, lr: float = 0.1, distill: float = 0.0) -> Recipe:
-    """Stochastic gradient descent with a cosine, every sample attacked."""
+def under_attack(
+    epochs: int,
+    pgd: int,
+    seed: int,
+    *,
+    lr: float = 0.1,
+    distill: float = 0.0,
+    penalties: Mapping[str, float] = MappingProxyType({}),
+) -> Recipe:
+    """Stochastic gradient descent with a cosine, crops and flips, every sample attacked.
+
+    Args:
+        epochs: Passes over the training samples.
+        pgd: Steps of the attack; 1 is a step of 1.25 eps (Wong et al. 2020).
+        seed: Of batches, crops and attacks.
+        lr: Learning rate at the start.
+        distill: Share of the loss that draws towards a teacher.
+        penalties: Strengths by name; those of 0 are left out.
+    """
     length = 1.25 * EPS if pgd == 1 else 2 / 255
     return Recipe(
         epochs=epochs,
@@ -114,6 +133,7 @@ def _recipe(epochs: int, pgd: int, seed: int, *, lr: float = 0.1, distill: float
         crop=4,
         flip=True,
         distill=distill,
+        penalties={name: strength for name, strength in penalties.items() if strength},
         adversary=Adversary(EPS, steps=pgd, step_size=length, ratio=1.0),
         validation=0.0,
         select="last",

@@ -38,7 +38,12 @@ RANKED = {
     "magnitude": "its magnitude",
 }
 """What ranks the units of a layer, in words; a function of the user's has its name alone."""
-TARGETS = {"parameters": "parameters", "macs": "multiply-accumulates", "latency": "time of a pass over 64 samples"}
+TARGETS = {
+    "parameters": "parameters",
+    "macs": "multiply-accumulates",
+    "latency": "time of a pass over 64 samples",
+    "filters": "filters and neurons",
+}
 """What a ratio is a share of, in words."""
 
 

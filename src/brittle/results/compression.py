@@ -10,7 +10,7 @@ from brittle.results.size import NetworkSize
 SCHEMA_VERSION = 1
 REMOVALS = ("filters", "ranks", "weights")
 """What may be removed."""
-TARGETS = ("parameters", "macs", "latency")
+TARGETS = ("parameters", "macs", "latency", "filters")
 """What a ratio may be a share of."""
 
 
@@ -22,7 +22,7 @@ class CompressionRequest:
         remove: ``filters``, ``ranks`` or ``weights``.
         allocate: How the amount was divided among the layers.
         score: What ranked the units of a layer; where the planner chose, those of its candidate that won.
-        target: What the ratio is a share of: ``parameters``, ``macs`` or ``latency``.
+        target: What the ratio is a share of: ``parameters``, ``macs``, ``latency`` or ``filters``.
         ratio: Share of the target that was to go, from 0 to 1.
         seed: Of whatever was drawn at random.
     """
