@@ -1,17 +1,20 @@
-"""What experiments on convolutional networks share: the stems, low-rank convolutions, and the filters' structure."""
+"""Experiments on convolutional networks: stems, low-rank convolutions, the filters' structure, heads, and claims."""
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 
 from brittle.data.load import load_data
 from brittle.errors import InputError
+from brittle.experiments import conv_effect, fig5_conv, fig7_adversarial, fig7_transfer, judge
 from brittle.experiments.conv_networks import (
     BUDGETS,
     build_convolutional,
     conv_recipe,
     filter_structure,
+    folded_matrices,
 )
 from brittle.models.layers import read_layers
 from brittle.models.selection import chosen_layers
@@ -75,7 +78,8 @@ def test_structure_is_that_of_the_filters_between_stem_and_head_at_any_scale():
     for scale in (1.0, 100.0):
         stem, last = torch.nn.Conv2d(1, 30, 3), torch.nn.Linear(10, 10)
         first, second = torch.nn.Conv2d(30, 10, 1), torch.nn.Conv2d(30, 10, 1)
-        network = torch.nn.ModuleList([stem, first, second, last])
+        norms = [torch.nn.BatchNorm2d(10) for _ in range(2)]
+        network = torch.nn.ModuleList([stem, torch.nn.BatchNorm2d(30), first, norms[0], second, norms[1], last])
         first.weight.data, second.weight.data = scale * alone[:, :, None, None], scale * alike[:, :, None, None]
         structure = filter_structure(network)
         # One of ten kept: of the lonely filter nothing is lost, of equal ones nine tenths.
@@ -83,13 +87,123 @@ def test_structure_is_that_of_the_filters_between_stem_and_head_at_any_scale():
         assert structure["spectral_error"] == pytest.approx((0 + 0.9) / 2, abs=1e-6)
         assert structure["structure_inf"] == pytest.approx((8 / 4 + 1 / 10**0.5) / 2)
         assert structure["structure_2"] == pytest.approx((1 + 1 / 10**0.5) / 2)
+        assert structure["gain_inf"] == pytest.approx(scale * 8**0.5, rel=1e-4)
+        assert structure["gain_2"] == pytest.approx(scale * 4**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["resnet18-cifar", "vgg16"])
+def test_folded_filters_are_torchs_fusion_of_a_convolution_and_its_batch_norm(arch):
+    network = build_convolutional(images(), width=2, rank=0, seed=0, stem="3x3", arch=arch)
+    network.train()(images(32).inputs)  # so that every normalisation has its own variances
+    network.eval()
+    modules = list(network.modules())
+    convolutions = [module for module in modules if isinstance(module, torch.nn.Conv2d)]
+    norms = [module for module in modules if isinstance(module, torch.nn.BatchNorm2d)]
+    folded = folded_matrices(network)
+    assert len(folded) == len(convolutions) - 1
+    for W, convolution, norm in zip(folded, convolutions[1:], norms[1:], strict=True):
+        fused = torch.nn.utils.fuse_conv_bn_eval(convolution, norm)
+        assert torch.allclose(W.float(), fused.weight.flatten(1), rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_norm_undoes_what_a_filter_is_multiplied_by():
+    """Compressible filters, then, are no property of what the network computes."""
+    network = build_convolutional(images(), width=4, rank=0, seed=0, stem="3x3")
+    before, logits = filter_structure(network), network.train()(images(32).inputs)
+    inner = network.get_submodule("model.layer4.1")
+    inner.conv2.weight.data[0] *= 1000
+    assert filter_structure(network)["row_error"] < before["row_error"] - 0.01
+    assert torch.allclose(network(images(32).inputs), logits, rtol=1e-3, atol=1e-3)
 
 
 def test_a_single_step_goes_beyond_the_budget_and_more_steps_are_the_recipes_own():
     assert conv_recipe(epochs=1, seed=0).adversary is None
     for norm, (p, eps) in BUDGETS.items():
         for pgd, length in ((1, 1.25 * eps), (10, 0.25 * eps)):
-            recipe = conv_recipe(epochs=1, seed=0, pgd=pgd, norm=norm)
+            recipe = conv_recipe(epochs=1, seed=0, annealed=True, pgd=pgd, norm=norm)
             assert (recipe.adversary.p, recipe.adversary.eps, recipe.adversary.ratio) == (p, eps, 0.5)
             assert (recipe.adversary.count, recipe.adversary.length) == (pgd, pytest.approx(length))
             assert (recipe.schedule, recipe.crop, recipe.flip) == ("cosine", 4, True)
+
+
+def robust_rows(row, lost):
+    """A row of which robustness falls by a share, from 0.6 of an accuracy of 0.5, at every budget."""
+    kept = {f"kept_{name}": 0.6 * (1 - lost) for name in (*conv_effect.BUDGETS, "plain")}
+    robust = {f"robust_{name}": 0.5 * 0.6 * (1 - lost) for name in (*conv_effect.BUDGETS, "plain")}
+    return row | {"clean_accuracy": 0.5} | kept | robust
+
+
+def verdicts(experiment, rows):
+    table = pd.DataFrame(
+        [row | {"seed": seed, "row_error": row["row_error"] + seed / 100} for row in rows for seed in range(3)]
+    )
+    return [str(judge(claim, table, "small").verdict) for claim in experiment.EXPERIMENT.claims]
+
+
+@pytest.mark.parametrize(("harm", "verdict"), [(1, "reproduced"), (-1, "opposite")])
+def test_rows_and_spectrum_are_judged_by_their_own_networks_and_each_stem_by_its_own(harm, verdict):
+    """The penalty always breaks networks of the paper's stem; what ``harm`` says happens with all others."""
+    base = {"alpha": 0.0, "rank": 0, "row_error": 0.9, "spectral_error": 0.9}
+    rows = [robust_rows(base | {"stem": stem}, 0) for stem in ("7x7", "3x3")]
+    for step, (alpha, rank) in enumerate(((0.01, 16), (0.1, 4)), 1):
+        rows.append(robust_rows(base | {"stem": "7x7", "alpha": alpha, "row_error": 0.9 - 0.2 * step}, 0.4 * step))
+        rows.append(robust_rows(base | {"stem": "7x7", "rank": rank, "spectral_error": 0.2}, 0.4 * step * harm))
+    rows.append(robust_rows(base | {"stem": "3x3", "alpha": 0.1}, 0.5 * harm))
+    rows.append(robust_rows(base | {"stem": "3x3", "rank": 4}, 0.5 * harm))
+    judged = verdicts(fig5_conv, rows)
+    assert judged[:7] == ["reproduced"] * 7  # the penalty's six, and that low rank is compressible
+    assert judged[7:14] == [verdict] * 7  # low rank's other five, and the 3 x 3 stem's two
+    assert judged[14] == ("opposite" if harm > 0 else "reproduced")  # whether the mildest rank helps
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0.5, "reproduced"), (0.3, "opposite")])
+def test_under_adversarial_training_half_of_the_relative_fall_has_to_stay(lost, verdict):
+    """Without attack in training the penalty takes 0.8; the networks of other norms and of more steps do not count."""
+    base = {"stem": "7x7", "alpha": 0.0, "rank": 0, "row_error": 0.9, "spectral_error": 0.9, "norm": "linf", "pgd": 1}
+    rows = []
+    for alpha in (0.0, 0.1):
+        row = base | {"alpha": alpha, "row_error": 0.9 - 4 * alpha}
+        rows.append(robust_rows(row, lost * 10 * alpha))
+        rows.append(robust_rows(row | {"pgd": 10}, 0.9))
+        rows.append(robust_rows(row | {"pgd": 0}, 8 * alpha) | {"robust_linf_other": 0.0})
+    for rank in (0, 4):
+        rows.append(robust_rows(base | {"norm": "l2", "rank": rank, "spectral_error": 0.8 - rank / 8}, rank / 8))
+    judged = verdicts(fig7_adversarial, rows)
+    assert judged[:13] == ["reproduced"] * 13
+    assert judged[13] == verdict
+
+
+def test_the_head_is_the_best_of_its_kind_and_the_features_scale_does_not_count():
+    """Against the optimum's own condition, that the gradient is 0; every feature in other units, one of them dead."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 5, generator=generator)
+    labels = (features[:, 0] + 0.5 * torch.randn(200, generator=generator) > 0).long() + (features[:, 1] > 1)
+    features[:, 4] = 3.0
+    head = fig7_transfer.fit_head(features, labels, 3)
+    assert (head.weight[:, 4] == 0).all()
+    units = torch.tensor([1e-3, 1.0, 10.0, 1e3, 1.0])
+    again = fig7_transfer.fit_head(features * units + 7, labels, 3)
+    assert torch.allclose(again(features * units + 7), head(features), atol=1e-2)
+    deviation = features.std(0)
+    slope = torch.nn.functional.softmax(head(features), 1) - torch.nn.functional.one_hot(labels, 3)
+    assert slope.mean(0).abs().max() < 1e-4
+    live = deviation > 0
+    centred = (features - features.mean(0))[:, live] / deviation[live]
+    penalty = fig7_transfer.HEAD_DECAY * (head.weight[:, live] * deviation[live])
+    assert (slope.T @ centred / 200 + penalty).abs().max() < 1e-4
+
+
+def test_a_new_head_leaves_the_features_and_the_network_it_was_made_of():
+    data = images(n=60, classes=3)
+    network = build_convolutional(images(classes=7), width=2, rank=0, seed=0).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.get_rng_state()
+    downstream = fig7_transfer.with_head_for(network, data)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert network(data.inputs).shape == (60, 7)
+    assert downstream(data.inputs).shape == (60, 3)
+    kept = downstream.state_dict()
+    assert all(torch.equal(before[name], kept[name]) for name in before if not name.startswith("model.fc"))
+    accuracy = (downstream(data.inputs).argmax(1) == data.labels).double().mean()
+    assert accuracy > 0.6  # 16 features of 60 samples of noise can be learnt in part

@@ -16,6 +16,7 @@ from brittle.experiments import (
     fig2,
     fig3,
     fig4,
+    fig5_conv,
     fig5_fcn,
     fig7_universal,
     judge,
@@ -61,6 +62,10 @@ JOBS += [(unstructured, settings | {"samples": 40}) for settings in every_kind(u
 JOBS += [(universal_training, job | {"samples": 40}) for job in every_kind(universal_training.EXPERIMENT, "attacked")]
 JOBS += [(mitigations, settings) for settings in every_kind(mitigations.EXPERIMENT, "family", "adversarial")]
 JOBS += [(mitigations, settings) for settings in strongest(mitigations.EXPERIMENT, "against_spread")]
+
+CONVOLUTIONAL = TINY | {"width": 2, "training": 64, "samples": 40}
+"""Attacks take as long on few samples: of these figures the one kind of job that no smoke scale has."""
+JOBS += [(fig5_conv, every_kind(fig5_conv.EXPERIMENT, "stem")[1] | CONVOLUTIONAL)]
 
 
 @pytest.mark.parametrize(("figure", "settings"), JOBS, ids=lambda part: getattr(part, "__name__", None))

@@ -6,11 +6,11 @@ Robust accuracies are measured as those of fully connected networks
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from statistics import fmean
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from brittle.compression.factorise import factorised
 from brittle.data.load import Data, statistics_of
@@ -33,10 +33,10 @@ BUDGETS = {"linf": (math.inf, 8 / 255), "l2": (2.0, 0.5)}
 RATIO = 0.5
 """Share of every batch that is attacked in adversarial training, the paper's."""
 SMOKE: dict[str, Scalar] = {
-    "data": "digits", "stem": "3x3", "width": 4, "training": 256, "samples": 20, "epochs": 1, "patience": None,
+    "data": "digits", "stem": "7x7", "width": 4, "training": 512, "samples": 20, "epochs": 2, "patience": None,
 }  # fmt: skip
 SMALL: dict[str, Scalar] = {
-    "data": "cifar10", "stem": "7x7", "width": 32, "training": 10_000, "samples": 400, "epochs": 12, "patience": None,
+    "data": "cifar10", "stem": "7x7", "width": 32, "training": 10_000, "samples": 300, "epochs": 20, "patience": None,
 }  # fmt: skip
 PAPER: dict[str, Scalar] = {
     "data": "cifar10", "stem": "7x7", "width": 64, "training": None, "samples": 10_000, "epochs": 200, "patience": 14,
@@ -45,31 +45,40 @@ PAPER: dict[str, Scalar] = {
 
 
 def conv_recipe(
-    *, epochs: int, seed: int, patience: int | None = None, alpha: float = 0.0, pgd: int = 0, norm: str = "linf"
+    *,
+    epochs: int,
+    seed: int,
+    patience: int | None = None,
+    alpha: float = 0.0,
+    annealed: bool = False,
+    pgd: int = 0,
+    norm: str = "linf",
 ) -> Recipe:
-    """AdamW with weight decay and no norm held; under attack with annealed steps, crops and flips as well.
+    """AdamW with weight decay and no norm held.
 
     Args:
         epochs: Passes over the training samples, at most.
         seed: Of batches, crops and attacks.
         patience: Epochs without a better validation accuracy that end training; None for no end.
         alpha: Strength of the scale-invariant group lasso, summed over layers.
+        annealed: The paper's setting of adversarial training: a cosine schedule, crops and flips.
         pgd: Steps of the attack on half of every batch; 0 for none, 1 for a single step of 1.25 eps from a random
             start (Wong et al. 2020), a cheap stand-in for the paper's 10.
         norm: The attack's, a key of :data:`BUDGETS`.
     """
-    common = Recipe(
+    p, eps = BUDGETS[norm]
+    length = 1.25 * eps if pgd == 1 else None
+    return Recipe(
         epochs=epochs,
         patience=patience,
         penalties={"scale_invariant_group_lasso": alpha} if alpha else {},
+        schedule="cosine" if annealed else "constant",
+        crop=4 if annealed else 0,
+        flip=annealed,
+        adversary=Adversary(eps, p, steps=pgd, step_size=length, ratio=RATIO) if pgd else None,
         measure_every=0,
         seed=seed,
     )
-    if not pgd:
-        return common
-    p, eps = BUDGETS[norm]
-    adversary = Adversary(eps, p, steps=pgd, step_size=1.25 * eps if pgd == 1 else None, ratio=RATIO)
-    return dataclasses.replace(common, adversary=adversary, schedule="cosine", crop=4, flip=True)
 
 
 def build_convolutional(
@@ -133,23 +142,53 @@ def train_convolutional(
 
 
 def filter_structure(network: nn.Module) -> dict[str, float]:
-    """Compressibility of the filters, and operator norms at one scale, means over the layers of interventions.
+    """Compressibility of the filters and operator norms, means over the layers of interventions.
 
     These are all convolutions but the first, each as its matrix ``(out, in * k * k)``; of low rank, the factors'
-    product. Batch normalisation takes their scale away, so that norms are told over the Frobenius norm.
+    product. ``||W||_inf``, the largest l_1 norm of a row, is the convolution's l_inf operator norm on images no smaller
+    than its kernel; ``||W||_2`` is the largest singular value of the matrix.
 
     Returns:
         ``row_error`` and ``spectral_error``: k-term errors in the 1-norm of the rows' l_1 norms and of the singular
-        values at a tenth of them (Definition 2.1; 0 is most compressible). ``structure_inf`` and ``structure_2``: the
-        largest l_1 norm of a row, the convolution's l_inf operator norm on images no smaller than its kernel, and the
-        largest singular value of the matrix, over its Frobenius norm.
+        values at a tenth of them (Definition 2.1; 0 is most compressible). ``structure_inf`` and ``structure_2``:
+        ``||W||_inf`` and ``||W||_2`` over the Frobenius norm. The same of the matrices as they act behind their batch
+        normalisations (:func:`folded_matrices`): ``folded_error`` of the rows, and geometric means of both norms,
+        ``gain_inf`` and ``gain_2``, which have a scale.
     """
-    values: dict[str, list[float]] = {"row_error": [], "spectral_error": [], "structure_inf": [], "structure_2": []}
-    for layer in chosen_layers(network):
-        W = matrix(layer).detach().double().cpu()
-        rows, sigma, scale = row_norms(W), singular_values(W), float(W.norm())
-        values["row_error"].append(float(k_term_error(rows, max(1, len(rows) // SHARE))))
-        values["spectral_error"].append(float(k_term_error(sigma, max(1, len(sigma) // SHARE))))
-        values["structure_inf"].append(float(rows.max()) / scale)
-        values["structure_2"].append(float(sigma[0]) / scale)
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+    matrices = [matrix(layer).detach().double().cpu() for layer in chosen_layers(network)]
+    folded = folded_matrices(network)
+    return {
+        "row_error": fmean(_error_at_a_tenth(row_norms(W)) for W in matrices),
+        "spectral_error": fmean(_error_at_a_tenth(singular_values(W)) for W in matrices),
+        "structure_inf": fmean(float(row_norms(W).max() / W.norm()) for W in matrices),
+        "structure_2": fmean(float(singular_values(W)[0] / W.norm()) for W in matrices),
+        "folded_error": fmean(_error_at_a_tenth(row_norms(W)) for W in folded),
+        "gain_inf": float(torch.stack([row_norms(W).max() for W in folded]).log().mean().exp()),
+        "gain_2": float(torch.stack([singular_values(W)[0] for W in folded]).log().mean().exp()),
+    }
+
+
+def _error_at_a_tenth(values: Tensor) -> float:
+    return float(k_term_error(values, max(1, len(values) // SHARE)))
+
+
+def folded_matrices(network: nn.Module) -> list[Tensor]:
+    """Every filter times what its batch normalisation multiplies it by, ``gamma / sqrt(variance + eps)``.
+
+    In evaluation a network computes with these. Multiply a filter, and training's variance follows: whatever a penalty
+    does to the filters' norms, a batch normalisation can undo.
+
+    Returns:
+        The matrices of the layers of interventions, on the CPU; the normalisation of a layer is the one registered next
+        after it, as in all our architectures.
+    """
+    owners = {module: layer for layer in chosen_layers(network) for module in layer.modules}
+    matrices, last = [], None
+    for module in network.modules():
+        last = owners.get(module, last)
+        if isinstance(module, nn.BatchNorm2d) and last is not None:
+            assert module.running_var is not None
+            factors = module.weight / (module.running_var + module.eps).sqrt()
+            matrices.append((factors[:, None] * matrix(last)).detach().double().cpu())
+            last = None
+    return matrices
