@@ -33,7 +33,7 @@ BUDGETS = {"linf": (math.inf, 8 / 255), "l2": (2.0, 0.5)}
 RATIO = 0.5
 """Share of every batch that is attacked in adversarial training, the paper's."""
 SMOKE: dict[str, Scalar] = {
-    "data": "digits", "stem": "7x7", "width": 4, "training": 512, "samples": 20, "epochs": 2, "patience": None,
+    "data": "digits", "stem": "7x7", "width": 4, "training": 128, "samples": 10, "epochs": 1, "patience": None,
 }  # fmt: skip
 SMALL: dict[str, Scalar] = {
     "data": "cifar10", "stem": "7x7", "width": 32, "training": 10_000, "samples": 300, "epochs": 20, "patience": None,

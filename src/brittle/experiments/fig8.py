@@ -302,10 +302,10 @@ EXPERIMENT = Experiment(
     run=run,
     figure=draw,
     grids={
-        "smoke": _grid(1, ALPHA, AGAINST_SPREAD, {
-            "data": "digits", "stem": "3x3", "width": 8, "training": 100, "samples": 20, "epochs": 1, "pgd": 1,
-            "steps": 2,
-        }),
+        "smoke": {
+            "data": "digits", "stem": "3x3", "width": 8, "training": 60, "samples": 10, "epochs": 1, "pgd": 1,
+            "steps": 1, "alpha": ALPHA, "against_spread": AGAINST_SPREAD, "seed": 0,
+        },
         "small": _grid(4, ALPHA, AGAINST_SPREAD, {
             "data": "cifar10", "stem": "3x3", "width": 16, "training": 20_000, "samples": 300, "epochs": 10, "pgd": 1,
             "steps": 20,
