@@ -12,7 +12,7 @@ TINY = {"data": "digits", "width": 16, "training": 60, "samples": 12, "epochs": 
 """In place of the paper's own: one pass, on tiny data.
 
 Behind the large stem maps have one pixel, and there gradients of bfloat16 convolutions of 12 channels and multiples
-hold what the memory held before (PyTorch 2.14 on CPUs: weights of 1e30 or NaN after the first step, in half of the runs).
+hold what the memory held before (PyTorch 2.14 on CPUs: weights of 1e30 or NaN after one step, in half of the runs).
 """
 
 
