@@ -107,12 +107,17 @@ evaluate_with(net, networks.few(120), functools.partial(apgd, steps=6), eps=0.06
 """
 
 
+def finished(folder):
+    """Names of parts, without those that are still being written."""
+    return [name for name in names(folder) if not name.startswith(".")]
+
+
 def test_a_killed_process_leaves_whole_files_that_the_next_one_uses(tmp_path, monkeypatch):
     folder, weights = tmp_path / "kept", tmp_path / "weights.pt"
     torch.save(mlp().state_dict(), weights)
     with start("-c", CHILD, folder, weights) as evaluating:
-        wait_until(lambda: len(names(folder)) >= 3, 120, evaluating)
-    kept = [name for name in names(folder) if not name.startswith(".")]
+        wait_until(lambda: len(finished(folder)) >= 3, 120, evaluating)
+    kept = finished(folder)
     assert 3 <= len(kept) < 15
     parts = [json.loads((folder / name).read_text()) for name in kept]
     assert [len(part["samples"]) for part in parts] == [8] * len(parts)
