@@ -238,7 +238,7 @@ FORMS = {
     "product": "The product of norms",
     "certified_gap": "The gap in loss that the best certificate allows",
 }
-"""Bounds, by the names of their columns. ``certified_gap`` was added with the first table, at the threshold of ``best``."""
+"""Bounds, by the names of their columns; ``certified_gap`` was added with the first table, at the threshold of best."""
 CLOSE = dict.fromkeys(FORMS, 0.9) | {"best": 0.95, "certified_gap": 0.95}
 """Least ρ over ranks that counts as close; the paper has 0.947."""
 
