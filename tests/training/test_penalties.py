@@ -11,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.functional import conv2d
 from torch.nn.utils import parametrizations
 
 from brittle.errors import InputError
 from brittle.models.build import fcn, resnet18_cifar
 from brittle.models.layers import read_layers
 from brittle.models.selection import chosen_layers, matrix
+from brittle.training.interventions.consecutive import composed_kernel
 from brittle.training.interventions.penalties import (
     PENALTIES,
     condition,
@@ -329,9 +331,9 @@ def test_joint_l1_reads_nested_sequences_low_rank_pairs_and_pointwise_convolutio
 
     net = seeded(build).double()
     A, B, C = net["dense"][1][0].weight, net["dense"][1][1].weight, net["dense"][3].weight
-    K, k = net["images"][0].weight.flatten(1), net["images"][2].weight.flatten(1)
+    K, k, L = net["images"][0].weight.flatten(1), net["images"][2].weight.flatten(1), net["images"][4].weight
     names = ["dense.1.0", "dense.3", "images.0", "images.2", "images.4"]
-    expected = (C @ B @ A).abs().sum() + (k @ K).abs().sum()
+    expected = (C @ B @ A).abs().sum() + (k @ K).abs().sum() + torch.einsum("ocij,cd->odij", L, k).abs().sum()
     torch.testing.assert_close(joint_l1(net, layers=names), expected)
 
 
@@ -342,7 +344,8 @@ def separated():
         "normalisation": nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6), narrow),
         "other shape": nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), nn.Linear(3, 3), nn.Flatten(), narrow),
         "not a sequence": nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), narrow]),
-        "kernels": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)),
+        "pooled kernels": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3)),
+        "mixed kernels": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Softmax(-1), nn.Conv2d(4, 4, 3)),
         "groups": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, groups=2)),
         "one": nn.Sequential(wide, narrow),
     }
@@ -353,6 +356,47 @@ def separated():
 def test_penalties_of_pairs_refuse_a_model_without_consecutive_layers(case, name):
     with pytest.raises(InputError, match="layers: expected two consecutive layers"):
         FUNCTIONS[name](separated()[case])
+
+
+def test_interlayer_alignment_reads_no_kernels_whose_positions_overlap():
+    maps = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    with pytest.raises(InputError, match="layers: expected two consecutive layers"):
+        interlayer_alignment(maps)
+    assert joint_l1(maps) > 0
+
+
+GEOMETRIES = st.fixed_dictionaries(
+    {
+        name: st.tuples(st.integers(1, 3), st.integers(1, 3))
+        for name in ("first", "second", "stride", "dilation", "next")
+    }
+)
+"""Sizes of two kernels, the first one's stride, and both dilations."""
+
+
+@quick
+@given(GEOMETRIES, st.integers(0, 10**6))
+def test_a_composed_kernel_does_the_work_of_both_convolutions(sizes, seed):
+    draw = functools.partial(torch.randn, generator=generator(seed), dtype=torch.float64)
+    first, second, x = draw(3, 2, *sizes["first"]), draw(4, 3, *sizes["second"]), draw(1, 2, 28, 28)
+    composed = composed_kernel(first, second, sizes["stride"], sizes["dilation"], sizes["next"])
+    apart = conv2d(conv2d(x, first, stride=sizes["stride"], dilation=sizes["dilation"]), second, dilation=sizes["next"])
+    together = conv2d(x, composed, stride=sizes["stride"])
+    torch.testing.assert_close(apart, together)
+
+
+def test_joint_l1_sums_the_composed_kernels_of_strided_and_low_rank_convolutions():
+    """The product is that of the layers without the activation: what a point of the input does to one of the output."""
+
+    def build():
+        pair = nn.Sequential(nn.Conv2d(3, 2, 3, stride=2, bias=False), nn.Conv2d(2, 5, 1, bias=False))
+        return nn.Sequential(pair, nn.ReLU(), nn.Conv2d(5, 4, 3, stride=3, bias=False), nn.GELU(), nn.Conv2d(4, 2, 3))
+
+    net = seeded(build).double()
+    linear = nn.Sequential(net[0], net[2])
+    jacobian = torch.autograd.functional.jacobian(linear, torch.zeros(1, 3, 7, 7, dtype=torch.float64))
+    assert jacobian.shape[2:4] == (1, 1)  # one output position reads every tap once
+    torch.testing.assert_close(joint_l1(net, layers=["0.0", "2"]), jacobian.abs().sum())
 
 
 @pytest.mark.parametrize("name", OF_PAIRS)

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from brittle.errors import InputError
 from brittle.models.selection import Chosen, chosen_layers, factors, matrix
 from brittle.training.interventions.binding import Intervention, weighted
+from brittle.training.interventions.consecutive import composable, compose, in_single
 from brittle.training.interventions.nuclear import RefreshedNuclearNorm, nuclear_norm_of
 
 Layers = Sequence[str] | None
@@ -57,19 +58,22 @@ def l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
 
 
 def joint_l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
-    """``sum_ij |(W_{l+1} W_l)_ij|`` of every two consecutive chosen matrices; drives weights that meet to zero.
+    """``sum_ij |(W_{l+1} W_l)_ij|`` of every two consecutive chosen layers; drives weights that meet to zero.
 
     Consecutive are two chosen layers in one ``nn.Sequential`` (nested ones are read as one), with nothing between them
-    but modules without parameters, whose product is defined: Linear after Linear, or a 1 x 1 ``nn.Conv2d`` after an
-    ``nn.Conv2d``, both of one group, and as many inputs of the second as outputs of the first. There the product is
-    what the two layers compute together when the activation between them is the identity. Other neighbours add
-    nothing: a k x k kernel's matrix has no such product, and outside a ``Sequential`` the order of computation is
-    not known.
+    but modules without parameters, whose product is defined: Linear after Linear, or an ``nn.Conv2d`` after an
+    ``nn.Conv2d``, both of one group, with as many inputs of the second as outputs of the first, and, if the second's
+    kernel is larger than 1 x 1, no pooling or other module between that moves or mixes positions. There the product is
+    what the two layers compute together when the activation between them is the identity: of convolutions the one
+    kernel that does the work of both away from the padding (:func:`composed_kernel`). Other neighbours add nothing, and
+    outside a ``Sequential`` the order of computation is not known (joint penalty of Langenberg, Balda, Behboodi &
+    Mathar 2019).
 
     Raises:
         InputError: No two chosen layers are consecutive.
     """
-    return _total(row_norms(product, 1).sum() for _, _, product in _pairs(model, layers))
+    pairs = composable(model, layers, kernels=True)
+    return _total(row_norms(compose(*pair), 1).sum() for pair in pairs)
 
 
 def interlayer_alignment(model: nn.Module, *, layers: Layers = None) -> Tensor:
@@ -77,7 +81,8 @@ def interlayer_alignment(model: nn.Module, *, layers: Layers = None) -> Tensor:
 
     D is a random pattern of a ReLU between them, each unit open with probability 1/2 by itself, so that the mean is
     ``(||W2 W1||_F^2 + sum_i ||column i of W2||_2^2 ||row i of W1||_2^2) / 4``. In [0, 1], whatever the scale, and 0
-    for a zero matrix. Consecutive layers are those of :func:`joint_l1`. Unlike the alignment that bounds a network it
+    for a zero matrix. Consecutive layers are those of :func:`joint_l1`, but a second kernel larger than 1 x 1 counts
+    for none, as several of a unit's positions reach one output. Unlike the alignment that bounds a network it
     needs no decomposition and no search, and over Frobenius norms, which a constraint may hold, it cannot be lowered by
     raising operator norms.
 
@@ -85,11 +90,13 @@ def interlayer_alignment(model: nn.Module, *, layers: Layers = None) -> Tensor:
         InputError: No two chosen layers are consecutive.
     """
 
-    def share(W1: Tensor, W2: Tensor, product: Tensor) -> Tensor:
+    def share(first: Chosen, second: Chosen) -> Tensor:
+        W1, W2 = in_single(matrix(first)), in_single(matrix(second))
         rows, columns = W1.square().sum(1), W2.square().sum(0)
-        return _ratio((product.square().sum() + (columns * rows).sum()) / 4, columns.sum() * rows.sum())
+        square = compose(first, second).square().sum()
+        return _ratio((square + (columns * rows).sum()) / 4, columns.sum() * rows.sum())
 
-    return _total(itertools.starmap(share, _pairs(model, layers)))
+    return _total(itertools.starmap(share, composable(model, layers, kernels=False)))
 
 
 def spread_control(
@@ -211,54 +218,6 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """``a / b``; 0 with gradient 0 where b is 0."""
     positive = b > 0
     return torch.where(positive, a / torch.where(positive, b, 1), 0)
-
-
-def _pairs(model: nn.Module, layers: Layers) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """``(W1, W2, W2 W1)`` of every two consecutive chosen layers, in float32 at least."""
-    chosen = chosen_layers(model, layers)
-    pairs = list(_consecutive(model, chosen))
-    if not pairs:
-        names = ", ".join(layer.name for layer in chosen)
-        raise InputError(f"layers: expected two consecutive layers of one Sequential that compose; got {names}")
-    for pair in pairs:
-        first, second = (W.to(torch.promote_types(W.dtype, torch.float32)) for W in map(matrix, pair))
-        with torch.autocast(first.device.type, enabled=False):
-            product = second @ first
-        yield first, second, product
-
-
-def _consecutive(model: nn.Module, chosen: Sequence[Chosen]) -> Iterator[tuple[Chosen, Chosen]]:
-    """Every two chosen layers that follow one another in a Sequential and compose."""
-    owner = {module: layer for layer in chosen for module in layer.modules}
-    nested = {part for module in model.modules() if type(module) is nn.Sequential for part in module}
-    for module in model.modules():
-        if type(module) is not nn.Sequential or module in nested:
-            continue
-        # None stands for a layer with parameters that was not chosen: nothing is consecutive across it.
-        steps = [owner.get(part) for part in _flatten(module) if part in owner or any(True for _ in part.parameters())]
-        for first, second in itertools.pairwise(steps):
-            if first is not None and second is not None and first is not second and _compose(first, second):
-                yield first, second
-
-
-def _flatten(sequence: nn.Sequential) -> Iterator[nn.Module]:
-    for part in sequence:
-        if type(part) is nn.Sequential:
-            yield from _flatten(part)
-        else:
-            yield part
-
-
-def _compose(first: Chosen, second: Chosen) -> bool:
-    """Whether the product of the two matrices is what both compute together."""
-    last, following = first.modules[-1], second.modules[0]
-    if isinstance(last, nn.Linear) and isinstance(following, nn.Linear):
-        return last.out_features == following.in_features
-    if isinstance(last, nn.Conv2d) and isinstance(following, nn.Conv2d):
-        if following.kernel_size != (1, 1) or following.groups != 1 or first.modules[0].groups != 1:
-            return False
-        return last.out_channels == following.in_channels
-    return False
 
 
 PENALTIES: dict[str, Intervention[Tensor]] = {
