@@ -1,6 +1,7 @@
 """Experiments on convolutional networks: stems, low-rank convolutions, the filters' structure, heads, and claims."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from brittle.experiments.conv_networks import (
     BUDGETS,
     build_convolutional,
     conv_recipe,
+    crosscheck,
     filter_structure,
     folded_matrices,
 )
@@ -126,11 +128,16 @@ def test_a_single_step_goes_beyond_the_budget_and_more_steps_are_the_recipes_own
             assert (recipe.schedule, recipe.crop, recipe.flip) == ("cosine", 4, True)
 
 
+STRONGER = 0.01
+"""What a stronger attack takes of a network without intervention."""
+
+
 def robust_rows(row, lost):
     """A row of which robustness falls by a share, from 0.6 of an accuracy of 0.5, at every budget."""
     kept = {f"kept_{name}": 0.6 * (1 - lost) for name in (*conv_effect.BUDGETS, "plain")}
     robust = {f"robust_{name}": 0.5 * 0.6 * (1 - lost) for name in (*conv_effect.BUDGETS, "plain")}
-    return row | {"clean_accuracy": 0.5} | kept | robust
+    second = {} if row["alpha"] or row["rank"] else {"standard_linf": robust["robust_linf"] - STRONGER}
+    return row | {"clean_accuracy": 0.5} | kept | robust | second
 
 
 def verdicts(experiment, rows):
@@ -154,6 +161,7 @@ def test_rows_and_spectrum_are_judged_by_their_own_networks_and_each_stem_by_its
     assert judged[:7] == ["reproduced"] * 7  # the penalty's six, and that low rank is compressible
     assert judged[7:14] == [verdict] * 7  # low rank's other five, and the 3 x 3 stem's two
     assert judged[14] == ("opposite" if harm > 0 else "reproduced")  # whether the mildest rank helps
+    assert judged[15:] == ["reproduced"]  # that a stronger attack takes a point
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.5, "reproduced"), (0.3, "opposite")])
@@ -170,7 +178,30 @@ def test_under_adversarial_training_half_of_the_relative_fall_has_to_stay(lost, 
         rows.append(robust_rows(base | {"norm": "l2", "rank": rank, "spectral_error": 0.8 - rank / 8}, rank / 8))
     judged = verdicts(fig7_adversarial, rows)
     assert judged[:13] == ["reproduced"] * 13
-    assert judged[13] == verdict
+    assert judged[13:] == [verdict, "reproduced"]
+
+
+@pytest.mark.parametrize(("taken", "verdict"), [(0.0, "reproduced"), (0.03, "not reproduced"), (0.1, "opposite")])
+def test_a_second_opinion_is_asked_of_networks_without_intervention(taken, verdict):
+    rows = [
+        {"seed": seed, "alpha": alpha, "robust_linf": 0.3}
+        | ({} if alpha else {"standard_linf": 0.3 - taken - seed / 1e4})
+        for seed in range(3)
+        for alpha in (0.0, 0.1)
+    ]
+    claim = conv_effect.crosscheck_claim(lambda table: table, "a budget")
+    result = judge(claim, pd.DataFrame(rows), "small")
+    assert str(result.verdict) == verdict
+    assert result.statistic.value == pytest.approx(taken + 1e-4)
+
+
+def test_the_second_opinion_attacks():
+    """Nothing falls within a budget of 0, and hardly anything stands in one of 1."""
+    data = images(n=6)
+    network = build_convolutional(data, width=2, rank=0, seed=0).eval()
+    data = dataclasses.replace(data, labels=network(data.inputs).argmax(1))
+    assert crosscheck(network, data, (math.inf, 0.0), 0) == {"standard_linf": 1.0}
+    assert crosscheck(network, data, (math.inf, 1.0), 0)["standard_linf"] < 0.5
 
 
 def test_the_head_is_the_best_of_its_kind_and_the_features_scale_does_not_count():

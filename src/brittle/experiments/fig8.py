@@ -24,7 +24,7 @@ from brittle.delivery.repair import repaired
 from brittle.delivery.samples import split_samples
 from brittle.evaluation import Execution, Threat, evaluate
 from brittle.experiments.claims import Claim, over_seeds
-from brittle.experiments.conv_networks import filter_structure, train_convolutional
+from brittle.experiments.conv_networks import crosscheck, filter_structure, train_convolutional
 from brittle.experiments.dense_networks import robustness_of, splits
 from brittle.experiments.experiment import Experiment, Scalar
 from brittle.experiments.leaderboard import EPS, under_attack
@@ -86,6 +86,8 @@ def run(
     recipe = under_attack(epochs, pgd, seed, penalties=penalties)
     network = train_convolutional(learnt, recipe, width=width, rank=0, stem=stem)
     row: dict[str, Any] = {**filter_structure(network), **robustness_of(network, test, {"linf": (math.inf, EPS)}, seed)}
+    if not alpha:
+        row |= crosscheck(network, test, (math.inf, EPS), seed)
     row["robust_whole"] = _accuracies(network, test, steps, seed)[1]
     for method in METHODS:
         row |= ladder(network, learnt, test, method, steps=steps, seed=seed)
