@@ -18,6 +18,8 @@ from brittle.experiments import (
     fig4,
     fig5_conv,
     fig5_fcn,
+    fig7_adversarial,
+    fig7_transfer,
     fig7_universal,
     judge,
     mitigations,
@@ -27,7 +29,9 @@ from brittle.experiments import (
     universal_training,
     unstructured,
 )
+from brittle.experiments.conv_networks import filter_structure
 from brittle.models.architectures.fcn import fcn
+from brittle.models.selection import chosen_layers, matrix
 from helpers.experiments import lines
 from helpers.grids import in_this_process
 
@@ -76,6 +80,31 @@ def test_every_path_of_the_papers_scale_runs(figure, settings):
     numbers = [value for value in row.values() if isinstance(value, float)]
     assert numbers == [pytest.approx(value) for value in numbers]  # no NaN equals itself
     assert not set(row) & set(settings)
+
+
+def trained_by(figure, monkeypatch, **settings):
+    """The row of a tiny network of a convolutional figure's largest scale, left without attacks, and the network."""
+    networks = []
+    monkeypatch.setattr(figure, "robustness_of", lambda network, *_: networks.append(network) or {})
+    row = figure.run(**figure.EXPERIMENT.settings("paper")[0] | CONVOLUTIONAL | settings)
+    return row, networks[0]
+
+
+def test_training_under_attack_of_figure_7_takes_ten_steps_in_its_norm_or_none(monkeypatch):
+    rows = {
+        (pgd, norm): trained_by(fig7_adversarial, monkeypatch, pgd=pgd, norm=norm)[0]
+        for pgd in (0, 10)
+        for norm in ("linf", "l2")
+    }
+    assert rows[0, "linf"] == rows[0, "l2"]
+    assert len({row["gain_inf"] for row in rows.values()}) == 3
+
+
+def test_transfer_of_figure_7_keeps_the_low_rank_of_pretraining_below_its_new_head(monkeypatch):
+    row, network = trained_by(fig7_transfer, monkeypatch, downstream_data="digits", rank=1)
+    assert 0 <= row["pretrained_accuracy"] <= 1
+    assert {torch.linalg.matrix_rank(matrix(layer)).item() for layer in chosen_layers(network)} == {1}
+    assert filter_structure(network).items() <= row.items()
 
 
 def test_bounds_of_figure_3_stand_in_the_order_that_the_theory_proves():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -120,15 +120,21 @@ def train_until_fitted(data: Data, recipe: Recipe, *, width: int, epochs: int) -
     return network.eval(), passes, fitted
 
 
-def alike(table: pd.DataFrame) -> pd.DataFrame:
-    """The networks that fit, and whose test accuracies are within :data:`BAND` of each other around their median."""
+def alike(table: pd.DataFrame, band: float = BAND) -> pd.DataFrame:
+    """The networks that fit, and whose test accuracies are within a band of each other around their median."""
     fitting = table[table.fitted >= FITTED]
-    return fitting[(fitting.test_accuracy - fitting.test_accuracy.median()).abs() <= BAND / 2]
+    return fitting[(fitting.test_accuracy - fitting.test_accuracy.median()).abs() <= band / 2]
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Compressibility, structure and robustness over the learning rate by the batch size; one point a network."""
-    rows = alike(table)
+def draw(table: pd.DataFrame, words: Mapping[str, str] = MNIST_WORDS, band: float = BAND) -> Figure:
+    """Compressibility, structure and robustness over the learning rate by the batch size; one point a network.
+
+    Args:
+        table: One row a network.
+        words: How the budgets are written, by the norms' names.
+        band: Within which test accuracies count as equal.
+    """
+    rows = alike(table, band)
     figure = Figure(figsize=(8.6, 5.8), layout="constrained")
     figure.set_label("Emergent compressibility and robustness over learning rate by batch size")
     shown = {
@@ -136,8 +142,8 @@ def draw(table: pd.DataFrame) -> Figure:
         "spectral_error": "k-term error of the spectrum",
         "structure_inf": "ℓ∞ norms at one scale",
         "test_accuracy": "Test accuracy",
-        "kept_linf": f"Robust over clean, {MNIST_WORDS['linf']}",
-        "kept_l2": f"Robust over clean, {MNIST_WORDS['l2']}",
+        "kept_linf": f"Robust over clean, {words['linf']}",
+        "kept_l2": f"Robust over clean, {words['l2']}",
     }
     batches = sorted(table.batch.unique())
     left = table.drop(rows.index)
@@ -156,58 +162,69 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def among_alike(x: str, y: str) -> Callable[[pd.DataFrame], Statistic]:
-    """Spearman's correlation over the networks of equal accuracy."""
-    statistic = spearman(x, y)
-    return lambda table: statistic(alike(table))
-
-
 ABSTRACT = "abstract; of the appendix, emergent compressibility"
-WITHIN = f"over networks of test accuracies within {100 * BAND:g} point of each other"
-CLAIMS = (
-    *(
-        Claim(
-            f"A larger learning rate over batch size makes {what} more compressible, at equal accuracy.",
-            ABSTRACT,
-            among_alike("ratio", error),
-            at_most=-0.5,
-            measure=f"Spearman's ρ of learning rate over batch size and the 1-norm k-term error of {what} at a tenth, "
-            f"{WITHIN}",
-        )
-        for what, error in (("rows", "row_error"), ("the spectrum", "spectral_error"))
-    ),
-    *(
-        Claim(
-            f"It raises {words.split()[0]} norms at one scale.",
-            "section 3, Theorem 3.1",
-            among_alike("ratio", structure),
-            at_least=0.5,
-            measure=f"Spearman's ρ of learning rate over batch size and the product of {words.split()[0]} operator "
-            f"norms over that of Frobenius norms, {WITHIN}",
-        )
-        for words, structure in zip(MNIST_WORDS.values(), ("structure_inf", "structure_2"), strict=True)
-    ),
-    *(
-        Claim(
-            f"It makes networks less robust at equal accuracy, {words}.",
-            ABSTRACT,
-            among_alike("ratio", f"kept_{norm}"),
-            at_most=-0.5,
-            measure=f"Spearman's ρ of learning rate over batch size and robust over clean accuracy, {WITHIN}",
-        )
-        for norm, words in MNIST_WORDS.items()
-    ),
-    *(
-        Claim(
-            f"Networks whose {what} became compressible without a penalty are less robust, {MNIST_WORDS[norm]}.",
-            ABSTRACT,
-            among_alike(error, f"kept_{norm}"),
-            at_least=0.5,
-            measure=f"Spearman's ρ of the 1-norm k-term error and robust over clean accuracy, {WITHIN}",
-        )
-        for what, error, norm in (("rows", "row_error", "linf"), ("spectrum", "spectral_error", "l2"))
-    ),
-)
+
+
+def emergent_claims(words: Mapping[str, str], band: float, structure: str) -> tuple[Claim, ...]:
+    """The claims, over the networks of equal accuracy.
+
+    Args:
+        words: How the budgets are written, by the norms' names.
+        band: Within which test accuracies count as equal.
+        structure: What a norm at one scale is, with a place for the norm's name.
+    """
+    within = f"over networks of test accuracies within {100 * band:g} point{'s' if band > 0.01 else ''} of each other"
+    ratio = "Spearman's ρ of learning rate over batch size and"
+
+    def correlation(x: str, y: str) -> Callable[[pd.DataFrame], Statistic]:
+        statistic = spearman(x, y)
+        return lambda table: statistic(alike(table, band))
+
+    return (
+        *(
+            Claim(
+                f"A larger learning rate over batch size makes {what} more compressible, at equal accuracy.",
+                ABSTRACT,
+                correlation("ratio", error),
+                at_most=-0.5,
+                measure=f"{ratio} the 1-norm k-term error of {what} at a tenth, {within}",
+            )
+            for what, error in (("rows", "row_error"), ("the spectrum", "spectral_error"))
+        ),
+        *(
+            Claim(
+                f"It raises {norm} norms at one scale.",
+                "section 3, Theorem 3.1",
+                correlation("ratio", column),
+                at_least=0.5,
+                measure=f"{ratio} {structure.format(norm)}, {within}",
+            )
+            for norm, column in (("ℓ∞", "structure_inf"), ("ℓ₂", "structure_2"))
+        ),
+        *(
+            Claim(
+                f"It makes networks less robust at equal accuracy, {budget}.",
+                ABSTRACT,
+                correlation("ratio", f"kept_{norm}"),
+                at_most=-0.5,
+                measure=f"{ratio} robust over clean accuracy, {within}",
+            )
+            for norm, budget in words.items()
+        ),
+        *(
+            Claim(
+                f"Networks whose {what} became compressible without a penalty are less robust, {words[norm]}.",
+                ABSTRACT,
+                correlation(error, f"kept_{norm}"),
+                at_least=0.5,
+                measure=f"Spearman's ρ of the 1-norm k-term error and robust over clean accuracy, {within}",
+            )
+            for what, error, norm in (("rows", "row_error", "linf"), ("spectrum", "spectral_error", "l2"))
+        ),
+    )
+
+
+CLAIMS = emergent_claims(MNIST_WORDS, BAND, "the product of {} operator norms over that of Frobenius norms")
 
 
 def _grid(scale: str, epochs: int, seeds: int, rates: tuple[float, ...], batches: tuple[int, ...]) -> Axes:
