@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "fig8",
     "leaderboard",
     "universal_training",
+    "exponential_points",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2

@@ -1,0 +1,117 @@
+"""Experiments on interpolating classifiers: distances against brute force, closed forms, and what claims ask."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from brittle.experiments import exponential_points, judge
+from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients, train_to_targets
+from brittle.training.recipe import Recipe
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def verdicts(experiment, table):
+    return [str(judge(claim, table, "small").verdict) for claim in experiment.CLAIMS]
+
+
+# --- networks on points -------------------------------------------------------------------------------------
+
+
+def test_a_network_behind_a_box_is_the_network_on_the_points():
+    points, network = 7 * gaussian(20, 5), chain((5, 8, 3), relu=True, seed=1)
+    box = Box.of(points)
+    assert float(box.inputs.min()) >= 0
+    assert float(box.inputs.max()) <= 1
+    assert torch.allclose(box.behind(network)(box.inputs), network(points.float()), atol=1e-4)
+    lengths = torch.cdist(box.inputs.double(), box.inputs.double()) * box.unit
+    assert torch.allclose(lengths, torch.cdist(points, points), atol=1e-4)
+
+
+def test_attacked_radii_of_a_linear_network_are_its_distances_to_the_boundary():
+    points, labels = gaussian(6, 4), torch.zeros(6, dtype=torch.long)
+    network = nn.Linear(4, 2, bias=False)
+    network.weight.data = torch.tensor([[1.0, 2.0, -1.0, 0.5], [0.0, 1.0, 1.0, 0.5]])
+    box = Box.of(points)
+    margins, gradients = margin_gradients(box.behind(network), box.inputs, labels, 1 - labels)
+    exact = margins / gradients.norm(dim=1) * box.unit
+    assert torch.allclose(exact, (points @ torch.tensor([1.0, 1, -2, 0]).double()) / 6**0.5, atol=1e-5)
+    attacked = attacked_radii(box.behind(network), box.inputs, labels, largest=3.0, seed=0) * box.unit
+    right = exact > 0
+    assert right.any()
+    assert (attacked[right] >= exact[right] * (1 - 1e-4)).all()
+    assert (attacked[right] <= exact[right] * 1.05).all()
+    assert not attacked[~right].any()
+
+
+def test_training_to_targets_interpolates_the_teachers_differences():
+    points, teacher = gaussian(8, 8, seed=3), chain((8, 8), relu=False, seed=5)
+    box = Box.of(points)
+    taught = box.behind(teacher)
+    recipe = Recipe(
+        epochs=5, batch_size=8, lr=3e-3, weight_decay=0.0, validation=0.0, measure_every=0, schedule="cosine"
+    )
+    start = box.behind(chain((8, 100, 8), relu=True, seed=0))
+    often = (box.inputs.repeat(80, 1), torch.arange(8).repeat(80))
+    trained = train_to_targets(start, often, taught, recipe)
+    with torch.no_grad():
+        ours, targets = (network(box.inputs) for network in (trained, taught))
+    centred = [logits - logits.mean(1, keepdim=True) for logits in (ours, targets)]
+    assert torch.allclose(*centred, atol=0.02)
+
+
+# --- exponentially many points ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [2, 5, 8])
+def test_half_distances_to_the_other_class_are_those_of_all_points(d):
+    A, z = gaussian(d, d, seed=d), exponential_points.corners(d)
+    apart = torch.cdist(z @ A.T, z @ A.T).masked_fill(z[:, -1:] == z[:, -1], math.inf).amin(1) / 2
+    assert torch.allclose(exponential_points.half_distances(A, z), apart)
+    sampled = exponential_points.sampled_half_distances(A, z, seed=0)
+    assert (sampled >= apart * (1 - 1e-9)).all()
+
+
+def test_a_linear_run_finds_the_closed_form_where_it_has_converged():
+    """The radius is phi times the distance that changes the last coordinate alone."""
+    job = {"network": "linear", "loss": "targets", "d": 6, "width": 100, "steps": 800, "batch": 8, "points": 8}
+    row = exponential_points.run(**job, seed=2)
+    assert row["valid"]
+    assert row["cosine_2"] == pytest.approx(1, abs=0.01)
+    assert row["cosine_1"] == pytest.approx(row["phi"], abs=0.05)
+    assert row["radius"] == pytest.approx(row["exact_linear"], rel=0.15)
+    assert row["radius"] <= row["optimal"] * 1.05  # a linear classifier with equal margins has no more
+    assert row["optimal"] <= row["sampled"] * (1 + 1e-9)
+
+
+def exponential_table(*, apart=0.0, growth=0.0, runs=20):
+    """Linear runs whose mean lies ``apart`` from the published one, ReLU networks whose radius grows as d^growth."""
+    rows = []
+    for seed in range(runs):
+        wave = 0.1 * math.sin(seed * 2.4)
+        for d in (7, 12):
+            phi = exponential_points.PUBLISHED["phi"] + wave
+            row = {"network": "linear", "loss": "targets", "d": d, "seed": seed, "valid": True, "cosine_2": 0.995}
+            cosine = exponential_points.PUBLISHED["cosine_1"] + wave + apart
+            rows.append(row | {"phi": phi, "cosine_1": cosine, "difference": cosine - phi})
+        rows.append(rows[-1] | {"loss": "labels", "cosine_1": 0.6 + wave})
+        rows.append(rows[0] | {"valid": False, "seed": seed, "difference": 9.0, "cosine_1": 9.0})
+        for d in (10, 20, 40):
+            radii = {"radius": 2 * (1 + wave) * d**growth, "optimal": d**0.7, "sampled": float(d)}
+            rows.append({"network": "relu", "loss": "labels", "d": d, "seed": seed, "valid": True} | radii)
+    return pd.DataFrame(rows)
+
+
+def test_claims_about_exponentially_many_points_tell_tables_apart():
+    assert set(verdicts(exponential_points, exponential_table())) == {"reproduced"}
+    far = verdicts(exponential_points, exponential_table(apart=0.4))
+    assert far[:6] == ["opposite", "reproduced", "opposite", "reproduced", "opposite", "reproduced"]
+    growing = verdicts(exponential_points, exponential_table(growth=1.2))
+    assert growing[7:] == ["reproduced", "opposite", "opposite", "opposite"]
+    few = exponential_table(runs=17)
+    assert verdicts(exponential_points, few)[:2] == ["not testable at this scale"] * 2
