@@ -9,7 +9,7 @@ import torch
 
 from brittle.data.load import load_data
 from brittle.errors import InputError
-from brittle.experiments import conv_effect, fig5_conv, fig7_adversarial, fig7_transfer, judge
+from brittle.experiments import conv_effect, fig5_conv, fig7_adversarial, fig7_transfer, judge, normalisation
 from brittle.experiments.conv_networks import (
     BUDGETS,
     build_convolutional,
@@ -238,3 +238,33 @@ def test_a_new_head_leaves_the_features_and_the_network_it_was_made_of():
     assert all(torch.equal(before[name], kept[name]) for name in before if not name.startswith("model.fc"))
     accuracy = (downstream(data.inputs).argmax(1) == data.labels).double().mean()
     assert accuracy > 0.6  # 16 features of 60 samples of noise can be learnt in part
+
+
+@pytest.mark.parametrize("layer", ["none", "batch", "group"])
+def test_what_a_filter_is_multiplied_by_is_undone_by_batch_normalisation_alone(layer):
+    """The claim of the experiment's name, of one channel in five and before any training."""
+    data = images(n=32)
+    network = normalisation.plain_network(data, layer, width=4, seed=0).train()
+    again = normalisation.plain_network(data, layer, width=4, seed=0).train()
+    logits = network(data.inputs)
+    assert torch.equal(logits, again(data.inputs))
+    convolution = [module for module in again.modules() if isinstance(module, torch.nn.Conv2d)][2]
+    convolution.weight.data[0] *= 100
+    assert torch.allclose(again(data.inputs), logits, rtol=1e-3, atol=1e-3) == (layer == "batch")
+
+
+@pytest.mark.parametrize(("behind", "undone"), [(0.0, "reproduced"), (-0.4, "not reproduced")])
+def test_batch_normalisation_is_judged_by_the_difference_of_two_falls(behind, undone):
+    fall = {"none": -0.4, "group": -0.3, "batch": behind}
+    rows = [
+        {"layer": layer, "alpha": alpha, "row_error": 0.9 - 0.3 * alpha}
+        | {f"kept_{norm}": 0.5 + lost * alpha / 2 + 0.01 * seed * alpha for norm in normalisation.BUDGETS}
+        | {"seed": seed}
+        for layer, lost in fall.items()
+        for alpha in (0.0, 2.0)
+        for seed in range(3)
+    ]
+    judged = [str(judge(claim, pd.DataFrame(rows), "small").verdict) for claim in normalisation.CLAIMS]
+    assert judged[:6] == ["reproduced"] * 6
+    assert judged[6:8] == ["reproduced" if behind else "not reproduced"] * 2
+    assert judged[8:] == [undone] * 2

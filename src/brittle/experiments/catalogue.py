@@ -14,6 +14,7 @@ EXPERIMENTS = (
     "fig4",
     "fig5_fcn",
     "fig5_conv",
+    "normalisation",
     "fig7_adversarial",
     "fig7_universal",
     "fig7_transfer",
