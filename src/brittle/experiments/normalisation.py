@@ -127,7 +127,7 @@ def draw(table: pd.DataFrame) -> Figure:
             draw_means(axis, table.assign(place=places)[table.layer == layer], "place", column, series=series)
             axis.lines[-1].set_label({"none": "no normalisation"}.get(layer, f"{layer} normalisation"))
         axis.set_xticks(range(len(written)), written)
-        axis.set(title=title, xlabel="Strength α of the group lasso", ylim=(0, None))
+        axis.set(title=title, xlabel="Strength α of the group lasso", ylim=(0, 1.03))
         axis.grid(visible=True)
     axes[0].legend(fontsize=7)
     axes[0].set_ylabel(f"n = {table.seed.nunique()} seeds")
