@@ -28,6 +28,7 @@ EXPERIMENTS = (
     "leaderboard",
     "universal_training",
     "exponential_points",
+    "gaussian_centres",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2
