@@ -21,9 +21,6 @@ from brittle.results import (
     ComparedNetwork,
     Comparison,
     Evaluation,
-    FeatureCompression,
-    FeatureLayer,
-    FeaturePair,
     LayerResult,
     LipschitzResult,
     NormResult,
@@ -127,10 +124,7 @@ def test_every_row_of_a_table_has_its_line_on_the_page(page, lines):
 
 
 RECORDS = {
-    "audit.md": (
-        *(Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
-        *(FeatureCompression, FeatureLayer, FeaturePair),
-    ),
+    "audit.md": (Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
     "attacks.md": (Threat, Execution),
     "bounds.md": (NetworkBound,),
     "compare.md": (Comparison, ComparedNetwork, Paired),

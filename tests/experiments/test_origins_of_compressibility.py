@@ -10,6 +10,7 @@ import torch
 from brittle.data.load import load_data
 from brittle.experiments import emergent, emergent_conv, judge, tug_of_war, unstructured
 from brittle.experiments.dense_networks import loss_gap, scale_of, structure_of
+from brittle.experiments.training_time import measured_epochs, train_along
 from brittle.models.architectures.fcn import fcn
 from brittle.models.build import build_model
 from brittle.models.layers import read_layers
@@ -51,16 +52,16 @@ def test_the_gap_in_loss_grows_with_the_budget_and_with_the_scale_of_a_network()
 def test_networks_along_a_training_are_those_of_shorter_trainings():
     data = load_data("digits", limit=100)
     recipe = Recipe(epochs=3, validation=0.0, measure_every=0, penalties={"group_lasso": 0.01}, seed=4)
-    copies = tug_of_war.train_along(data, recipe, width=8)
-    assert list(copies) == [1, 2, 3]
     start = build_model("fcn", {"in_features": 64, "width": 8, "depth": 3}, seed=4)
+    copies = train_along(start, data, recipe)
+    assert list(copies) == [1, 2, 3]
     shorter = train(start, data, dataclasses.replace(recipe, epochs=2)).model
     assert all(torch.equal(a, b) for a, b in zip(copies[2].parameters(), shorter.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
 def test_measured_epochs_are_powers_of_two_and_the_last(epochs, expected):
-    assert tug_of_war.measured_epochs(epochs) == expected
+    assert measured_epochs(epochs) == expected
 
 
 def tug_table(harm):

@@ -28,7 +28,9 @@ EXPERIMENTS = (
     "leaderboard",
     "universal_training",
     "exponential_points",
-    "gaussian_centres",
+    "effective_ranks",
+    "low_rank_fooling",
+    "reconciliation",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2

@@ -6,19 +6,15 @@ lowers the scale, and under the scale-invariant one, which does not.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import nn
 
-from brittle.data.load import Data
 from brittle.experiments.claims import Claim, change, chosen_rows, over_seeds
 from brittle.experiments.dense_networks import (
     ON_MNIST,
@@ -30,12 +26,10 @@ from brittle.experiments.dense_networks import (
 )
 from brittle.experiments.experiment import Axes, Experiment
 from brittle.experiments.plots import draw_means, look
+from brittle.experiments.training_time import train_along
 from brittle.models.build import build_model
 from brittle.reporting.drawing import legend
 from brittle.results import Statistic
-from brittle.training.history import Moment
-from brittle.training.interventions.assembly import Interventions
-from brittle.training.loop import train
 from brittle.training.recipe import Recipe
 
 STANDARD, INVARIANT = "group_lasso", "scale_invariant_group_lasso"
@@ -47,12 +41,7 @@ WORDS = "ℓ∞ 0.03"
 """Of the attack: the norm that the paper pairs with rows, at a budget where networks without penalty keep most."""
 ALONG = ("epoch", "row_error", "spectral_error", "scale", "structure_inf", "structure_2", "norm_inf", "norm_2")
 MEASURED = (*ALONG, "clean_accuracy", f"robust_{NORM}", f"kept_{NORM}", "loss_gap")
-"""Columns that hold a list, one number an epoch of :func:`measured_epochs`."""
-
-
-def measured_epochs(epochs: int) -> list[int]:
-    """Powers of two below the last epoch, and the last."""
-    return sorted({*(2**i for i in range(epochs.bit_length()) if 2**i < epochs), epochs})
+"""Columns that hold a list, one number an epoch of :func:`brittle.experiments.training_time.measured_epochs`."""
 
 
 def run(
@@ -81,45 +70,21 @@ def run(
         data_root: Folder of the data sets.
 
     Returns:
-        Lists of :data:`MEASURED`, one number an epoch of :func:`measured_epochs`, and ``flags``.
+        Lists of :data:`MEASURED`, one number a measured epoch, and ``flags``.
     """
     learnt, test = splits(data, data_root, training=training, samples=samples)
     recipe = Recipe(
         epochs=epochs, penalties={penalty: alpha} if alpha else {}, validation=0.0, measure_every=0, seed=seed
     )
     rows = []
-    for epoch, network in train_along(learnt, recipe, width=width).items():
+    size = {"in_features": learnt.inputs[0].numel(), "width": width, "depth": 3, "classes": learnt.classes}
+    start = build_model("fcn", size, seed=seed)
+    for epoch, network in train_along(start, learnt, recipe).items():
         robust = robustness_of(network, test, BUDGET, seed)
         gap = loss_gap(network, test, *BUDGET[NORM], seed)
         rows.append({"epoch": epoch, **structure_of(network), **scale_of(network), **robust, "loss_gap": gap})
     flags = [f"{row['flags']} after epoch {row['epoch']}" for row in rows if row["flags"]]
     return {**{name: [row[name] for row in rows] for name in MEASURED}, "flags": "; ".join(flags)}
-
-
-def train_along(data: Data, recipe: Recipe, *, width: int) -> dict[int, nn.Module]:
-    """Copies of one network as it is trained, by epoch: those of :func:`measured_epochs`."""
-    size = {"in_features": data.inputs[0].numel(), "width": width, "depth": 3, "classes": data.classes}
-    trained: list[nn.Module] = []
-    copies: dict[int, nn.Module] = {}
-
-    def remember(model: nn.Module) -> Callable[[], None]:
-        """A constraint that changes nothing: it is given the network that is being trained."""
-        trained.append(model)
-        return lambda: None
-
-    def keep(moment: Moment) -> None:
-        if moment.row is not None and moment.epoch in measured_epochs(recipe.epochs):
-            copies[moment.epoch] = copy.deepcopy(trained[0]).eval()
-
-    train(
-        build_model("fcn", size, seed=recipe.seed),
-        data,
-        recipe,
-        interventions=Interventions(constraints=[remember]),
-        devices="cuda" if torch.cuda.is_available() else "cpu",
-        callback=keep,
-    )
-    return copies
 
 
 def by_epoch(table: pd.DataFrame) -> pd.DataFrame:

@@ -64,10 +64,10 @@ def joint_l1(model: nn.Module, *, layers: Layers = None) -> Tensor:
     but modules without parameters, whose product is defined: Linear after Linear, or an ``nn.Conv2d`` after an
     ``nn.Conv2d``, both of one group, with as many inputs of the second as outputs of the first, and, if the second's
     kernel is larger than 1 x 1, no pooling or other module between that moves or mixes positions. There the product is
-    what the two layers compute together when the activation between them is the identity: of convolutions the one
-    kernel that does the work of both away from the padding (:func:`composed_kernel`). Other neighbours add nothing, and
-    outside a ``Sequential`` the order of computation is not known (joint penalty of Langenberg, Balda, Behboodi &
-    Mathar 2019).
+    what the two layers compute together when the activation between them is the identity: of convolutions
+    :func:`brittle.training.interventions.consecutive.composed_kernel`, away from the padding. Other neighbours add
+    nothing, and outside a ``Sequential`` the order of computation is not known (joint penalty of Langenberg, Balda,
+    Behboodi & Mathar 2019).
 
     Raises:
         InputError: No two chosen layers are consecutive.
