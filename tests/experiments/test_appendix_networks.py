@@ -66,6 +66,8 @@ def test_the_figure_has_a_line_for_each_variant_that_was_run():
     assert [axis.get_title() for axis in only] == ["SVHN: row compressibility", "SVHN: spectral compressibility"]
     written = [tick.get_text() for axis in only for tick in axis.get_xticklabels()]
     assert written == ["0", "0.1", "full", "4"]
+    low_rank_alone = appendix_networks.draw(table[(table.data == "svhn") & (table["rank"] > 0)]).axes
+    assert [len(axis.lines[0].get_xdata()) for axis in low_rank_alone] == [0, 1]
 
 
 @pytest.mark.parametrize("arch", ["vgg16", "wide-resnet101-2"])
