@@ -193,6 +193,8 @@ def test_a_second_opinion_is_asked_of_networks_without_intervention(taken, verdi
     result = judge(claim, pd.DataFrame(rows), "small")
     assert str(result.verdict) == verdict
     assert result.statistic.value == pytest.approx(taken + 1e-4)
+    compressible = pd.DataFrame(row for row in rows if row["alpha"])  # as of a sweep that is not done
+    assert str(judge(claim, compressible, "small").verdict) == "not testable at this scale"
 
 
 def test_the_second_opinion_attacks():
