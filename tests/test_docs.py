@@ -21,6 +21,9 @@ from brittle.results import (
     ComparedNetwork,
     Comparison,
     Evaluation,
+    FeatureCompression,
+    FeatureLayer,
+    FeaturePair,
     LayerResult,
     LipschitzResult,
     NormResult,
@@ -124,7 +127,10 @@ def test_every_row_of_a_table_has_its_line_on_the_page(page, lines):
 
 
 RECORDS = {
-    "audit.md": (Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
+    "audit.md": (
+        *(Audit, NormResult, LayerResult, LipschitzResult, Evaluation, SampleResult),
+        *(FeatureCompression, FeatureLayer, FeaturePair),
+    ),
     "attacks.md": (Threat, Execution),
     "bounds.md": (NetworkBound,),
     "compare.md": (Comparison, ComparedNetwork, Paired),

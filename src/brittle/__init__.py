@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from brittle.data import Data, load_data
     from brittle.delivery import Compression, Ladder, compress, frontier
     from brittle.errors import InputError
-    from brittle.evaluation import Execution, Threat, evaluate, minimal_distances, proven_robust
+    from brittle.evaluation import (
+        Execution,
+        Threat,
+        evaluate,
+        feature_compression,
+        minimal_distances,
+        proven_robust,
+    )
     from brittle.linear import (
         effective_rank,
         effective_sparsity,
@@ -66,7 +73,7 @@ _HOMES = {
     "data": "Data load_data",
     "delivery": "Compression Ladder compress frontier",
     "errors": "InputError",
-    "evaluation": "Execution Threat evaluate minimal_distances proven_robust",
+    "evaluation": "Execution Threat evaluate feature_compression minimal_distances proven_robust",
     "linear": (
         "effective_rank effective_sparsity k_term_error k_term_error_curve nuclear_frobenius_ratio "
         "nuclear_spectral_ratio operator_norm operator_norm_bounds row_norms singular_values smallest_k "
@@ -83,12 +90,12 @@ __all__ = [
     "Adversary", "Audit", "Comparison", "Compression", "Data", "Evaluation", "Execution", "InputError", "Ladder",
     "Normalize", "Recipe", "Threat", "adversarial_loss_bound", "alignment", "apgd", "apgd_smoothed", "apgd_targeted",
     "audit", "build_model", "certified_accuracy", "certified_radii", "chain_bounds", "compare", "compress",
-    "effective_rank", "effective_sparsity", "evaluate", "factorised", "fgsm", "fill", "frontier", "jacobian_norms",
-    "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound", "load_data",
-    "load_run", "merged", "minimal_distances", "network_bounds", "nuclear_frobenius_ratio", "nuclear_spectral_ratio",
-    "operator_norm", "operator_norm_bounds", "pgd", "proven_robust", "read_layers", "read_state", "row_norms",
-    "save_state", "singular_values", "smallest_k", "spread", "square", "stable_rank", "train", "universal_perturbation",
-    "write_report",
+    "effective_rank", "effective_sparsity", "evaluate", "factorised", "feature_compression", "fgsm", "fill", "frontier",
+    "jacobian_norms", "k_term_error", "k_term_error_curve", "largest_ratio", "layer_bound", "lipschitz_upper_bound",
+    "load_data", "load_run", "merged", "minimal_distances", "network_bounds", "nuclear_frobenius_ratio",
+    "nuclear_spectral_ratio", "operator_norm", "operator_norm_bounds", "pgd", "proven_robust", "read_layers",
+    "read_state", "row_norms", "save_state", "singular_values", "smallest_k", "spread", "square", "stable_rank",
+    "train", "universal_perturbation", "write_report",
 ]  # fmt: skip
 
 

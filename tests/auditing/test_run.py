@@ -297,6 +297,21 @@ def test_progress_ends_where_it_should():
     assert (20, 20) in last.values()
 
 
+def test_what_the_network_decides_by_is_what_the_function_of_that_name_finds():
+    a, data = digits_audit(), brittle.load_data("digits").take(120)
+    threat = Threat("fast", p=2, steps=20)
+    assert a.features == brittle.feature_compression(mlp(), data, threat)
+    assert [layer.layer for layer in a.features.layers] == [layer.name for layer in a.layers]
+    assert any("decides by" in finding for finding in a.verdict.findings)
+
+
+def test_data_of_one_class_leave_nothing_to_decide_by():
+    x, y = few(60)
+    a = quick(mlp(), (x[y == 3], y[y == 3]), p=2.0)
+    assert a.features is None
+    assert "of another class" in reasons(a)["feature compression"]
+
+
 # --- nothing is passed over in silence ----------------------------------------------------------------------
 
 
@@ -306,7 +321,8 @@ def test_audits_without_data_say_so():
     assert [norm.p for norm in a.norms] == list(NORMS)
     assert a.clean_accuracy is None
     assert a.verdict.level == "not attacked"
-    for what in ("accuracy", "curve", "gradient", "directions", "universal"):
+    assert a.features is None
+    for what in ("accuracy", "curve", "gradient", "directions", "universal", "feature compression"):
         assert any(what in name and reason == "no data given" for name, reason in reasons(a).items())
     assert all(q.lower is None and q.n == 0 for q in lipschitz(a))
     everything_is_accounted_for(convnet(), a)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.experiments import exponential_points, judge
+from brittle.experiments import exponential_points, gaussian_centres, judge
 from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients, train_to_targets
 from brittle.training.recipe import Recipe
 
@@ -115,3 +115,56 @@ def test_claims_about_exponentially_many_points_tell_tables_apart():
     assert growing[7:] == ["reproduced", "opposite", "opposite", "opposite"]
     few = exponential_table(runs=17)
     assert verdicts(exponential_points, few)[:2] == ["not testable at this scale"] * 2
+
+
+# --- Gaussian centres ---------------------------------------------------------------------------------------
+
+
+def simulated(law, *, draws=50):
+    """Rows of the laws: as they are drawn, or with phi as if there were twice the free dimensions."""
+    rows = []
+    for seed in range(5):
+        for d, share in ((8, 0.5), (8, 1.0), (32, 0.5), (32, 1.0)):
+            row = {"d": d, "share": share, "hidden": 0, "draws": draws, "seed": seed}
+            row |= gaussian_centres.run(d=d, share=share, hidden=0, draws=draws, seed=seed)
+            rows.append(row if law else row | {"level_phi": 0.9, "level_radius": 0.1, "phi_squared": 0.9, "draws": 50})
+    return rows
+
+
+def networks(*, kept, linear_kept, power=0.0):
+    """Rows of networks that keep a share of half the distance, as linear interpolants do or not."""
+    return [
+        {"d": d, "share": 1.0, "hidden": 1, "seed": seed, "centres": d, "cosine": kept, "phi": linear_kept}
+        | {"kept": kept * d**power * (1 + 0.01 * seed), "linear_kept": linear_kept}
+        for d in (20, 80)
+        for seed in range(5)
+    ]
+
+
+def test_simulated_radii_of_gaussian_centres_obey_the_laws():
+    table = pd.DataFrame(simulated(law=True) + networks(kept=0.05, linear_kept=0.05, power=-0.5))
+    assert set(verdicts(gaussian_centres, table)) == {"reproduced"}
+
+
+def test_claims_about_gaussian_centres_notice_other_laws_and_networks_that_do_not_collapse():
+    table = pd.DataFrame(simulated(law=False, draws=2) + networks(kept=0.6, linear_kept=0.05))
+    found = verdicts(gaussian_centres, table)
+    assert found[:3] == ["opposite"] * 3
+    assert found[6:8] == ["opposite"] * 2
+    assert found[8] == "not reproduced"
+
+
+def test_the_linear_teacher_scores_every_centre_for_itself_alone():
+    points = gaussian(5, 9)
+    with torch.no_grad():
+        scores = gaussian_centres.linear_interpolant(points)(points.float())
+    assert torch.allclose(scores, torch.eye(5), atol=1e-5)
+
+
+def test_a_network_through_few_centres_interpolates_them_and_is_no_more_robust_than_the_nearest_one():
+    row = gaussian_centres.run(d=6, share=0.5, hidden=1, seed=0, width=100, steps=600)
+    assert row["accuracy"] == 1
+    assert row["residual"] < 0.2
+    assert 0 < row["cosine"] <= 1
+    assert 0 < row["kept"] < 2  # at the nearest centre itself the answer is another
+    assert row["linear_kept"] <= row["phi"] + 1e-9

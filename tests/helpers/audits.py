@@ -16,6 +16,9 @@ from brittle.results import (
     Audit,
     CertifiedCurve,
     Evaluation,
+    FeatureCompression,
+    FeatureLayer,
+    FeaturePair,
     LayerBound,
     LayerResponse,
     LayerResult,
@@ -92,6 +95,23 @@ def layer(
     )  # fmt: skip
 
 
+def features() -> FeatureCompression:
+    """Forty pairs, of which every fifth was followed through the layers; Jacobians of the last two of these."""
+    pairs = tuple(
+        FeaturePair(
+            25 * i, 7 * i, 4 if i % 2 else 9, 9 if i % 2 else 4, 6.0 + 0.1 * i, 0.05 + 0.002 * i, not i % 5,
+            0.3 + 0.02 * i if not i % 5 else None,
+        )
+        for i in range(40)
+    )  # fmt: skip
+    layers = (
+        FeatureLayer("conv1", 4096, 0.81),
+        FeatureLayer("features.fc", 64, 0.32, 0.74, 0.55, 64, 21),
+        FeatureLayer("head", 10, 0.15, 0.33, 0.30, 10, 7),
+    )
+    return FeatureCompression(3072, 1000, pairs, layers, jacobians=8, interpolant=0.041)
+
+
 @functools.cache
 def full() -> Audit:
     """Three layers, attacked in two norms and certified in one."""
@@ -161,6 +181,7 @@ def full() -> Audit:
         ),
         parameters=8_576,
         seconds=192.4,
+        features=features(),
     )  # fmt: skip
 
 

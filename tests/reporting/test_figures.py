@@ -70,6 +70,22 @@ def test_a_figure_is_none_exactly_when_its_part_is_missing(draw, part):
     assert draw(replace(full(), norms=())) is None or part == "layers"
 
 
+def test_what_the_network_decides_by_is_drawn_where_it_was_measured():
+    features = full().features
+    (axis,) = figures.draw_features(full()).axes
+    cosines = [100, *(100 * layer.cosine for layer in features.layers), 100 * features.followed.cosine]
+    assert [*axis.lines[1].get_xdata()] == pytest.approx(cosines)
+    assert [*axis.lines[2].get_xdata()] == pytest.approx([74, 33])
+    seen = texts(figures.draw_features(full()))
+    assert all(name in seen for name in ("input", "conv1", "decision", "not lost"))
+    (axis,) = figures.draw_feature_pairs(full()).axes
+    ratios = [100 * pair.ratio for pair in features.pairs if pair.ratio is not None]
+    assert [*axis.lines[1].get_ydata()] == pytest.approx(ratios)
+    for less in (None, replace(features, layers=(), pairs=features.pairs[:1])):
+        audit = replace(full(), features=less)
+        assert figures.draw_features(audit) is None is figures.draw_feature_pairs(audit)
+
+
 def test_without_data_only_the_weights_are_drawn():
     names = {draw.__name__ for draw in ALL if drawn(draw, data_free) is not None}
     assert names == {"draw_layer_norms", "draw_spectra", "draw_compressibility"}

@@ -20,7 +20,7 @@ from brittle.reporting.glossary import GLOSSARY, glossary_of
 from brittle.reporting.page import report_html, write_report
 from brittle.reporting.weighing import uses
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
-from brittle.results.wording import number
+from brittle.results.wording import number, share
 from helpers.audits import HOSTILE, INF, SUP, TWO, data_free, full, one_layer, with_parts
 from helpers.processes import run_code
 
@@ -115,7 +115,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_outside_itself(make):
 def test_drawings_are_wellformed_and_ids_unique_over_the_page(make):
     source = page(make)
     drawings = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
-    expected = {full: 8, data_free: 3, one_layer: 3}[make]
+    expected = {full: 10, data_free: 3, one_layer: 3}[make]
     assert len(drawings) == expected
     for drawing in drawings:
         ET.fromstring(drawing)
@@ -232,6 +232,16 @@ def test_what_is_weighed_stands_in_a_table_where_it_was_measured():
         energies = f"{100 * use.attack:.1f} % {100 * use.random:.1f} %"
         assert f"{use.layer} {number(use.excess)} {use.k} {energies} 2.50 1.00 2.50" in text
     assert uses(full().norm(2.0), full().layers) == []
+
+
+def test_what_the_network_decides_by_has_a_section_where_it_was_measured():
+    text, features = parsed(full).text.replace("\N{NO-BREAK SPACE}", " "), full().features
+    assert f"all 40 {share(features.cosine)} {number(features.distance / 2)} {share(features.ratio)} 8" in text
+    assert f"4 and 9 40 {share(features.cosine)}" in text
+    assert "a linear classifier through all samples at most 4.1 %" in text
+    older = Page(report_html(replace(full(), features=None))).text
+    assert "What the network decides by" not in older
+    assert "Share it decides by" not in older
 
 
 def test_the_badge_names_the_budget_that_decided_and_warnings_stand_out():

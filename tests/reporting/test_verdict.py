@@ -6,7 +6,18 @@ import math
 import pytest
 
 from brittle.reporting.verdict import doubts, judge
-from brittle.results import CertifiedCurve, Evaluation, Flag, LipschitzResult, Rate, SecurityCurve, UniversalResult
+from brittle.results import (
+    CertifiedCurve,
+    Evaluation,
+    FeatureCompression,
+    FeatureLayer,
+    FeaturePair,
+    Flag,
+    LipschitzResult,
+    Rate,
+    SecurityCurve,
+    UniversalResult,
+)
 from helpers.audits import norm_result
 
 
@@ -210,3 +221,26 @@ def test_the_argument_that_attained_the_bound_is_a_finding(method, upper, said):
     assert any(finding.endswith(said) for finding in judge([norm_result(2.0, lipschitz=result)], []).findings)
     alone = norm_result(2.0, lipschitz=dataclasses.replace(result, arguments=arguments[:1]))
     assert not any("argument" in finding for finding in judge([alone], []).findings)
+
+
+def test_what_the_network_decides_by_is_a_finding_with_the_classes_that_are_neighbours_most_often():
+    layers = FeatureLayer("a", 9, 0.8), FeatureLayer("b", 9, 0.3), FeatureLayer("c", 9, 0.24)
+    pairs = [FeaturePair(i, i + 1, 4, 9, 2.0, 0.03, True, 0.25) for i in range(9)]
+    pairs += [FeaturePair(i, i + 1, 1, 7, 2.0, 0.5) for i in range(8)]
+    found = FeatureCompression(100, 50, tuple(pairs), layers, interpolant=0.02)
+
+    def said(features):
+        return [text for text in judge([counted(100, 60)], [], (), features).findings if "decide" in text]
+
+    by, where = said(found)
+    assert by.startswith(
+        "The network decides by 3.0 % of what separates a sample from the nearest one of another class"
+    )
+    assert "median of 17; a random direction has 6.7 %, a linear classifier through all samples at most 2.0 %" in by
+    assert "Of what separates 4 from 9, nearest most often, it is 3.0 %." in by
+    assert "The attack needs at most 25 % of half that distance" in by
+    assert "by 80 % of it at “a” and by 24 % at “c”; the largest loss is at “b”, from 80 % to 30 %" in where
+    assert said(dataclasses.replace(found, pairs=tuple(pairs[:7]))) == []
+    assert said(None) == []
+    (alone,) = said(dataclasses.replace(found, layers=layers[:1], interpolant=None))
+    assert "linear classifier" not in alone

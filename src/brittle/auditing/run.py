@@ -21,6 +21,7 @@ from brittle.evaluation.accuracy import check_norms, choose_attacks
 from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
+from brittle.evaluation.features import feature_compression
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk, Part
@@ -40,6 +41,7 @@ from brittle.progress import Progress, silent
 from brittle.reporting.verdict import judge
 from brittle.results import (
     Audit,
+    FeatureCompression,
     Flag,
     LayerResponse,
     LayerResult,
@@ -61,6 +63,9 @@ EXAMPLE_BYTES = 2**28
 universal perturbations. The attacks and the curves see all data, of any size."""
 RESPONSE_SAMPLES = 256
 """Most samples whose perturbations are followed through the layers, and at which Jacobians are taken."""
+FEATURE_STEPS = 20
+"""Steps of the attacks in search of the radii that are set against the minimum-distance rule's: they have whole
+distances to go, not a budget, and every example is drawn back."""
 ASCENTS, ASCENT_STEPS = 16, 15
 """Most samples from which larger local norms are sought by ascent (fewer for large networks), and steps of each."""
 ASCENT_WEIGHTS = 4e7
@@ -84,6 +89,7 @@ NEED_DATA = (
     "local gradient norms",
     "adversarial directions and amplification",
     "universal perturbations",
+    "feature compression",
 )
 """What is not measured without data."""
 
@@ -106,9 +112,10 @@ def audit(
     Without data only the weights are read: the layer table (k-term errors, spread, ranks, operator norms and
     Theorem 3.1 with their sides) and the certified Lipschitz bounds. With data also clean and robust accuracy at
     the standard budgets and over a range of budgets, certified radii and the certified accuracy that they imply, the
-    largest local gradient norms, the adversarial directions, the amplification layer by layer, and universal
-    perturbations against random ones. Checks say whether the robust accuracies can be trusted (``flags``). What cannot
-    be measured soundly is listed by name under ``not_measured``.
+    largest local gradient norms, the adversarial directions, the amplification layer by layer, universal perturbations
+    against random ones, and by how much of what separates the classes the network decides
+    (:func:`brittle.feature_compression`). Checks say whether the robust accuracies can be trusted (``flags``). What
+    cannot be measured soundly is listed by name under ``not_measured``.
 
     Args:
         model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode.
@@ -145,6 +152,7 @@ def audit(
         weights = _read_weights(model, views, shape, origin, tuple(budgets), tighten, progress)
         certificates, missing = weights.certificates, [*unread, *weights.missing]
         flags: tuple[Flag, ...] = ()
+        features = None
         if first is None or chunks is None:
             norms = [NormResult(q, None, lipschitz_result(certificates[q])) for q in budgets]
             missing += [NotMeasured(what, "no data given") for what in NEED_DATA]
@@ -154,7 +162,7 @@ def audit(
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
             glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
             closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
-            norms, flags, unmeasured = _attack_and_look(
+            norms, flags, features, unmeasured = _attack_and_look(
                 closer, _cases(battery, budgets, certificates), certificates, first, read.over(tally.over(chunks))
             )
             norms = [
@@ -176,7 +184,7 @@ def audit(
         signature = signature_of(model, fingerprint, threat.seed, settings)
     return Audit(
         model=name or type(model).__name__,
-        verdict=judge(norms, weights.layers, flags),
+        verdict=judge(norms, weights.layers, flags, features),
         norms=tuple(norms),
         layers=tuple(weights.layers),
         not_measured=tuple(missing),
@@ -184,6 +192,7 @@ def audit(
         parameters=count_parameters(model),
         flags=flags,
         seconds=time.perf_counter() - started,
+        features=features,
     )
 
 
@@ -244,7 +253,7 @@ def _attack_and_look(
     certificates: Mapping[float, NetworkBound],
     first: Chunk,
     chunks: Iterator[Chunk],
-) -> tuple[list[NormResult], tuple[Flag, ...], list[NotMeasured]]:
+) -> tuple[list[NormResult], tuple[Flag, ...], FeatureCompression | None, list[NotMeasured]]:
     """Attack all data, read once for all norms, then look closer at the first examples, norm by norm."""
     most = max(1, EXAMPLE_BYTES // max(1, first.x[0].numel() * first.x.element_size()))
     plan = Plan(cases, closer.execution, most)
@@ -257,7 +266,7 @@ def _attack_and_look(
         del outcomes  # hundreds of megabytes a norm: the pieces go when they are joined, and all before the next norm
         looks.append(closer.look(case, parts, worst, certificates[case.threat.p], of_model=not looks))
         del worst
-    return [look.norm for look in looks], looks[0].flags, _unavailable(looks, certificates, closer)
+    return [look.norm for look in looks], looks[0].flags, looks[0].features, _unavailable(looks, certificates, closer)
 
 
 @dataclass(frozen=True)
@@ -268,6 +277,7 @@ class _Look:
     flags: tuple[Flag, ...]
     silent_layers: tuple[str, ...]
     unchecked: tuple[NotMeasured, ...]
+    features: FeatureCompression | None
 
 
 @dataclass(frozen=True)
@@ -327,7 +337,17 @@ class _Closer:
             flags=tuple(flag for flag in flags if flag.p is not None),
             **responses,
         )
-        return _Look(norm, tuple(flag for flag in flags if flag.p is None), tuple(silent_layers), unchecked)
+        features = self.features(worst, threat) if of_model and self.network.gradients else None
+        return _Look(norm, tuple(flag for flag in flags if flag.p is None), tuple(silent_layers), unchecked, features)
+
+    def features(self, worst: WorstCase, threat: Threat) -> FeatureCompression | None:
+        """By how much of what separates the classes the network decides; None where no sample has a partner."""
+        (self.execution.progress or silent)("features", 0, 1)
+        attacks = Threat("fast", p=2.0, bounds=threat.bounds, seed=threat.seed, steps=FEATURE_STEPS)
+        execution = Execution(batch_size=self.execution.batch_size)
+        features = feature_compression(self.network, (worst.x, worst.y), attacks, execution=execution)
+        (self.execution.progress or silent)("features", 1, 1)
+        return features if features.pairs else None
 
     def responses(
         self, worst: WorstCase, threat: Threat, eps: float
@@ -392,6 +412,11 @@ def _unavailable(
     elif all(result.kind != UniversalKind.DATA_FREE for result in universal):
         why = "the first layer is no affine function of the input, or a constant"
         missing.append(NotMeasured("data-free universal perturbations", why))
+    if looks[0].features is None:
+        reason = (
+            "no sample that is right has one of another class beside it" if closer.network.gradients else NO_GRADIENTS
+        )
+        missing.append(NotMeasured("feature compression", reason))
     silent_layers = dict.fromkeys(layer for look in looks for layer in look.silent_layers)
     missing += [NotMeasured(f"directions at {layer}", "the layer never ran as a module") for layer in silent_layers]
     unchecked = [check for look in looks for check in look.unchecked]

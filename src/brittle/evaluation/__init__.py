@@ -4,6 +4,7 @@ from brittle.evaluation.accuracy import attack, evaluate
 from brittle.evaluation.certify import proven_robust
 from brittle.evaluation.curves import minimal_distances, security_curve
 from brittle.evaluation.execution import Execution
+from brittle.evaluation.features import feature_compression
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.threat import PRESETS, Attack, Threat, preset
 from brittle.evaluation.universal_check import data_free_perturbations, judge_universal
@@ -18,6 +19,7 @@ __all__ = [
     "attack",
     "data_free_perturbations",
     "evaluate",
+    "feature_compression",
     "honesty_flags",
     "judge_universal",
     "minimal_distances",

@@ -151,7 +151,7 @@ class MinimalDistances:
 
 
 def minimal_distances(
-    model: Model,
+    model: Model | Network,
     x: Tensor,
     y: Tensor,
     threat: Threat,
@@ -164,7 +164,7 @@ def minimal_distances(
     """The least perturbation that breaks each sample, by bisection over budgets, every sample on its own.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; or one that is ready.
         x: Inputs ``(N, ...)`` within the threat's bounds.
         y: Labels ``(N,)``.
         threat: Attacks, norm, restarts, bounds and seed.

@@ -28,6 +28,7 @@ EXPERIMENTS = (
     "leaderboard",
     "universal_training",
     "exponential_points",
+    "gaussian_centres",
     "effective_ranks",
     "low_rank_fooling",
     "reconciliation",

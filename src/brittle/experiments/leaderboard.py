@@ -5,6 +5,7 @@ Half, three quarters and nine tenths of the parameters of ResNet-18 and VGG16 go
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,10 @@ from brittle.training import Adversary, Recipe, train
 EPS = 8 / 255
 RATIOS = (0.5, 0.75, 0.9)
 """Of the parameters, that go."""
+REMOVED = tuple(round(100 * ratio) for ratio in RATIOS)
+"""The same in %."""
+ALLOCATIONS = ("planner", "layerwise")
+"""As :class:`brittle.Compression` takes them."""
 PUBLISHED = {
     "resnet18-cifar": {"TwinRep": (0.4558, 0.4521, 0.4430), "HARP": (0.4273, 0.4209, 0.4159)},
     "vgg16": {"TwinRep": (0.4313, 0.4277, 0.4214), "HARP": (0.4001, 0.3914, 0.3562)},
@@ -44,7 +49,6 @@ def run(
     data: str,
     arch: str,
     width: int,
-    allocate: str,
     seed: int,
     training: int | None,
     samples: int | None,
@@ -54,13 +58,12 @@ def run(
     steps: int,
     data_root: str | None = None,
 ) -> dict[str, Any]:
-    """Train one network under attack, cut it to the three sizes, train each again, and attack all four.
+    """Train one network under attack, cut it to three sizes by either allocation, train each again, and attack all.
 
     Args:
         data: The data set.
         arch: ``resnet18-cifar`` or ``vgg16``.
         width: Channels of the first layer.
-        allocate: As :class:`brittle.Compression`.
         seed: Of everything random.
         training: Training samples; None for all.
         samples: Test samples; None for all.
@@ -71,8 +74,9 @@ def run(
         data_root: Folder of the data sets.
 
     Returns:
-        Clean and robust accuracies, as ``robust_0`` of the network before and ``robust_90`` of the one that lacks
-        90 % of its parameters, the seconds of planning and of repair before any training, and the share left.
+        Clean and robust accuracies, as ``robust_whole`` of the network before and ``robust_90_planner`` of the one that
+        lacks 90 % of its parameters by the planner, the seconds of planning and of repair before any training, and the
+        share left.
     """
     root = None if data_root is None else Path(data_root)
     learnt = load_data(data, root=root, split="train", limit=training)
@@ -83,24 +87,24 @@ def run(
     whole = train(build_model(arch, size, seed=seed), learnt, under_attack(epochs, pgd, seed), devices=device).model
     threat = Threat(headline_attacks(test.classes, steps) if steps else "standard", seed=seed)
 
-    def measure(network: nn.Module, removed: int) -> dict[str, Any]:
+    def measure(network: nn.Module, name: str) -> dict[str, Any]:
         found = evaluate(network.to(device), test, threat, eps=EPS, execution=Execution(certify=False))
         return {
-            f"clean_{removed}": found.clean_accuracy.value,
-            f"robust_{removed}": found.robust_accuracy.value,
-            f"flags_{removed}": "; ".join(flag.name for flag in found.flags if flag.raised),
+            f"clean_{name}": found.clean_accuracy.value,
+            f"robust_{name}": found.robust_accuracy.value,
+            f"flags_{name}": "; ".join(flag.name for flag in found.flags if flag.raised),
         }
 
-    row = measure(whole, 0)
-    for ratio in RATIOS:
-        fine_tune = under_attack(tuning, pgd, seed, lr=0.02, distill=0.5) if tuning else None
+    row = measure(whole, "whole")
+    fine_tune = under_attack(tuning, pgd, seed, lr=0.02, distill=0.5) if tuning else None
+    for allocate, ratio in itertools.product(ALLOCATIONS, RATIOS):
         asked = Compression(ratio, allocate=allocate, fine_tune=fine_tune, seed=seed)
         plan = plan_removal(whole, test, asked, training=learnt, p=math.inf, eps={math.inf: EPS})
         network, recipe = finish(plan)
-        removed = round(100 * ratio)
-        row |= measure(network, removed)
-        row |= {f"left_{removed}": recipe.share, f"candidate_{removed}": recipe.candidate}
-        row |= {f"{step}_{removed}": seconds for step, seconds in recipe.seconds.items()}
+        name = f"{round(100 * ratio)}_{allocate}"
+        row |= measure(network, name)
+        row |= {f"left_{name}": recipe.share, f"candidate_{name}": recipe.candidate}
+        row |= {f"{step}_{name}": seconds for step, seconds in recipe.seconds.items()}
     return row
 
 
@@ -147,18 +151,18 @@ def draw(table: pd.DataFrame) -> Figure:
     """Clean and robust accuracy over the share removed, beside the benchmark's best two."""
     figure, axes = panels("Structured pruning under attack", 2, 3.6)
     handles, names = [], []
-    for series, ((arch, allocate), rows) in enumerate(table.groupby(["arch", "allocate"])):
+    for series, (arch, allocate) in enumerate(itertools.product(sorted(set(table.arch)), ALLOCATIONS)):
+        rows = table[table.arch == arch]
         for axis, what in zip(axes, ("clean", "robust"), strict=True):
-            columns = [f"{what}_{removed}" for removed in _REMOVED]
-            long = rows.melt(id_vars=["seed"], value_vars=columns, value_name=what)
-            long["removed"] = long.variable.str.rpartition("_")[2].astype(int)
-            draw_means(axis, long, "removed", what, series=series)
+            columns = {f"{what}_whole": 0} | {f"{what}_{removed}_{allocate}": removed for removed in REMOVED}
+            long = rows.melt(id_vars=["seed"], value_vars=list(columns), value_name=what)
+            draw_means(axis, long.assign(removed=long.variable.map(columns)), "removed", what, series=series)
         handles.append(Line2D([], [], **look(series)))
         names.append(f"{arch}, {allocate}")
     for arch in set(table.arch) & set(PUBLISHED):
         for mark, (rival, values) in zip("+x", PUBLISHED[arch].items(), strict=True):
             style: dict[str, Any] = {"linestyle": "none", "marker": mark, "color": "0.4"}
-            axes[1].plot(_REMOVED[1:], values, **style)
+            axes[1].plot(REMOVED, values, **style)
             handles.append(Line2D([], [], **style))
             names.append(f"{arch}, {rival} (published, full size)")
     for axis, what in zip(axes, ("Clean", "Robust"), strict=True):
@@ -169,9 +173,6 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-_REMOVED = (0, *(round(100 * ratio) for ratio in RATIOS))
-
-
 def _rival(arch: str, removed: int, rival: str, at: int) -> Claim:
     """Whether the planner's networks are at least as robust as a published one."""
     best, other = PUBLISHED[arch]["TwinRep"][at], PUBLISHED[arch]["HARP"][at]
@@ -179,7 +180,7 @@ def _rival(arch: str, removed: int, rival: str, at: int) -> Claim:
     return Claim(
         f"{arch} with {removed} % of its parameters removed by the planner is as robust as {rival}'s.",
         "AdversarialPruningBenchmark, CIFAR-10, structured",
-        over_seeds(lambda rows: float(rows[f"robust_{removed}"].mean()), {"arch": arch, "allocate": "planner"}),
+        over_seeds(lambda rows: float(rows[f"robust_{removed}_planner"].mean()), {"arch": arch}),
         at_least=threshold,
         null=min(best, other),
         scales=("paper",),
@@ -189,8 +190,7 @@ def _rival(arch: str, removed: int, rival: str, at: int) -> Claim:
 
 def _gain(rows: pd.DataFrame) -> float:
     """Robust accuracy by the planner less that by one ratio for all layers, nine tenths removed."""
-    means = rows.groupby("allocate").robust_90.mean()
-    return float(means["planner"] - means["layerwise"]) if len(means) > 1 else math.nan
+    return float((rows.robust_90_planner - rows.robust_90_layerwise).mean())
 
 
 EXPERIMENT = Experiment(
@@ -201,17 +201,17 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": {
-            "data": "digits", "arch": "resnet18-cifar", "width": 4, "allocate": "planner", "seed": 0, "training": 64,
-            "samples": 20, "epochs": 1, "tuning": 1, "pgd": 1, "steps": 2,
+            "data": "digits", "arch": "vgg16", "width": 2, "seed": 0, "training": 40, "samples": 6, "epochs": 1,
+            "tuning": 1, "pgd": 1, "steps": 0,
         },
         "small": {
-            "data": "cifar10", "arch": "resnet18-cifar", "width": 16, "allocate": ("planner", "layerwise"),
-            "seed": (0, 1, 2), "training": 20_000, "samples": 500, "epochs": 10, "tuning": 3, "pgd": 1, "steps": 50,
+            "data": "cifar10", "arch": "resnet18-cifar", "width": 16, "seed": (0, 1, 2, 3), "training": 10_000,
+            "samples": 300, "epochs": 10, "tuning": 2, "pgd": 1, "steps": 50,
         },
         "paper": [
             {
-                "data": "cifar10", "arch": arch, "width": 64, "allocate": ("planner", "layerwise"), "seed": (0, 1, 2),
-                "training": None, "samples": None, "epochs": 120, "tuning": 100, "pgd": 10, "steps": 0,
+                "data": "cifar10", "arch": arch, "width": 64, "seed": (0, 1, 2), "training": None, "samples": None,
+                "epochs": 120, "tuning": 100, "pgd": 10, "steps": 0,
             }
             for arch in PUBLISHED
         ],
@@ -220,13 +220,13 @@ EXPERIMENT = Experiment(
         *(
             _rival(arch, removed, rival, at)
             for arch in PUBLISHED
-            for at, removed in enumerate(_REMOVED[1:])
+            for at, removed in enumerate(REMOVED)
             for rival in ("TwinRep", "HARP")
         ),
         Claim(
             "Nine tenths of the parameters can go and hardly any robustness with them.",
             "AdversarialPruningBenchmark: TwinRep keeps 0.97 of its robust accuracy from 50 % to 90 %",
-            over_seeds(lambda rows: float((rows.robust_90 / rows.robust_50).mean()), {"allocate": "planner"}),
+            over_seeds(lambda rows: float((rows.robust_90_planner / rows.robust_50_planner).mean())),
             at_least=0.9,
             null=0.5,
             measure="Robust accuracy with 90 % removed over that with 50 % removed, mean over seeds",

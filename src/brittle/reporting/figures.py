@@ -218,6 +218,53 @@ def draw_directions(audit: Audit) -> Figure | None:
 
 
 @styled
+def draw_features(audit: Audit) -> Figure | None:
+    """How much of what separates the classes each layer's representation shows; None where no layer was measured."""
+    features = audit.features.followed if audit.features else None
+    layers = [layer for layer in features.layers if layer.cosine is not None] if features else []
+    if features is None or not layers or features.cosine is None:
+        return None
+    figure, (axis,) = layer_panels(
+        "What separates the classes, layer by layer", ["input", *(layer.layer for layer in layers), "decision"], 1
+    )
+    cosines = [100.0, *(100 * layer.cosine for layer in layers if layer.cosine is not None), 100 * features.cosine]
+    axis.plot(cosines, range(len(cosines)), color=SERIES[0], alpha=0.35, linewidth=0.9)
+    axis.plot(cosines, range(len(cosines)), **series_look(0))
+    names = ["by the nearer output"]
+    for part, series, name in (("kept", 1, "not lost"), ("strong", 2, "in the strong directions")):
+        marks = [(100 * share, y) for y, entry in enumerate(layers, 1) if (share := getattr(entry, part)) is not None]
+        if marks:
+            axis.plot(*zip(*marks, strict=True), **series_look(series))
+            names.append(name)
+    axis.axvline(100 * features.chance, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+    axis.set(xlim=(-2, 103), xlabel="Share of the way from a sample to the nearest one of another class, %")
+    dotted = Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+    legend(
+        figure, [*(Line2D([], [], **series_look(i)) for i in range(len(names))), dotted], [*names, "random direction"]
+    )
+    return figure
+
+
+@styled
+def draw_feature_pairs(audit: Audit) -> Figure | None:
+    """Attacked radii against the shares that the network decides by, one mark a pair; None with fewer than two."""
+    pairs = audit.features.pairs if audit.features else ()
+    marks = [(pair.cosine, pair.ratio) for pair in pairs if pair.cosine is not None and pair.ratio is not None]
+    if len(marks) < 2:
+        return None
+    figure, (axis,) = panels("Attacked radius against the share that the network decides by", 1, 3.2)
+    axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axis.plot([100 * cosine for cosine, _ in marks], [100 * ratio for _, ratio in marks], **series_look(0), alpha=0.7)
+    axis.set(xlim=(0, 103), ylim=(0, max(104.0, *(104 * ratio for _, ratio in marks))))
+    axis.set(xlabel="Share that the network decides by, %", ylabel="Attacked radius over\nminimum-distance radius, %")
+    axis.grid(visible=True)
+    line = Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    names = ["one pair of samples", "linear, with equal margins at both samples"]
+    legend(figure, [Line2D([], [], **series_look(0)), line], names)
+    return figure
+
+
+@styled
 def draw_universal(audit: Audit) -> Figure | None:
     """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
     results = [result for norm in audit.norms for result in norm.universal if result.fooled.n]

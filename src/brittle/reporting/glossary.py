@@ -77,6 +77,29 @@ GLOSSARY = {
         " margin over sensitivity, and both pass through the layer. Owed to concentration is what of it a random matrix"
         " of the same shape and scale could not do. Estimates on these samples."
     ),
+    "Share it decides by": (
+        "Cosine, in magnitude, between the gradient of the margin of two classes at a sample of one and the way to the"
+        " nearest sample of the other: how much of that way the decision looks at. Exact at the sample, and to first"
+        " order beyond. Of a linear classifier it is the share of the best possible radius that it keeps; of other"
+        " networks it bounds no radius."
+    ),
+    "Minimum-distance radius": (
+        "Half the distance to the nearest sample of another class among those given: up to there the rule that answers"
+        " with the class of the nearest sample keeps its answer. Exact; with more samples it gets smaller."
+    ),
+    "Attacked radius": (
+        "Length, in ℓ₂, of the shortest perturbation found that the network itself answers otherwise: an upper bound of"
+        " the distance up to which it keeps its answer."
+    ),
+    "Nearer output": (
+        "The share by which a rule would decide that takes the nearer of the two samples in a layer's output: the"
+        " cosine between the way and the gradient of the distance of the two outputs. 100 % at the input."
+    ),
+    "Not lost": (
+        "Share of the length of the way in the row space of the Jacobian of a layer's output; in its strong"
+        " directions, those that hold 99 % of the squared singular values. Where all of the network passes through the"
+        " layer, the former is at least the share that the network decides by, and it falls from layer to layer."
+    ),
     "Universal perturbation": (
         "One perturbation for all inputs."
         + "".join(f" {kind.capitalize()}: {kind.explanation}" for kind in UniversalKind)
@@ -104,6 +127,8 @@ def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
         ([argument for argument in Argument if argument in tried], True),
         (["Random perturbation", "Relative change of the output"], any(norm.responses for norm in audit.norms)),
         (["Growth"], any(norm.class_responses for norm in audit.norms)),
+        (["Share it decides by", "Minimum-distance radius", "Attacked radius"], audit.features is not None),
+        (["Nearer output", "Not lost"], bool(audit.features and audit.features.layers)),
         (["Universal perturbation"], any(norm.universal for norm in audit.norms)),
     ]
     return {term: GLOSSARY[term] for terms, used in groups if used for term in terms}

@@ -16,8 +16,8 @@ from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
 from brittle.reporting.verdict import doubts
 from brittle.reporting.weighing import CONCENTRATED, uses
-from brittle.results import Audit, Setting
-from brittle.results.wording import all_printable, budget, duration, norm_name, number
+from brittle.results import Audit, FeatureCompression, Setting
+from brittle.results.wording import all_printable, budget, duration, norm_name, number, share
 from brittle.storage.files import write_text
 
 FIGURES = {
@@ -28,9 +28,13 @@ FIGURES = {
     "compressibility": figures.draw_compressibility,
     "sensitivity": figures.draw_sensitivity,
     "directions": figures.draw_directions,
+    "features": figures.draw_features,
+    "feature_pairs": figures.draw_feature_pairs,
     "universal": figures.draw_universal,
 }
 """What draws each figure, by the name that the page's template has for it."""
+CLASS_PAIRS = 5
+"""Pairs of classes at most that have a row of their own."""
 
 
 def report_html(audit: Audit) -> str:
@@ -60,6 +64,7 @@ def report_html(audit: Audit) -> str:
             raised=[flag for flag in flags if flag.raised],
             doubted=[p for p, raised in in_doubt.items() if raised],
             checks={name: [flag for flag in flags if flag.name == name] for name in checks},
+            class_pairs=_class_pairs(audit.features) if audit.features else [],
             groups=list(dict.fromkeys(column.group for column in columns)),
             shown=VISIBLE_GROUPS,
             reasons={why: [item.name for item in audit.not_measured if item.reason == why] for why in reasons},
@@ -93,12 +98,19 @@ def environment() -> Environment:
         # The exact value for sorting and for the CSV, with JavaScript's spelling of infinity.
         "raw": lambda cell: "" if cell is None else "Infinity" if cell == math.inf else str(cell),
         "setting": _setting,
+        "share": share,
         # What the page's content security policy calls its own script.
         "sha256": lambda script: base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         # Keeps a percent sign on the line of its number.
         "tie": lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%"),
     }
     return environment
+
+
+def _class_pairs(features: FeatureCompression) -> list[tuple[str, FeatureCompression]]:
+    """All pairs of samples, then those of the classes that are neighbours most often."""
+    frequent = list(features.by_classes.items())[:CLASS_PAIRS]
+    return [("all", features), *((f"{one} and {other}", part) for (one, other), part in frequent)]
 
 
 def _setting(value: Setting) -> str:

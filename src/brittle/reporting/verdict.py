@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from brittle.reporting.weighing import CONCENTRATED, exceeds_random, explanation
 from brittle.results import (
     FRACTIONS,
     CertifiedCurve,
     Evaluation,
+    FeatureCompression,
     Flag,
     LayerResult,
     LipschitzResult,
@@ -18,7 +20,7 @@ from brittle.results import (
     Verdict,
     warnings_of,
 )
-from brittle.results.wording import budget, norm_name, number
+from brittle.results.wording import budget, norm_name, number, share
 
 LEVELS = {"robust": 0.9, "weakened": 0.5, "fragile": 0.1, "broken": 0.0}
 """Smallest share of the clean accuracy that has to survive the worst standard budget, for every level."""
@@ -44,15 +46,23 @@ MEET = 0.01
 whatever the checks say of the attack."""
 FEWEST_TO_STAND = 100
 """Samples on which that has to be seen at least, of fewer all."""
+FEWEST_PAIRS = 8
+"""Pairs of samples from which on a median of theirs is worth a sentence."""
 
 
-def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Sequence[Flag] = ()) -> Verdict:
+def judge(
+    norms: Sequence[NormResult],
+    layers: Sequence[LayerResult],
+    flags: Sequence[Flag] = (),
+    features: FeatureCompression | None = None,
+) -> Verdict:
     """The verdict: a level, a headline, and what was found and why, most important first.
 
     Args:
         norms: What was found in each norm.
         layers: What was measured of each layer.
         flags: The checks that belong to no norm.
+        features: By how much of what separates the classes the network decides.
     """
     attacked = [norm for norm in norms if norm.evaluation]
     level, deciding = _level(attacked, flags) if attacked else ("not attacked", None)
@@ -64,6 +74,7 @@ def judge(norms: Sequence[NormResult], layers: Sequence[LayerResult], flags: Seq
             *_few(norms),
             *_attacked_and_proven(norms),
             *_explanation(level, [norm for norm in norms if norm.p == deciding], layers),
+            *_by_features(features),
         )
     findings += (*_concentration(layers), *_in_the_layers(norms), *_sensitivity([norm.lipschitz for norm in norms]))
     findings += () if level == GUESSING else tuple(_universal(norms))
@@ -242,6 +253,37 @@ def _explanation(level: str, deciding: Sequence[NormResult], layers: Sequence[La
     for norm in deciding if level in LEVELS else ():
         if sentence := explanation(norm, layers, fragile=level != "robust"):
             yield sentence
+
+
+def _by_features(features: FeatureCompression | None) -> Iterator[str]:
+    """By how much of what separates the classes the network decides, what that costs, and where the rest is lost."""
+    if features is None or features.cosine is None or len(features.pairs) < FEWEST_PAIRS:
+        return
+    known = features.interpolant
+    linear = "" if known is None else f", a linear classifier through all samples at most {share(known)}"
+    text = (
+        f"The network decides by {share(features.cosine)} of what separates a sample from the nearest one of another"
+        f" class (median of {len(features.pairs)}; a random direction has {share(features.chance)}{linear}): so much of"
+        " the way between them lies along the gradient of its decision."
+    )
+    (one, other), frequent = next(iter(features.by_classes.items()))
+    if len(frequent.pairs) >= FEWEST_PAIRS and frequent.cosine is not None:
+        text += f" Of what separates {one} from {other}, nearest most often, it is {share(frequent.cosine)}."
+    if features.ratio is not None:
+        text += (
+            f" The attack needs at most {share(features.ratio)} of half that distance, up to which the rule of the"
+            " nearest sample keeps its answer."
+        )
+    yield text
+    cosines = [("input", 1.0), *((layer.layer, layer.cosine) for layer in features.layers if layer.cosine)]
+    if len(cosines) > 2:
+        before, (name, after) = min(pairwise(cosines), key=lambda step: step[1][1] / step[0][1])
+        (first, at_first), (last, at_last) = cosines[1], cosines[-1]
+        yield (
+            f"A rule that took the nearer of the two in a layer's output would decide by {share(at_first)} of it at"
+            f" “{first}” and by {share(at_last)} at “{last}”; the largest loss is at “{name}”, from {share(before[1])}"
+            f" to {share(after)}."
+        )
 
 
 def _concentration(layers: Sequence[LayerResult]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from brittle.results.attacks import (
 from brittle.results.comparison import ComparedNetwork, Comparison, LayerRow, Paired, mcnemar
 from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormResult, Signature, Verdict
+from brittle.results.features import FeatureCompression, FeatureLayer, FeaturePair
 from brittle.results.frontiers import Frontier, FrontierRow
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import Argument, OperatorMethod, UniversalKind
@@ -44,6 +45,9 @@ __all__ = [
     "CompressionRequest",
     "Evaluation",
     "ExperimentResult",
+    "FeatureCompression",
+    "FeatureLayer",
+    "FeaturePair",
     "Flag",
     "Frontier",
     "FrontierRow",

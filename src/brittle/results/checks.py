@@ -15,6 +15,7 @@ from itertools import pairwise
 from brittle.errors import InputError
 from brittle.results.attacks import CertifiedCurve, Evaluation, LayerResponse, SecurityCurve, UniversalResult
 from brittle.results.compression import REMOVALS, TARGETS, CompressionRecipe, CompressionRequest, GroupCut
+from brittle.results.features import FeatureCompression, FeatureLayer, FeaturePair
 from brittle.results.layers import FRACTIONS, LayerBound, LayerResult, LipschitzResult, NormBounds
 from brittle.results.methods import UniversalKind
 from brittle.results.rate import Rate
@@ -193,6 +194,36 @@ def _(result: LipschitzResult) -> Iterable[Rule]:
     yield counts(result, "n")
     yield sizes(result, "upper", "lower", "median_lower", "largest_on_data", "reach")
     yield min((value for _, value in result.arguments), default=0) >= 0, "arguments of at least 0", result.arguments
+
+
+@rules_of.register
+def _(pair: FeaturePair) -> Iterable[Rule]:
+    yield counts(pair, "index", "partner", "label", "other")
+    yield pair.label != pair.other, "two classes", pair.label
+    yield 0 < pair.distance < math.inf, "a finite distance above 0", pair.distance
+    yield _share(pair.cosine), "a cosine from 0 to 1", pair.cosine
+    yield finite(pair, "radius")
+    yield pair.followed or pair.radius is None, "a radius of pairs that were followed alone", pair.radius
+
+
+@rules_of.register
+def _(layer: FeatureLayer) -> Iterable[Rule]:
+    yield layer.width > 0, "a width of at least 1", layer.width
+    shares = layer.cosine, layer.kept, layer.strong
+    yield all(map(_share, shares)), "cosine, kept and strong from 0 to 1", shares
+    yield sizes(layer, "rank", "directions")
+
+
+@rules_of.register
+def _(features: FeatureCompression) -> Iterable[Rule]:
+    yield min(features.inputs, features.samples) > 0, "inputs and samples of at least 1", features.inputs
+    followed = len(features.followed.pairs)
+    yield 0 <= features.jacobians <= followed, "jacobians from 0 to the pairs that were followed", features.jacobians
+    yield _share(features.interpolant), "an interpolant from 0 to 1", features.interpolant
+
+
+def _share(value: float | None) -> bool:
+    return value is None or 0 <= value <= 1
 
 
 @rules_of.register

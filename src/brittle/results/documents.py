@@ -26,6 +26,7 @@ from brittle.results.attacks import (
     samples_frame,
 )
 from brittle.results.checks import LARGEST, NORMS, Rule, check, rules_of
+from brittle.results.features import FeatureCompression
 from brittle.results.layers import LayerResult, LipschitzResult, layers_frame
 from brittle.results.rate import NotMeasured, Rate, Setting
 from brittle.storage import codec
@@ -249,6 +250,8 @@ class Audit(Saved):
         flags: The checks that belong to no norm: whether any robust accuracy of this network can be trusted.
         schema_version: Of the JSON.
         seconds: How long it took.
+        features: By how much of what separates the classes the network decides; None where it was not measured, and in
+            older files.
     """
 
     model: str
@@ -261,6 +264,7 @@ class Audit(Saved):
     flags: tuple[Flag, ...] = ()
     schema_version: int = SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
+    features: FeatureCompression | None = None
 
     def norm(self, p: float) -> NormResult:
         """What was found in the norm ``p``.

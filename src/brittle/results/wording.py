@@ -36,6 +36,15 @@ def number(value: float | None, side: str = "nearest") -> str:
     return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
+def share(value: float | None) -> str:
+    """A share in percent, with a decimal below a tenth.
+
+    >>> share(0.153), share(0.0241), share(None)
+    ('15 %', '2.4 %', '–')
+    """
+    return "–" if value is None else f"{100 * value:.{0 if value >= 0.1 else 1}f} %"
+
+
 def norm_name(p: float) -> str:
     """The norm as it is written: ``ℓ₁``, ``ℓ₂`` or ``ℓ∞``."""
     return {1: "ℓ₁", 2: "ℓ₂", math.inf: "ℓ∞"}.get(p, f"ℓ{p:g}")
