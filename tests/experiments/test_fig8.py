@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from brittle.experiments import fig8, judge
+from brittle.experiments import fig8, fig8_spectral, judge
 from brittle.experiments.conv_networks import build_convolutional
 from brittle.experiments.dense_networks import splits
 
@@ -88,3 +88,24 @@ def test_a_table_that_says_the_contrary_is_no_reproduction():
 def test_the_planner_is_judged_behind_each_repair_by_itself():
     """Its rivals are behind as cut and ahead when refitted."""
     assert verdicts(networks({}, planned=0.15, repaired=0.1))[-6:] == ["reproduced"] * 3 + ["opposite"] * 3
+
+
+@pytest.mark.parametrize(("compressible", "verdict"), [(0.25, "reproduced"), (0.02, "opposite")])
+def test_ranks_are_judged_by_the_same_claims_without_those_of_the_spread(compressible, verdict):
+    pruned = {("baseline", "layerwise"): 0.1, ("baseline", "k_term"): 0.2}
+    pruned |= {("compressible", "layerwise"): compressible - 0.05, ("compressible", "k_term"): compressible}
+    table = networks(pruned, planned=0.0)
+    table = table[table.against_spread == 0].drop(columns="against_spread")
+    table["spectral_error"] = 0.8 - table.alpha * 5 + table.seed / 100
+    judged = [str(judge(claim, table, "small").verdict) for claim in fig8_spectral.CLAIMS]
+    assert judged == ["reproduced", *[verdict, "reproduced", "reproduced"] * 2, "reproduced"]
+
+
+def test_along_the_ladder_of_ranks_the_share_of_the_parameters_goes():
+    learnt, test = splits("digits", None, training=40, samples=6)
+    network = build_convolutional(learnt, width=8, rank=0, seed=0, stem="3x3").eval()
+    columns = fig8.ladder(network, learnt, test, "layerwise", steps=1, seed=0, remove="ranks")
+    macs = columns["macs_layerwise_as_cut"]
+    assert macs == sorted(macs, reverse=True)
+    assert 0 < macs[-1] < 0.3
+    assert macs[0] < 1

@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "unstructured",
     "mitigations",
     "fig8",
+    "fig8_spectral",
     "leaderboard",
     "universal_training",
     "exponential_points",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ METHODS = ("layerwise", "global", "k_term", "planner")
 """How much goes where: the paper's three, and ours."""
 REPAIRS = {"as_cut": False, "refitted": True}
 """Whether layers are fitted to the uncompressed network afterwards, without labels."""
+COUNTED = {"filters": "filters", "ranks": "parameters"}
+"""What a share is one of, by what goes."""
 MEASURED = {"clean": "standard", "robust": "robust"}
 """The accuracies, and what the paper calls them."""
 
@@ -88,14 +90,14 @@ def run(
     row: dict[str, Any] = {**filter_structure(network), **robustness_of(network, test, {"linf": (math.inf, EPS)}, seed)}
     if not alpha:
         row |= crosscheck(network, test, (math.inf, EPS), seed)
-    row["robust_whole"] = _accuracies(network, test, steps, seed)[1]
+    row["robust_whole"] = accuracies(network, test, steps, seed)[1]
     for method in METHODS:
         row |= ladder(network, learnt, test, method, steps=steps, seed=seed)
     return row
 
 
 def ladder(
-    network: nn.Module, learnt: Data, test: Data, method: str, *, steps: int, seed: int
+    network: nn.Module, learnt: Data, test: Data, method: str, *, steps: int, seed: int, remove: str = "filters"
 ) -> dict[str, list[float]]:
     """Accuracies and sizes of a network along :data:`SHARES` by one method, as it is cut and repaired.
 
@@ -106,21 +108,24 @@ def ladder(
         method: One of :data:`METHODS`.
         steps: Of each attack.
         seed: Of planning and attacks.
+        remove: What goes, a key of :data:`COUNTED`.
     """
     x = test.inputs[:1]
     whole = network_size(network, x).macs or 0
     columns: dict[str, list[float]] = {}
     for repair, refit in REPAIRS.items():
-        asked = Compression(target="filters", allocate=method, refit=refit, recalibrate=False, seed=seed)
+        asked = Compression(
+            target=COUNTED[remove], remove=remove, allocate=method, refit=refit, recalibrate=False, seed=seed
+        )
         plan = plans_of(network, split_samples(test, learnt, asked.calibration, seed), asked, {math.inf: EPS})
         rungs = [repaired(plan(share)) for share in SHARES]
-        clean, robust = zip(*(_accuracies(small, test, steps, seed) for small in rungs), strict=True)
+        clean, robust = zip(*(accuracies(small, test, steps, seed) for small in rungs), strict=True)
         columns[f"clean_{method}_{repair}"], columns[f"robust_{method}_{repair}"] = list(clean), list(robust)
         columns[f"macs_{method}_{repair}"] = [(network_size(small, x).macs or 0) / whole for small in rungs]
     return columns
 
 
-def _accuracies(network: nn.Module, test: Data, steps: int, seed: int) -> tuple[float, float]:
+def accuracies(network: nn.Module, test: Data, steps: int, seed: int) -> tuple[float, float]:
     """Accuracy without attack, and under the worst of APGD on cross-entropy and on the DLR loss."""
     threat = Threat([functools.partial(apgd, loss=loss, steps=steps) for loss in ("ce", "dlr")], seed=seed)
     measured = evaluate(network, test, threat, eps=EPS, execution=Execution(certify=False), honesty=False)
@@ -133,7 +138,8 @@ KINDS = ("baseline", "compressible", "spread controlled")
 
 def of_kind(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     """The rows of the networks of one of :data:`KINDS`."""
-    compressible, controlled = table.alpha > 0, table.against_spread > 0
+    compressible = table.alpha > 0
+    controlled = table.against_spread > 0 if "against_spread" in table else compressible & False
     return table[{KINDS[0]: ~compressible, KINDS[1]: compressible & ~controlled, KINDS[2]: controlled}[kind]]
 
 
@@ -145,7 +151,18 @@ def along(rows: pd.DataFrame, what: str, method: str, repair: str = "as_cut", *,
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Robust accuracy over the share of filters removed, clean dotted; a column a kind of network, a row a repair."""
+    """Robust accuracy over the share of filters removed."""
+    return draw_ladders(table, METHODS, "filters")
+
+
+def draw_ladders(table: pd.DataFrame, methods: Sequence[str], counted: str) -> Figure:
+    """Robust accuracy over the share removed, clean dotted; a column a kind of network, a row a repair.
+
+    Args:
+        table: All rows.
+        methods: That cut the networks.
+        counted: What shares are of.
+    """
     kinds = [kind for kind in KINDS if len(of_kind(table, kind))]
     figure = Figure(figsize=(0.6 + 2.7 * len(kinds), 5.6), layout="constrained")
     figure.set_label("Adversarially trained networks under pruning")
@@ -154,7 +171,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for line, repair in zip(grid, REPAIRS, strict=True):
         for axis, kind in zip(line, kinds, strict=True):
             rows = of_kind(table, kind)
-            for series, method in enumerate(METHODS):
+            for series, method in enumerate(methods):
                 for what, dotted in (("clean", True), ("robust", False)):
                     whole = rows.clean_accuracy if what == "clean" else rows.robust_whole
                     lists = zip(rows.seed, whole, rows[f"{what}_{method}_{repair}"], strict=True)
@@ -172,11 +189,11 @@ def draw(table: pd.DataFrame) -> Figure:
             axis.set_title(f"{kind}, {repair.replace('_', ' ')}\n{rows.seed.nunique()} seeds, 95 %")
             axis.grid(visible=True)
     for axis in grid[-1]:
-        axis.set_xlabel("Share of filters removed")
+        axis.set_xlabel(f"Share of {counted} removed")
     for axis in grid[:, 0]:
         axis.set_ylabel("Robust accuracy (clean dotted)")
     lines = [line for line in grid[0, 0].lines if line.get_linestyle() == "-"]
-    figure.legend(lines, METHODS, loc="outside upper center", ncols=len(METHODS), frameon=False)
+    figure.legend(lines, methods, loc="outside upper center", ncols=len(methods), frameon=False)
     return figure
 
 
@@ -217,32 +234,46 @@ def compressibility_lost(rows: pd.DataFrame) -> float:
     return float((controlled - compressible) / (baseline - compressible))
 
 
-def _claims_of(what: str) -> tuple[Claim, ...]:
-    """The paper's claims about one accuracy; the threshold is 2 points wherever a difference is claimed."""
-    accuracy, as_cut = f"{MEASURED[what]} accuracy", "without repair"
-    plain, controlled = ("compressible", "layerwise"), ("spread controlled", "k_term")
+def pruning_claims(what: str, *, left: str, right: str, counted: str) -> tuple[Claim, ...]:
+    """The paper's claims about one accuracy; the threshold is 2 points wherever a difference is claimed.
+
+    Args:
+        what: A key of :data:`MEASURED`.
+        left: Where the paper speaks of compressible networks.
+        right: Where of allocations.
+        counted: What shares are of.
+    """
+    accuracy, as_cut, plain = f"{MEASURED[what]} accuracy", "without repair", ("compressible", "layerwise")
     return (
         Claim(
             f"Under strong pruning compressible networks keep considerably more {accuracy} than the baseline.",
-            "section 4.1, Figure 8 left",
+            left,
             over_seeds(gap(what, plain, ("baseline", "layerwise"), least=STRONG)),
             at_least=0.02,
-            measure=f"Compressible less baseline, half of the filters or more removed layerwise, {as_cut}",
+            measure=f"Compressible less baseline, half of the {counted} or more removed layerwise, {as_cut}",
         ),
         Claim(
             f"At no point do compressible networks surpass the uncompressed baseline's {accuracy}.",
-            "section 4.1, Figure 8 left",
+            left,
             over_seeds(beyond_baseline(what)),
             at_most=0.0,
             measure=f"The best along the ladder, whole networks included, layerwise, {as_cut}, less the whole baseline",
         ),
         Claim(
             f"One k-term error for all layers retains more {accuracy} than one ratio for all layers.",
-            "section 4.1, Figure 8 right",
+            right,
             over_seeds(gap(what, ("compressible", "k_term"), plain)),
             at_least=0.02,
             measure=f"k-term less layerwise, compressible networks, mean along the ladder, {as_cut}",
         ),
+    )
+
+
+def _spread_claims(what: str) -> tuple[Claim, ...]:
+    """The paper's claims about control of the spread, for one accuracy."""
+    accuracy, as_cut = f"{MEASURED[what]} accuracy", "without repair"
+    plain, controlled = ("compressible", "layerwise"), ("spread controlled", "k_term")
+    return (
         Claim(
             f"Control of the spread improves {accuracy} under strong pruning.",
             "section 4.1, Figure 8 right",
@@ -260,8 +291,16 @@ def _claims_of(what: str) -> tuple[Claim, ...]:
     )
 
 
+FIGURE = "section 4.1, Figure 8"
 CLAIMS = (
-    *(claim for what in MEASURED for claim in _claims_of(what)),
+    *(
+        claim
+        for what in MEASURED
+        for claim in (
+            *pruning_claims(what, left=f"{FIGURE} left", right=f"{FIGURE} right", counted="filters"),
+            *_spread_claims(what),
+        )
+    ),
     Claim(
         "Control of the spread does not decrease compressibility.",
         "section 4.1",
