@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -149,6 +150,25 @@ class Shift(nn.Module):
 
     def forward(self, x):
         return x - self.shift
+
+
+def test_branches_are_left_out_and_blocks_around_them_stand():
+    class Block(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.inside = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 6)), seed)
+
+        def forward(self, x):
+            return x + self.inside(x)
+
+    net = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 6), Block(1), Block(2), nn.Linear(6, 3))).double()
+    x = uniform(6, 30, 9, dtype=torch.float64)
+    y = net(x).argmax(1)
+    found = feature_compression(net, (x, y), QUICK, attacked=1)
+    assert [layer.layer for layer in found.layers] == ["1", "2", "3", "4"]
+    kept = [layer.kept for layer in found.layers]
+    assert all(later <= before + 1e-9 for before, later in pairwise(kept))
+    assert found.followed.cosine <= kept[-1] + 1e-9
 
 
 def test_the_network_and_all_random_states_come_back_as_they_were():

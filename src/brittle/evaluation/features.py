@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import median, median_low
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from brittle.attacks.losses import loss_and_gradient
 from brittle.attacks.pool import check_count
@@ -25,7 +26,7 @@ from brittle.linear.norms import thin
 from brittle.models.activations import watch_calls
 from brittle.models.borrow import Model
 from brittle.models.forward import logits_of
-from brittle.models.layers import LayerView, read_layers
+from brittle.models.layers import read_layers
 from brittle.models.network import Network, borrowed
 from brittle.results import FeatureCompression, FeatureLayer, FeaturePair
 
@@ -62,10 +63,10 @@ def feature_compression(
       first order, and no bound;
     - the length of the shortest perturbation found by attack that the network itself answers otherwise, an upper bound
       of its radius, for some of the pairs;
-    - layer by layer, with z the layer's output and J its Jacobian at x: ``|cos|`` between ``x' - x`` and
-      ``J^T (z - z')``, which is the first share of the rule that takes the nearer of the two in this representation;
-      and where J is small enough, the share of ``x' - x`` in its row space. Where all of the network passes through
-      a layer the latter is at least the network's ``|cos|``, and it falls from layer to layer;
+    - layer by layer, with z an output that all of the network passes through (of a layer, or of a block with layers in
+      it) and J its Jacobian at x: ``|cos|`` between ``x' - x`` and ``J^T (z - z')``, which is the first share of the
+      rule that takes the nearer of the two in this representation; and where J is small enough, the share of ``x' - x``
+      in its row space, which is at least the network's ``|cos|`` and falls from layer to layer;
     - the share phi that a linear classifier through all samples keeps at most, from the samples alone.
 
     Theory page, section "Feature compression"; after Gao et al. (arXiv 2406.16200).
@@ -204,43 +205,76 @@ def _radii(network: Network, pairs: _Pairs, threat: Threat, execution: Execution
 
 
 def _follow(model: nn.Module, pairs: _Pairs) -> tuple[FeatureLayer, ...]:
-    """What every layer's representation shows of the pairs."""
-    views = [view for view in read_layers(model).views if view.output is not None]
-    cosines: dict[str, list[Tensor]] = {}
+    """What the representations show of the pairs that all of the network passes through."""
+    modules = _passages(model, pairs.x[:1])
+    cosines: dict[str, list[Tensor]] = {name: [] for name in modules.values()}
     for part in pairs.split(AT_ONCE):
         with torch.no_grad():
-            theirs = _representations(model, views, part.partner)
-        x, ours = _differentiable(model, views, part.x)
+            theirs = _representations(model, modules, part.partner)
+        x, ours = _differentiable(model, modules, part.x)
         for name, z in ours.items():
             (gradient,) = torch.autograd.grad(z, x, z.detach() - theirs[name], retain_graph=True)
-            cosines.setdefault(name, []).append(_cosines(gradient, part.way))
+            cosines[name].append(_cosines(gradient, part.way))
     few = pairs.at(thin(torch.arange(len(pairs.index)), JACOBIANS))
-    x, ours = _differentiable(model, views, few.x)
+    x, ours = _differentiable(model, modules, few.x)
     return tuple(
         FeatureLayer(name, z.numel() // len(x), _median(torch.cat(cosines[name])), *_row_spaces(z, x, few.way))
         for name, z in ours.items()
     )
 
 
-def _differentiable(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The samples as a leaf, and the representations that depend on them."""
+def _passages(model: nn.Module, x: Tensor) -> dict[nn.Module, str]:
+    """Modules with layers in them whose output every way from the input to the logits passes, in the order they run.
+
+    Of modules that yield the same, as a sequence and its last part do, it is the inmost one.
+    """
+    layers = {view.output: view.name for view in read_layers(model).views if view.output is not None}
+    outer = {name[:end] for name in layers.values() for end, sign in enumerate(name) if sign == "."}
+    names = {module: name for name, module in model.named_modules() if name in outer} | layers
+    nodes: dict[Node, nn.Module] = {}
+
+    def note(module: nn.Module, _: Tensor | None, output: Tensor | None) -> None:
+        if output is not None and output.grad_fn is not None and module not in nodes.values():
+            nodes.setdefault(output.grad_fn, module)
+
+    with torch.enable_grad(), watch_calls(names, note):
+        x = x.detach().requires_grad_()
+        end = model(x).grad_fn
+        start = x.view_as(x).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    return {module: names[module] for node, module in nodes.items() if not _is_reached(start, end, node)}
+
+
+def _is_reached(start: Node | None, end: Node | None, without: Node) -> bool:
+    """Whether a way leads from one node of the autograd graph to another that does not pass a third."""
+    seen, waiting = {without, None}, [end]
+    while waiting:
+        node = waiting.pop()
+        if node is start and node is not without:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return False
+
+
+def _differentiable(model: nn.Module, modules: Mapping[nn.Module, str], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The samples as a leaf, and the representations as functions of them."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        outputs = {name: z for name, z in _representations(model, views, x).items() if z.requires_grad}
-    return x, outputs
+        return x, _representations(model, modules, x)
 
 
-def _representations(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> dict[str, Tensor]:
-    """What every layer yields, in its first call, by the layer's name and in the order of the layers."""
+def _representations(model: nn.Module, modules: Mapping[nn.Module, str], x: Tensor) -> dict[str, Tensor]:
+    """What every module yields, in its first call, by its name and in the order of the modules."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _: Tensor | None, output: Tensor | None) -> None:
-        if output is not None and module not in outputs and output.is_floating_point():
+        if output is not None and module not in outputs:
             outputs[module] = output.clone()  # what follows may work in place
 
-    with watch_calls((view.output for view in views if view.output is not None), keep):
+    with watch_calls(modules, keep):
         model(x)
-    return {view.name: outputs[view.output] for view in views if view.output in outputs}
+    return {name: outputs[module] for module, name in modules.items()}
 
 
 def _row_spaces(z: Tensor, x: Tensor, ways: Tensor) -> tuple[float | None, float | None, int | None, int | None]:

@@ -97,8 +97,8 @@ GLOSSARY = {
     ),
     "Not lost": (
         "Share of the length of the way in the row space of the Jacobian of a layer's output; in its strong"
-        " directions, those that hold 99 % of the squared singular values. Where all of the network passes through the"
-        " layer, the former is at least the share that the network decides by, and it falls from layer to layer."
+        " directions, those that hold 99 % of the squared singular values. The former is at least the share that the"
+        " network decides by, and falls from layer to layer."
     ),
     "Universal perturbation": (
         "One perturbation for all inputs."

@@ -46,11 +46,12 @@ class FeaturePair:
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """How much of the way to another class a layer's representation still shows; medians over pairs.
+    """How much of the way to another class a representation still shows; medians over pairs.
 
     Attributes:
-        layer: Qualified name.
-        width: Numbers in the representation, the layer's output, of one sample.
+        layer: Qualified name of the layer, or of the block of layers, whose output the representation is; all of the
+            network passes through it.
+        width: Numbers in the representation of one sample.
         cosine: ``|cos|`` between ``x' - x`` and the gradient ``J^T (z - z')``: the share by which the rule would decide
             that takes the nearer of the two in this representation; 1 at the input itself. None where the two have the
             same representation.
@@ -78,7 +79,7 @@ class FeatureCompression:
         inputs: Numbers in one input.
         samples: Samples among which the nearest one of another class was looked for.
         pairs: Samples that are right with their partners, spread evenly over the data.
-        layers: One a layer, in the order of the model.
+        layers: One a layer or block through which all of the network passes, in the order in which they run.
         jacobians: Pairs, of those that were followed, at which Jacobians were taken.
         interpolant: Median of the cosines phi that a linear classifier with a bias through all the samples has at most,
             over the same pairs; 0 where there is no such classifier. None where there are more samples than numbers in
