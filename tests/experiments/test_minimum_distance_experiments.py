@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from brittle.experiments import exponential_points, gaussian_centres, judge
-from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients, train_to_targets
-from brittle.training.recipe import Recipe
+from brittle.experiments import exponential_points, feature_mnist, gaussian_centres, judge
+from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients
 
 
 def gaussian(*shape, seed=0):
@@ -41,28 +40,15 @@ def test_attacked_radii_of_a_linear_network_are_its_distances_to_the_boundary():
     margins, gradients = margin_gradients(box.behind(network), box.inputs, labels, 1 - labels)
     exact = margins / gradients.norm(dim=1) * box.unit
     assert torch.allclose(exact, (points @ torch.tensor([1.0, 1, -2, 0]).double()) / 6**0.5, atol=1e-5)
-    attacked = attacked_radii(box.behind(network), box.inputs, labels, largest=3.0, seed=0) * box.unit
+    attacked = (
+        attacked_radii(box.behind(network), box.inputs, labels, torch.tensor([[1], [0]]), largest=3.0, seed=0)
+        * box.unit
+    )
     right = exact > 0
     assert right.any()
     assert (attacked[right] >= exact[right] * (1 - 1e-4)).all()
     assert (attacked[right] <= exact[right] * 1.05).all()
     assert not attacked[~right].any()
-
-
-def test_training_to_targets_interpolates_the_teachers_differences():
-    points, teacher = gaussian(8, 8, seed=3), chain((8, 8), relu=False, seed=5)
-    box = Box.of(points)
-    taught = box.behind(teacher)
-    recipe = Recipe(
-        epochs=5, batch_size=8, lr=3e-3, weight_decay=0.0, validation=0.0, measure_every=0, schedule="cosine"
-    )
-    start = box.behind(chain((8, 100, 8), relu=True, seed=0))
-    often = (box.inputs.repeat(80, 1), torch.arange(8).repeat(80))
-    trained = train_to_targets(start, often, taught, recipe)
-    with torch.no_grad():
-        ours, targets = (network(box.inputs) for network in (trained, taught))
-    centred = [logits - logits.mean(1, keepdim=True) for logits in (ours, targets)]
-    assert torch.allclose(*centred, atol=0.02)
 
 
 # --- exponentially many points ------------------------------------------------------------------------------
@@ -154,13 +140,6 @@ def test_claims_about_gaussian_centres_notice_other_laws_and_networks_that_do_no
     assert found[8] == "not reproduced"
 
 
-def test_the_linear_teacher_scores_every_centre_for_itself_alone():
-    points = gaussian(5, 9)
-    with torch.no_grad():
-        scores = gaussian_centres.linear_interpolant(points)(points.float())
-    assert torch.allclose(scores, torch.eye(5), atol=1e-5)
-
-
 def test_a_network_through_few_centres_interpolates_them_and_is_no_more_robust_than_the_nearest_one():
     row = gaussian_centres.run(d=6, share=0.5, hidden=1, seed=0, width=100, steps=600)
     assert row["accuracy"] == 1
@@ -168,3 +147,36 @@ def test_a_network_through_few_centres_interpolates_them_and_is_no_more_robust_t
     assert 0 < row["cosine"] <= 1
     assert 0 < row["kept"] < 2  # at the nearest centre itself the answer is another
     assert row["linear_kept"] <= row["phi"] + 1e-9
+
+
+# --- images -------------------------------------------------------------------------------------------------
+
+
+def test_the_linear_interpolant_of_images_keeps_phi_and_attacks_find_its_radius():
+    job = {"data": "digits", "classes": "own", "hidden": 0, "width": 0, "steps": 0, "points": 8, "seed": 1}
+    row = feature_mnist.run(**job, n=12)
+    assert row["formula"] < 1e-9
+    assert row["residual_linear"] < 1e-9
+    assert row["cosine"] == pytest.approx(row["phi"], abs=1e-5)
+    assert row["linear_kept"] * (1 - 1e-4) <= row["kept"] <= row["linear_kept"] * 1.05
+    assert feature_mnist.run(**job, n=30)["phi"] < row["phi"]
+
+
+def image_table(*, gap, test):
+    """Networks whose cosine lies ``gap`` above phi, and whose radius at test images is a share of the rule's."""
+    rows = []
+    for seed in range(3):
+        for n, phi in ((10, 0.8), (100, 0.6 + 0.01 * seed), (700, 0.1 + 0.01 * seed)):
+            base = {"n": n, "seed": seed, "phi": phi, "formula": 1e-9 * (1 + seed), "linear_kept": phi}
+            rows.append(base | {"classes": "own", "hidden": 0, "cosine": phi, "kept": phi * (1.01 + 0.001 * seed)})
+            rows.append(base | {"classes": "own", "hidden": 2, "cosine": phi + gap, "kept": phi + gap})
+            radii = {"test_radius": test * (1 + 0.01 * seed), "test_neighbour": 1.0}
+            rows.append(base | {"classes": "digit", "hidden": 2} | radii)
+    return pd.DataFrame(rows)
+
+
+def test_claims_about_images_compare_what_is_found_with_what_is_predicted():
+    assert set(verdicts(feature_mnist, image_table(gap=0.05, test=0.5))) == {"reproduced"}
+    other = verdicts(feature_mnist, image_table(gap=0.6, test=1.5))
+    assert other[4] == other[7] == other[8] == "opposite"
+    assert other[:4] == ["reproduced"] * 4

@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "effective_ranks",
     "low_rank_fooling",
     "reconciliation",
+    "feature_mnist",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2

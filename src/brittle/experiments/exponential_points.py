@@ -111,7 +111,8 @@ def _measure(trained: nn.Module, A: Tensor, z: Tensor, linear: bool, seed: int) 
         radii = margins / gradients.norm(dim=1) * box.unit
     else:
         largest = 2 * float(last.norm()) / box.unit  # there lies a point of the other class
-        radii = attacked_radii(trained, box.inputs, label, largest=largest, seed=seed) * box.unit
+        partners = torch.tensor([[1], [0]])
+        radii = attacked_radii(trained, box.inputs, label, partners, largest=largest, seed=seed) * box.unit
     cosine = float(cosines(gradients, last.expand_as(gradients)).mean())
     return {
         "phi": phi,
@@ -395,7 +396,7 @@ EXPERIMENT = Experiment(
         "points are right. θ₁ is the angle between the network's gradient and the direction that changes z_d alone, θ₂ "
         "the one between the gradient and the last row of A⁻¹, φ is |cos| of the angle between the two directions.",
         "Networks with two hidden layers and ReLU see random points, none twice where there are many, and are attacked "
-        "by the preset fast in ℓ₂, an upper bound of their radius. Half the distance to the nearest of all 2^(d − 1) "
+        "by APGD in ℓ₂, an upper bound of their radius. Half the distance to the nearest of all 2^(d − 1) "
         "points of the other class is exact, by a search that gives up what is already longer.",
         "The paper gives neither loss nor optimiser. Of its runs those alone count that have training accuracy 1, and "
         "which these are depends on both.",

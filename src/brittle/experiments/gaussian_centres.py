@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from torch import Tensor, nn
 
 from brittle.experiments.claims import Claim, chosen_rows, over_seeds, slope
 from brittle.experiments.experiment import Axes, Experiment
@@ -26,8 +25,9 @@ from brittle.experiments.point_networks import (
     attacked_radii,
     chain,
     cosines,
+    interpolate,
     margin_gradients,
-    train_to_targets,
+    nearest_partners,
 )
 from brittle.linear.minimum_distance import (
     interpolant_cosine_by_qr,
@@ -38,10 +38,6 @@ from brittle.linear.minimum_distance import (
 from brittle.random_streams import generator
 from brittle.reporting.drawing import legend, log_scale
 from brittle.results import Statistic
-from brittle.training.recipe import Recipe
-
-REPEATS = 50
-"""How often every centre stands in an epoch: a pass over a few points costs more than its steps."""
 
 
 def run(
@@ -59,10 +55,12 @@ def run(
         steps: Of a network: steps of the optimiser, at least.
 
     Returns:
-        ``centres``, their number, and what :func:`simulate` or :func:`interpolate` returns.
+        ``centres``, their number, and what :func:`simulate` or :func:`interpolating_network` returns.
     """
     centres = max(2, round(share * d))
-    part = interpolate(d, centres, hidden, width, steps, seed) if hidden else simulate(d, centres, draws, seed)
+    part = (
+        interpolating_network(d, centres, hidden, width, steps, seed) if hidden else simulate(d, centres, draws, seed)
+    )
     return {"centres": centres, **part}
 
 
@@ -94,7 +92,7 @@ def simulate(d: int, centres: int, draws: int, seed: int) -> dict[str, float]:
     }
 
 
-def interpolate(d: int, centres: int, hidden: int, width: int, steps: int, seed: int) -> dict[str, float]:
+def interpolating_network(d: int, centres: int, hidden: int, width: int, steps: int, seed: int) -> dict[str, float]:
     """A network with ReLU that gives every centre the score 1 for its own class and 0 for all others.
 
     Each centre is paired with the nearest other one.
@@ -107,21 +105,13 @@ def interpolate(d: int, centres: int, hidden: int, width: int, steps: int, seed:
     """
     points = torch.randn(centres, d, generator=generator(seed, d * 10**6 + centres), dtype=torch.float64)
     labels, box = torch.arange(centres), Box.of(points)
-    recipe = Recipe(
-        epochs=math.ceil(steps / REPEATS),
-        batch_size=centres,
-        schedule="cosine",
-        weight_decay=0.0,
-        validation=0.0,
-        measure_every=0,
-        seed=seed,
-    )
     start = box.behind(chain((d, *[width] * hidden, centres), relu=True, seed=seed))
-    samples = box.inputs.repeat(REPEATS, 1), labels.repeat(REPEATS)
-    network = train_to_targets(start, samples, box.behind(linear_interpolant(points)), recipe)
+    network = interpolate(start, box.inputs, torch.eye(centres), steps=steps, seed=seed)
     nearest, apart = nearest_of_another_class(points, labels, points, labels)
     margins, gradients = margin_gradients(network, box.inputs, labels, nearest)
-    radii = attacked_radii(network, box.inputs, labels, largest=float(apart.max()) / box.unit, seed=seed) * box.unit
+    partners = nearest_partners(points, labels, centres)
+    largest = float(apart.max()) / box.unit
+    radii = attacked_radii(network, box.inputs, labels, partners, largest=largest, seed=seed) * box.unit
     linear_radii = interpolant_radii(points).nan_to_num(nan=math.inf).amin(1)
     return {
         "cosine": float(cosines(gradients, points - points[nearest]).median()),
@@ -131,13 +121,6 @@ def interpolate(d: int, centres: int, hidden: int, width: int, steps: int, seed:
         "residual": float((margins - 1).abs().max()),
         "accuracy": float((radii > 0).double().mean()),
     }
-
-
-def linear_interpolant(points: Tensor) -> nn.Module:
-    """The least-norm linear classifier with score 1 for a point's own class and 0 for others, of points ``(N, d)``."""
-    network = nn.Linear(points.shape[1], len(points), bias=False)
-    network.weight.data = torch.linalg.pinv(points).mT.float()
-    return network
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -342,8 +325,8 @@ EXPERIMENT = Experiment(
         "score 1 for its class and 0 for all others; the one of least norm has the largest radius. Of every set one "
         "pair counts, so that draws are independent; what it keeps is computed by one QR factorisation in float64.",
         "Networks with ReLU and one or two hidden layers of 200 are trained until their differences of logits are "
-        "those of a linear interpolant at every centre, by distillation from it. They are attacked in ℓ₂ by the preset "
-        "fast without bounds of the inputs, an upper bound of the radius; each centre is paired with the nearest other "
-        "one.",
+        "those scores at every centre, by distillation from the nearest-centre rule. They are attacked in ℓ₂ by "
+        "APGD, on the cross-entropy and towards each of the nearest nine, without bounds of the inputs, an upper bound "
+        "of the radius; each centre is paired with the nearest other one.",
     ),
 )

@@ -6,13 +6,17 @@ moves them back. So radii in the box times :attr:`Box.unit` are radii between po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from brittle.attacks import apgd
+from brittle.attacks.losses import Loss
 from brittle.evaluation import Execution, Threat, minimal_distances
 from brittle.models.borrow import frozen
 from brittle.models.normalize import normalised
@@ -25,6 +29,15 @@ ROOM = (-4.0, 5.0)
 TEMPERATURE = 4.0
 """Of the distance from the targets: their differences of at most 2 are small against it, which makes it nearly
 quadratic."""
+
+PARTNERS = 9
+"""Other classes that attacks go towards, at most."""
+STEPS = 50
+"""Of the attack towards each class."""
+BATCH = 128
+"""Points a step, at most."""
+STEPS_AN_EPOCH = 50
+"""At least: a pass over few points costs more than its steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +93,52 @@ def train_to_targets(
     return train(network, samples, Recipe(**settings), interventions=Interventions(teacher=teacher)).model
 
 
+class NearestTarget(nn.Module):
+    """The minimum-distance rule: answers with the target of the nearest point.
+
+    Attributes:
+        points: ``(N, d)``.
+        targets: Logits of every point ``(N, classes)``.
+    """
+
+    points: Tensor
+    targets: Tensor
+
+    def __init__(self, points: Tensor, targets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("points", points)
+        self.register_buffer("targets", targets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, d)`` to ``(B, classes)``."""
+        return self.targets[torch.cdist(x, self.points).argmin(1)]
+
+
+def interpolate(network: nn.Module, points: Tensor, targets: Tensor, *, steps: int, seed: int) -> nn.Module:
+    """Train until differences of logits at every point are those of its targets, taught by :class:`NearestTarget`.
+
+    Args:
+        network: Where training starts.
+        points: Inputs in the unit box ``(N, d)``.
+        targets: Logits ``(N, classes)``.
+        steps: Of AdamW without weight decay, cosine schedule, of at most :data:`BATCH` points each.
+        seed: Of their order.
+    """
+    batch = min(BATCH, len(points))
+    repeats = math.ceil(STEPS_AN_EPOCH * batch / len(points))
+    recipe = Recipe(
+        epochs=math.ceil(steps * batch / (repeats * len(points))),
+        batch_size=batch,
+        schedule="cosine",
+        weight_decay=0.0,
+        validation=0.0,
+        measure_every=0,
+        seed=seed,
+    )
+    samples = points.repeat(repeats, 1), targets.argmax(1).repeat(repeats)
+    return train_to_targets(network, samples, NearestTarget(points, targets), recipe)
+
+
 def margin_gradients(network: nn.Module, x: Tensor, ours: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """The margins ``f = s_ours - s_other`` at inputs ``(N, ...)``, and their gradients ``(N, d)``, in float64.
 
@@ -102,12 +161,45 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1).abs() / (a.norm(dim=1) * b.norm(dim=1))
 
 
-def attacked_radii(network: nn.Module, x: Tensor, y: Tensor, *, largest: float, seed: int) -> Tensor:
+def attacked_radii(network: nn.Module, x: Tensor, y: Tensor, partners: Tensor, *, largest: float, seed: int) -> Tensor:
     """Length of the least l_2 perturbation that was found for every input ``(N,)``: upper bounds of the radii.
 
-    The attack is the preset ``fast``, by bisection over budgets, without bounds of the box in its way; the network
-    itself confirms every change of class. 0 where an input is wrong without attack, infinite where none was found.
+    By bisection over budgets, without bounds of the box in the way; the network itself confirms every change of class.
+    0 where an input is wrong without attack, infinite where none was found.
+
+    The attacks are APGD on the cross-entropy, then towards one class after the other by the margin to it alone.
+    Interpolants have margins of 1 to all classes at once, and what raises the cross-entropy there is not a step towards
+    the class whose boundary is nearest.
+
+    Args:
+        network: From inputs to logits.
+        x: Inputs ``(N, ...)``.
+        y: Labels ``(N,)``.
+        partners: Classes that each class is attacked towards, ``(classes, m)``.
+        largest: Largest budget that is tried.
+        seed: Of the attacks.
     """
-    threat = Threat("fast", p=2, bounds=ROOM, seed=seed)
+    losses: list[str | Loss] = ["ce", *(partial(_margin_towards, partner=column) for column in partners.unbind(1))]
+    threat = Threat([partial(apgd, loss=loss, steps=STEPS) for loss in losses], p=2, bounds=ROOM, seed=seed)
     execution = Execution(certify=False)
     return minimal_distances(network, x, y, threat, largest=largest, execution=execution).distance
+
+
+def _margin_towards(logits: Tensor, y: Tensor, partner: Tensor) -> Tensor:
+    return (logits.gather(1, partner[y][:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
+def nearest_partners(points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """For every class the classes of the nearest points of others, ``(classes, m)``: :data:`PARTNERS` of them or all.
+
+    Args:
+        points: ``(N, d)``.
+        labels: Their classes ``(N,)``.
+        classes: Number of classes; of those without points the partners are arbitrary.
+    """
+    apart = torch.cdist(points.double(), points.double())
+    between = torch.full((classes, classes), math.inf, dtype=torch.float64)
+    places = (labels[:, None] * classes + labels).flatten()
+    between = between.flatten().scatter_reduce(0, places, apart.flatten(), "amin").view(classes, classes)
+    between.fill_diagonal_(math.inf)
+    return between.argsort(1)[:, : min(PARTNERS, classes - 1)]
