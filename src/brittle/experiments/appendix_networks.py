@@ -181,7 +181,7 @@ EXPERIMENT = Experiment(
             *_grids("VGG16", REDUCED, 3, (2.0,), (4,), width=8),
             *_grids("WideResNet-101-2", REDUCED, 3, (2.0,), (4,), width=4, epochs=10),
             *_grids("CIFAR-100", REDUCED, 3, (2.0,), (4,), training=20_000),
-            *_grids("Standard group lasso", REDUCED, 3, (0.01,), ()),
+            *_grids("Standard group lasso", REDUCED, 3, (0.3,), ()),
         ),
         "paper": tuple(
             axes
@@ -193,6 +193,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
+    seconds={"smoke": 3, "small": 130},
     about=(
         "Figure 5, bottom, with one thing changed at a time: the architecture, the data set, or the group lasso, whose "
         "standard form a smaller scale of all weights satisfies. Otherwise ResNet18 with torchvision's stem on "

@@ -23,9 +23,10 @@ from brittle.training.recipe import Recipe
 
 BAND = 0.04
 """Networks count as equally accurate within this of each other: half of it to both sides of the median."""
-BUDGETS = {"linf": (math.inf, 1 / 255), "l2": (2.0, 0.125)}
-"""Norm and budget of the attacks, those of :mod:`brittle.experiments.fig5_conv`."""
-WORDS = {"linf": "ℓ∞ 1/255", "l2": "ℓ₂ 0.125"}
+BUDGETS = {"linf": (math.inf, 0.5 / 255), "l2": (2.0, 0.0625)}
+"""Norm and budget of the attacks, half of those of :mod:`brittle.experiments.fig5_conv`: without crops and flips a
+network kept 19 % of its accuracy there in a first trial, which leaves little to fall."""
+WORDS = {"linf": "ℓ∞ 0.5/255", "l2": "ℓ₂ 0.0625"}
 
 
 def run(
@@ -125,7 +126,7 @@ EXPERIMENT = Experiment(
     grids={
         "smoke": _grid(1, (0.1,), (16,), data="digits", width=4, training=64, samples=10, epochs=2),
         "small": _grid(
-            3, (0.05, 0.1, 0.2), (32, 64, 128), data="cifar10", width=16, training=5_000, samples=300, epochs=60
+            3, (0.1, 0.2, 0.4), (32, 64, 128), data="cifar10", width=16, training=5_000, samples=500, epochs=100
         ),
         "paper": _grid(
             5, (0.01, 0.03, 0.1, 0.3), (16, 32, 64, 128, 256),
@@ -133,6 +134,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
+    seconds={"smoke": 1, "small": 110},
     about=(
         "ResNet18 with torchvision's stem on CIFAR-10, trained by plain stochastic gradient descent without momentum, "
         f"weight decay, penalty or augmentation, until {100 * FITTED:g} % of the training samples are right as they "
