@@ -126,7 +126,7 @@ EXPERIMENT = Experiment(
     grids={
         "smoke": _grid(1, (0.1,), (16,), data="digits", width=4, training=64, samples=10, epochs=2),
         "small": _grid(
-            3, (0.1, 0.2, 0.4), (32, 64, 128), data="cifar10", width=16, training=5_000, samples=500, epochs=100
+            3, (0.1, 0.2, 0.4), (32, 64, 128), data="cifar10", width=16, training=4_000, samples=500, epochs=100
         ),
         "paper": _grid(
             5, (0.01, 0.03, 0.1, 0.3), (16, 32, 64, 128, 256),
@@ -134,7 +134,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
-    seconds={"smoke": 1, "small": 110},
+    seconds={"smoke": 1, "small": 100},
     about=(
         "ResNet18 with torchvision's stem on CIFAR-10, trained by plain stochastic gradient descent without momentum, "
         f"weight decay, penalty or augmentation, until {100 * FITTED:g} % of the training samples are right as they "
