@@ -241,6 +241,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=(*_claims("fcn"), *_claims("conv")),
+    seconds={"smoke": 1, "small": 120},
     about=(
         "A network of two hidden layers on MNIST and one of three strided convolutions on CIFAR-10, with ReLU, no "
         "biases and no penalty, by AdamW and a cosine schedule. Either is trained without attack, or with every sample "

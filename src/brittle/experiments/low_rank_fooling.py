@@ -287,10 +287,10 @@ STRENGTHS: dict[str, dict[str, tuple[float, ...]]] = {
 SMOKE: dict[str, Scalar] = {"data": "digits", "eps": 0.05, "training": None, "samples": 30, "epochs": 3}
 SMALL: dict[str, Scalar] = {"samples": 200, "epochs": 8}
 PAPER: dict[str, Scalar] = {"training": None, "samples": 10_000, "epochs": 100}
-MNIST: dict[str, Scalar] = {"data": "mnist", "eps": 0.08}
+MNIST: dict[str, Scalar] = {"data": "mnist", "eps": 0.1}
 CIFAR: dict[str, Scalar] = {"data": "cifar10", "eps": 2 / 255}
 
-ATTACKED = (0.04, 0.08)
+ATTACKED = (0.05, 0.1)
 """Budgets of adversarial training on MNIST."""
 
 EXPERIMENT = Experiment(

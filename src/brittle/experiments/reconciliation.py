@@ -431,6 +431,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
+    seconds={"smoke": 1, "small": 20},
     about=(
         "Networks 784-400-400-10 with ReLU and no biases, by AdamW and a cosine schedule. Both hidden matrices are "
         f"under a nuclear norm penalty, or are products of factors of rank {RANK} (6 % of their weights are left), "
