@@ -5,10 +5,15 @@ import math
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from brittle.experiments import exponential_points, feature_mnist, gaussian_centres, judge
+from brittle.data.load import MEAN_STD
+from brittle.errors import InputError
+from brittle.experiments import exponential_points, feature_mnist, feature_photographs, gaussian_centres, judge
+from brittle.experiments.experiment import fingerprint
 from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients
+from brittle.models import build_model, save_state
 
 
 def gaussian(*shape, seed=0):
@@ -180,3 +185,59 @@ def test_claims_about_images_compare_what_is_found_with_what_is_predicted():
     other = verdicts(feature_mnist, image_table(gap=0.6, test=1.5))
     assert other[4] == other[7] == other[8] == "opposite"
     assert other[:4] == ["reproduced"] * 4
+
+
+# --- photographs --------------------------------------------------------------------------------------------
+
+
+def test_of_a_linear_network_the_way_predicts_what_the_attack_finds():
+    """The gradient is the same everywhere, so both are the cosine at the image up to where the margin is 0."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3, bias=False))
+    network[1].weight.data = gaussian(3, 12, seed=6).float()
+    ends = 0.4 + 0.2 * torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    classes = network(ends).topk(2).indices[0]
+    if network(ends[1:])[0, classes[0]] > network(ends[1:])[0, classes[1]]:
+        ends[1] = 1 - ends[1]
+    w = (network[1].weight[classes[0]] - network[1].weight[classes[1]]).detach().double()
+    exact = float(w @ ends[0].double().flatten() / w.norm() / (ends[0] - ends[1]).norm() * 2)
+    told = feature_photographs.predict(network, ends, classes, points=7)
+    way = (ends[0] - ends[1]).double().flatten()
+    assert told["predicted"] == pytest.approx(exact, rel=1e-4)
+    assert told["path_cosine"] == pytest.approx(float(w @ way / w.norm() / way.norm()), abs=1e-5)
+    assert told["local_cosine"] == pytest.approx(abs(told["path_cosine"]), abs=1e-5)
+    assert told["identity"] < 1e-3
+
+
+def test_photographs_of_other_content_are_other_data_whatever_their_sizes(tmp_path):
+    for name, size in (("cat", (9, 6)), ("dog", (5, 7))):
+        (tmp_path / "photographs" / name).mkdir(parents=True)
+        Image.new("RGB", size, "red").save(tmp_path / "photographs" / name / "one.png")
+    before = fingerprint("folder:photographs", tmp_path)
+    assert before == fingerprint("folder:photographs", tmp_path)
+    Image.new("RGB", (9, 6), "blue").save(tmp_path / "photographs" / "cat" / "one.png")
+    assert fingerprint("folder:photographs", tmp_path) != before
+    with pytest.raises(InputError, match="folder of images"):
+        fingerprint("folder:none", tmp_path)
+
+
+def test_a_network_of_the_users_is_read_from_its_architecture_and_weights(tmp_path):
+    torch.manual_seed(0)
+    network = build_model("resnet18-cifar", {"width": 4}, seed=3)
+    save_state(network, tmp_path / "weights.safetensors")
+    images = torch.rand(2, 3, 16, 16)
+    loaded = feature_photographs.load_network("resnet18-cifar@weights.safetensors", images, tmp_path)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in MEAN_STD["imagenet"])
+    assert torch.allclose(loaded(images), network.eval()((images - mean) / std), atol=1e-5)
+    with pytest.raises(InputError, match="ARCH@FILE"):
+        feature_photographs.load_network("resnet18-cifar", images, tmp_path)
+
+
+def test_claims_about_photographs_are_asked_of_their_own_folder():
+    rows = [
+        {"network": "a", "data": data, "seed": seed, "within": within + 0.01 * seed, "found_median": found}
+        | {"path_mean": found / 2, "identity_median": 0.01 + 0.001 * seed}
+        for data, within, found in ((feature_photographs.ALL, 0.9, 0.06), (feature_photographs.OF_THE_PAPER, 0.1, 0.9))
+        for seed in range(3)
+    ]
+    found = verdicts(feature_photographs, pd.DataFrame(rows))
+    assert found == ["reproduced", "opposite", "reproduced", "reproduced", "reproduced"]

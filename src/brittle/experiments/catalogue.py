@@ -34,6 +34,7 @@ EXPERIMENTS = (
     "low_rank_fooling",
     "reconciliation",
     "feature_mnist",
+    "feature_photographs",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2

@@ -135,11 +135,18 @@ def data_named(settings: Mapping[str, object]) -> list[str]:
 
 
 def fingerprint(data: str, root: Path | None) -> str:
-    """SHA-256 over both splits of a data set, as 64 hexadecimal digits.
+    """SHA-256 over both splits of a data set, or over all files of a folder of images, as 64 hexadecimal digits.
 
     Raises:
         InputError: The data set is not there.
     """
+    if data.startswith("folder:"):  # its images may have several sizes, until a job resizes them
+        folder = Path(root or "", data.removeprefix("folder:"))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            raise InputError(f"data: expected a folder of images, one subfolder a class; got none at {folder}")
+        names = [f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
     splits = {}
     for split in ("train", "test"):
         read = load_data(data, root=root, split=split)

@@ -319,7 +319,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
-    seconds={"smoke": 1, "small": 5},
+    seconds={"smoke": 1, "small": 6},
     about=(
         "N centres from a standard normal law in R^d, each its own class. A linear interpolant gives a centre the "
         "score 1 for its class and 0 for all others; the one of least norm has the largest radius. Of every set one "
