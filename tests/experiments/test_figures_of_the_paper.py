@@ -92,7 +92,7 @@ def trained_by(figure, monkeypatch, **settings):
 
 def test_training_under_attack_of_figure_7_takes_ten_steps_in_its_norm_or_none(monkeypatch):
     rows = {
-        (pgd, norm): trained_by(fig7_adversarial, monkeypatch, pgd=pgd, norm=norm)[0]
+        (pgd, norm): trained_by(fig7_adversarial, monkeypatch, alpha=0.1, pgd=pgd, norm=norm)[0]
         for pgd in (0, 10)
         for norm in ("linf", "l2")
     }
