@@ -240,6 +240,10 @@ def test_what_the_network_decides_by_is_a_finding_with_the_classes_that_are_neig
     assert "Of what separates 4 from 9, nearest most often, it is 3.0 %." in by
     assert "The attack needs at most 25 % of half that distance" in by
     assert "by 80 % of it at “a” and by 24 % at “c”; the largest loss is at “b”, from 80 % to 30 %" in where
+    _, where = said(
+        dataclasses.replace(found, layers=(*layers, FeatureLayer("d", 9, 0.05), FeatureLayer("e", 9, 0.005)))
+    )
+    assert "the largest loss is at “d”, from 24 % to 5.0 %" in where  # not at e: 6.7 % is what a random direction has
     assert said(dataclasses.replace(found, pairs=tuple(pairs[:7]))) == []
     assert said(None) == []
     (alone,) = said(dataclasses.replace(found, layers=layers[:1], interpolant=None))

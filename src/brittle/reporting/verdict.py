@@ -277,11 +277,15 @@ def _by_features(features: FeatureCompression | None) -> Iterator[str]:
     yield text
     cosines = [("input", 1.0), *((layer.layer, layer.cosine) for layer in features.layers if layer.cosine)]
     if len(cosines) > 2:
-        before, (name, after) = min(pairwise(cosines), key=lambda step: step[1][1] / step[0][1])
+        # Below what a random direction has, a fall is noise.
+        heights = [max(cosine, features.chance) for _, cosine in cosines]
+        falls = [after / before for before, after in pairwise(heights)]
+        steepest = falls.index(min(falls))
+        (_, before), (name, after) = cosines[steepest : steepest + 2]
         (first, at_first), (last, at_last) = cosines[1], cosines[-1]
         yield (
             f"A rule that took the nearer of the two in a layer's output would decide by {share(at_first)} of it at"
-            f" “{first}” and by {share(at_last)} at “{last}”; the largest loss is at “{name}”, from {share(before[1])}"
+            f" “{first}” and by {share(at_last)} at “{last}”; the largest loss is at “{name}”, from {share(before)}"
             f" to {share(after)}."
         )
 
