@@ -10,7 +10,14 @@ from torch import nn
 
 from brittle.data.load import MEAN_STD
 from brittle.errors import InputError
-from brittle.experiments import exponential_points, feature_mnist, feature_photographs, gaussian_centres, judge
+from brittle.experiments import (
+    exponential_points,
+    feature_mnist,
+    feature_photographs,
+    feature_training,
+    gaussian_centres,
+    judge,
+)
 from brittle.experiments.experiment import fingerprint
 from brittle.experiments.point_networks import Box, attacked_radii, chain, margin_gradients
 from brittle.models import build_model, save_state
@@ -241,3 +248,22 @@ def test_claims_about_photographs_are_asked_of_their_own_folder():
     ]
     found = verdicts(feature_photographs, pd.DataFrame(rows))
     assert found == ["reproduced", "opposite", "reproduced", "reproduced", "reproduced"]
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def training_table(sign):
+    """Networks whose direction is lost over training and layers, and kept by attacks; or, at sign -1, the opposite."""
+    rows = []
+    for seed in range(3):
+        for attacked in (False, True):
+            cosine = [0.4 + 0.01 * seed, 0.4 - 0.1 * sign, 0.4 - 0.2 * sign * (1 + 0.1 * seed) + 0.5 * sign * attacked]
+            row = {"epoch": [1, 2, 4], "cosine": cosine, "ratio": cosine, "adversarial": attacked, "seed": seed}
+            rows.append(row | {"first_layer": [0.7] * 3, "last_hidden": [0.7 - 0.2 * sign * (1 + 0.1 * seed)] * 3})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("sign", "verdict"), [(1, "reproduced"), (-1, "opposite")])
+def test_claims_about_training_compare_the_last_epoch_with_and_without_attack(sign, verdict):
+    assert set(verdicts(feature_training, training_table(sign))) == {verdict}

@@ -35,6 +35,7 @@ EXPERIMENTS = (
     "reconciliation",
     "feature_mnist",
     "feature_photographs",
+    "feature_training",
 )
 """Files of this package that define an ``EXPERIMENT``."""
 CORES = 2

@@ -280,7 +280,7 @@ EXPERIMENT = Experiment(
         "paper": _grids(pairs=20, points=200, seeds=10),
     },
     claims=CLAIMS,
-    seconds={"smoke": 1, "small": 180},
+    seconds={"smoke": 1, "small": 60},
     about=(
         "EfficientNet-Lite0 and -Lite1 with their weights of ImageNet, and photographs in folders of the data root. "
         "For two images with different predictions the margin is the difference of these two logits. The prediction is "
