@@ -297,7 +297,7 @@ EXPERIMENT = Experiment(
                 "seed": (0, 1, 2),
                 "width": 400,
                 "steps": 3000,
-                "points": 50,
+                "points": 30,
             },
             (0, 1, 2, 3),
             (0, 2),
@@ -316,7 +316,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
-    seconds={"smoke": 1, "small": 15},
+    seconds={"smoke": 1},
     about=(
         "N training images, drawn by the seed, are interpolated: the score of an image is 1 for its class and 0 for "
         "all others, the class being the image itself, or its digit. Each image is paired with the nearest of another "
