@@ -24,7 +24,7 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.models.layers import read_layers
 from brittle.results import Audit, Rate
-from brittle.results.wording import norm_name, number
+from brittle.results.wording import norm_name, number, share
 from helpers import networks
 from helpers.audits import norm_result, with_parts
 from helpers.evaluations import audit_with
@@ -593,6 +593,9 @@ def test_findings_hold_numbers_of_the_audit():
         rate for norm in a.norms for eps in norm.curve.eps for rate in (*norm.curve.robust, norm.certified.at(eps))
     ]
     tenths = {rate.percent for rate in rates}
+    shares = [a.features.cosine, a.features.ratio, a.features.chance, *(layer.cosine for layer in a.features.layers)]
+    shares += [part.cosine for part in a.features.by_classes.values()]
+    tenths |= {share(value) for value in shares}
     assert set(re.findall(r"\d+\.\d %", text)) <= tenths
     for u in (norm.best_universal for norm in a.norms):
         assert u.fooled.percent in text
