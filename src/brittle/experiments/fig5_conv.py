@@ -158,8 +158,8 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": (
-            {**SMOKE, "annealed": True, "seed": 0, "alpha": (0.0, 0.1), "rank": 0},
-            {**SMOKE, "annealed": True, "seed": 0, "alpha": 0.0, "rank": 1},
+            {**SMOKE, "samples": 4, "annealed": True, "seed": 0, "alpha": (0.0, 0.1), "rank": 0},
+            {**SMOKE, "samples": 4, "annealed": True, "seed": 0, "alpha": 0.0, "rank": 1},
         ),
         "small": _grids({**SMALL, "annealed": True}, 3, (0.1, 0.5, 2.0), (4, 8, 16), SMALL_STEM),
         "paper": _grids(
