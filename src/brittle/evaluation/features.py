@@ -284,7 +284,10 @@ def _row_spaces(z: Tensor, x: Tensor, ways: Tensor) -> tuple[float | None, float
         return None, None, None, None
     sums = z.flatten(1).sum(0)
     rows = [torch.autograd.grad(entry, x, retain_graph=True)[0].flatten(1) for entry in sums]
-    measured = [_row_space(J, way) for J, way in zip(torch.stack(rows, dim=1), ways, strict=True)]
+    jacobians = torch.stack(rows, dim=1)
+    if not jacobians.isfinite().all():
+        return None, None, None, None
+    measured = [_row_space(J, way) for J, way in zip(jacobians, ways, strict=True)]
     kept, strong, rank, directions = zip(*measured, strict=True)
     return median(kept), median(strong), median_low(rank), median_low(directions)
 
@@ -292,10 +295,12 @@ def _row_spaces(z: Tensor, x: Tensor, ways: Tensor) -> tuple[float | None, float
 def _row_space(J: Tensor, u: Tensor) -> tuple[float, float, int, int]:
     """Shares of the length of ``u`` in the row space of J and in its strong directions; how many directions each has.
 
-    From ``J J^T = Q L Q^T``: the right singular directions are ``v_i = J^T q_i / sqrt(L_i)``.
+    From ``J J^T = Q L Q^T``: the right singular directions are ``v_i = J^T q_i / sqrt(L_i)``. No share depends on J's
+    scale, which is taken out as squares of it may leave the range of numbers.
     """
     roundoff = max(J.shape) * torch.finfo(J.dtype).eps
     J = J.double()
+    J = J / J.abs().max().clamp_min(torch.finfo(J.dtype).tiny)
     squares, Q = torch.linalg.eigh(J @ J.mT)
     squares, Q = squares.flip(0).clamp_min(0), Q.flip(1)
     rank = int((squares > max(roundoff, 1e-7) ** 2 * squares[0]).sum())

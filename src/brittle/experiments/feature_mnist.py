@@ -185,7 +185,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for axis in (over_n, against, radii):
         axis.grid(visible=True)
         axis.set_ylim(bottom=0)
-    names = ["φ, linear interpolant", *(f"{hidden} hidden layer{'s' * (hidden > 1)}" for hidden in depths)]
+    names = ["φ, linear interpolant", *(f"{hidden} hidden layer{'s' if hidden > 1 else ''}" for hidden in depths)]
     legend(figure, [Line2D([], [], **look(series)) for series in range(len(names))], names)
     return figure
 
@@ -288,7 +288,7 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": _grids(
-            {"data": "digits", "n": (10, 20), "seed": 0, "width": 30, "steps": 100, "points": 6}, (0, 1), (1,)
+            {"data": "digits", "n": (10, 20), "seed": 0, "width": 30, "steps": 100, "points": 2}, (0, 1), (1,)
         ),
         "small": _grids(
             {

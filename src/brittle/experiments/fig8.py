@@ -344,7 +344,7 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": {
-            "data": "digits", "stem": "3x3", "width": 8, "training": 60, "samples": 10, "epochs": 1, "pgd": 1,
+            "data": "digits", "stem": "3x3", "width": 8, "training": 40, "samples": 4, "epochs": 1, "pgd": 1,
             "steps": 1, "alpha": ALPHA, "against_spread": AGAINST_SPREAD, "seed": 0,
         },
         "small": _grid(4, ALPHA, AGAINST_SPREAD, {

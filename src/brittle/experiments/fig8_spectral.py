@@ -115,7 +115,7 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": {
-            "data": "digits", "stem": "3x3", "width": 4, "training": 60, "samples": 10, "epochs": 1, "pgd": 1,
+            "data": "digits", "stem": "3x3", "width": 4, "training": 40, "samples": 4, "epochs": 1, "pgd": 1,
             "steps": 1, "alpha": 0.001, "seed": 0,
         },
         "small": {
