@@ -102,14 +102,18 @@ def test_the_tug_of_war_compares_the_strongest_penalty_with_none_over_time(harm,
 
 def test_training_ends_with_the_first_epoch_that_fits():
     data = load_data("digits", limit=60)
-    recipe = Recipe(batch_size=10, optimizer="sgd", lr=0.3, momentum=0.0, weight_decay=0.0, validation=0.0, seed=2)
-    network, passes, fitted = emergent.train_until_fitted(data, recipe, width=20, epochs=200)
-    assert 1 < passes < 200
-    assert fitted >= emergent.FITTED
-    _, fewer, unfitted = emergent.train_until_fitted(data, recipe, width=20, epochs=passes - 1)
-    assert fewer == passes - 1
-    assert unfitted < emergent.FITTED
+    start = build_model("fcn", {"in_features": 64, "width": 20, "depth": 3}, seed=2)
+    before = [weight.clone() for weight in start.parameters()]
+    how = {"lr": 0.3, "batch": 10, "seed": 2}
+    network, fit = emergent.fit_network(start, data, data, epochs=200, **how)
+    assert 1 < fit["passes"] < 200
+    assert fit["fitted"] >= emergent.FITTED
+    assert fit["test_accuracy"] == (network(data.inputs).argmax(1) == data.labels).double().mean()
+    _, unfitted = emergent.fit_network(start, data, data, epochs=fit["passes"] - 1, **how)
+    assert unfitted["passes"] == fit["passes"] - 1
+    assert unfitted["fitted"] < emergent.FITTED
     assert not network.training
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), before, strict=True))
 
 
 def emergent_table(robustness):
@@ -135,20 +139,6 @@ def test_emergent_compressibility_is_asked_of_networks_of_equal_accuracy_alone(e
     table.test_accuracy = 0.5 + (table.test_accuracy - 0.95) * experiment.BAND / emergent.BAND
     assert sorted(set(emergent.alike(table, experiment.BAND).ratio)) == [1, 2, 4, 8]
     assert verdicts(experiment, table) == ["reproduced"] * 4 + [verdict] * 4
-
-
-def test_convolutional_networks_train_until_they_fit_as_dense_ones_do():
-    data = load_data("digits", limit=60)
-    start = build_model("fcn", {"in_features": 64, "width": 20, "depth": 3}, seed=2)
-    recipe = Recipe(batch_size=10, optimizer="sgd", lr=0.3, momentum=0.0, weight_decay=0.0, validation=0.0, seed=2)
-    before = [weight.clone() for weight in start.parameters()]
-    expected, *passes = emergent.train_until_fitted(data, recipe, width=20, epochs=200)
-    network, *others = emergent_conv.train_until_fitted(
-        start, data, dataclasses.replace(recipe, epochs=1, measure_every=0), 200
-    )
-    assert others == passes
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), expected.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), before, strict=True))
 
 
 # --- unstructured compressibility ---------------------------------------------------------------------------

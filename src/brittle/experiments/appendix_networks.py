@@ -14,7 +14,15 @@ from matplotlib.axes import Axes as Panel
 from matplotlib.figure import Figure
 
 from brittle.experiments.claims import Claim, chosen_rows
-from brittle.experiments.conv_effect import ROWS, SPECTRUM, Effect, Rows, ends, strengthened
+from brittle.experiments.conv_effect import (
+    ROWS,
+    SPECTRUM,
+    Effect,
+    Rows,
+    ends,
+    penalties_and_ranks,
+    strengthened,
+)
 from brittle.experiments.conv_networks import PAPER, SMALL, SMOKE, conv_recipe, filter_structure, train_convolutional
 from brittle.experiments.dense_networks import robustness_of, splits
 from brittle.experiments.experiment import Axes, Experiment, Scalar
@@ -159,9 +167,8 @@ def _grids(
     **changed: Scalar,
 ) -> tuple[Axes, ...]:
     """Penalties of a variant, with the network that has none, then the ranks that it is asked about."""
-    every: dict[str, Any] = {**FIGURE_5, **common, **VARIANTS[variant], **changed, "seed": tuple(range(seeds))}
-    rows: Axes = {**every, "alpha": (0.0, *alphas), "rank": 0}
-    return (rows, {**every, "alpha": 0.0, "rank": ranks}) if SPECTRUM in effects_of(variant) else (rows,)
+    every = {**FIGURE_5, **common, **VARIANTS[variant], **changed}
+    return penalties_and_ranks(every, seeds, alphas, ranks)[: len(effects_of(variant))]
 
 
 TINY: dict[str, Scalar] = {**SMOKE, "annealed": True, "seed": 0}

@@ -197,6 +197,11 @@ def slope(y: str, x: str) -> Callable[[pd.DataFrame], float]:
     return quantity
 
 
+def mean_of(column: str) -> Callable[[pd.DataFrame], float]:
+    """Mean of a column over a seed's rows, for :func:`over_seeds`."""
+    return lambda rows: float(rows[column].mean())
+
+
 def change(y: str, x: str) -> Callable[[pd.DataFrame], float]:
     """Mean of column y at the largest x less that at the smallest, for :func:`over_seeds`."""
 

@@ -7,7 +7,7 @@ where there are none). Of every budget ``NAME`` in :data:`BUDGETS` a table has `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes as Panel
 from matplotlib.figure import Figure
 
 from brittle.experiments.claims import Claim, change, over_seeds, spearman
+from brittle.experiments.experiment import Axes, Scalar
 from brittle.experiments.plots import draw_means
 from brittle.results import Statistic
 
@@ -68,6 +69,23 @@ SPECTRUM = Effect(
     "Rank of the filters' matrices",
     "the lowest rank less full rank",
 )
+
+
+def penalties_and_ranks(
+    common: Mapping[str, Scalar], seeds: int, alphas: Sequence[float], ranks: Sequence[int]
+) -> tuple[Axes, Axes]:
+    """The grids of both effects: no penalty and penalties at full rank, then ranks without a penalty.
+
+    Args:
+        common: Settings of all networks.
+        seeds: How many.
+        alphas: Strengths above 0.
+        ranks: Of the factors.
+    """
+    every = {**common, "seed": tuple(range(seeds))}
+    return {**every, "alpha": (0.0, *alphas), "rank": 0}, {**every, "alpha": 0.0, "rank": tuple(ranks)}
+
+
 Rows = Callable[[pd.DataFrame, Effect], pd.DataFrame]
 """The networks of a table that show an effect, by :func:`strengthened`."""
 
@@ -207,7 +225,7 @@ def draw_effects(
             if len(more := others(table, effect)):
                 show(line[1], more, {name: f"kept_{norm}"})
         show(line[2], rows, {"": effect.error})
-        line[0].set_ylabel(f"{effect.words.capitalize()}\n(n = {rows.seed.nunique()} seeds)")
+        line[0].set_ylabel(f"{effect.words.capitalize()}\n(n = {rows.seed.nunique()} seeds)", fontsize=8)
         for axis, heading in zip(
             line, ("Accuracy", "Robust over clean accuracy", "k-term error at a tenth"), strict=True
         ):
@@ -215,8 +233,8 @@ def draw_effects(
             axis.set_xticks(
                 range(len(written)), ["full" if (effect.column, w) == ("rank", "0") else w for w in written]
             )
-            axis.set(title=heading, xlabel=effect.axis, ylim=(0, None if axis is line[0] else 1.03))
+            axis.set(title=heading, xlabel=effect.axis, ylim=(0, 1.03))
             axis.grid(visible=True)
         for axis in line[:2]:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc="upper right")
     return figure

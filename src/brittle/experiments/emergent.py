@@ -70,12 +70,43 @@ def run(
         data_root: Folder of the data sets.
 
     Returns:
-        What :mod:`brittle.experiments.dense_networks` measures, with ``ratio``, the learning rate over the batch size;
-        ``passes``, the epochs that it took; ``fitted``, the share of the training samples that was right in the last;
-        and ``test_accuracy`` on all test samples.
+        What :mod:`brittle.experiments.dense_networks` measures, and how training went (:func:`fit_network`).
     """
     learnt, whole = splits(data, data_root, training=training, samples=sys.maxsize)
+    size = {"in_features": learnt.inputs[0].numel(), "width": width, "depth": 3, "classes": learnt.classes}
+    start = build_model("fcn", size, seed=seed)
+    network, fit = fit_network(start, learnt, whole, lr=lr, batch=batch, epochs=epochs, seed=seed)
+    return {
+        **fit,
+        **structure_of(network),
+        **scale_of(network),
+        **robustness_of(network, whole.take(samples), MNIST_BUDGETS, seed),
+    }
+
+
+def fit_network(
+    network: nn.Module, learnt: Data, test: Data, *, lr: float, batch: int, epochs: int, seed: int
+) -> tuple[nn.Module, dict[str, float]]:
+    """Train by plain gradient descent until :data:`FITTED` of the samples are right, as they were seen in an epoch.
+
+    Plain gradient descent remembers nothing but the weights, so that one epoch after another is one training.
+
+    Args:
+        network: Where training begins; left as it is.
+        learnt: Training samples.
+        test: All test samples.
+        lr: Learning rate, constant.
+        batch: Samples a step.
+        epochs: At most.
+        seed: Of the batches.
+
+    Returns:
+        The network, in evaluation mode, and columns: ``ratio``, the learning rate over the batch size; ``passes``, the
+        epochs that it took; ``fitted``, the share of the training samples that was right in the last; and
+        ``test_accuracy``.
+    """
     recipe = Recipe(
+        epochs=1,
         batch_size=batch,
         optimizer="sgd",
         lr=lr,
@@ -83,41 +114,18 @@ def run(
         weight_decay=0.0,
         validation=0.0,
         measure_every=0,
-        seed=seed,
     )
-    network, passes, fitted = train_until_fitted(learnt, recipe, width=width, epochs=epochs)
-    device = device_of(network)
-    right = logits_of(network, whole.inputs.to(device), whole.labels.to(device)).argmax(1).cpu() == whole.labels
-    return {
-        "ratio": lr / batch,
-        "passes": passes,
-        "fitted": fitted,
-        "test_accuracy": float(right.double().mean()),
-        **structure_of(network),
-        **scale_of(network),
-        **robustness_of(network, whole.take(samples), MNIST_BUDGETS, seed),
-    }
-
-
-def train_until_fitted(data: Data, recipe: Recipe, *, width: int, epochs: int) -> tuple[nn.Module, int, float]:
-    """Train epoch by epoch until :data:`FITTED` of the samples are right, as they were seen in an epoch.
-
-    Plain gradient descent remembers nothing but the weights, so that one epoch after another is one training.
-
-    Returns:
-        The network, in evaluation mode; the epochs that it took, at most ``epochs``; the share that was right in the
-        last.
-    """
-    size = {"in_features": data.inputs[0].numel(), "width": width, "depth": 3, "classes": data.classes}
-    network = build_model("fcn", size, seed=recipe.seed)
     devices = "cuda" if torch.cuda.is_available() else "cpu"
     passes, fitted = 0, 0.0
     while fitted < FITTED and passes < epochs:
-        order = 1000 * recipe.seed + passes
-        training = train(network, data, dataclasses.replace(recipe, epochs=1, seed=order), devices=devices)
-        network, fitted = training.model, training.epochs[-1].accuracy
+        order = dataclasses.replace(recipe, seed=1000 * seed + passes)
+        training = train(network, learnt, order, devices=devices)
+        network, fitted = training.model.eval(), training.epochs[-1].accuracy
         passes += 1
-    return network.eval(), passes, fitted
+    device = device_of(network)
+    right = logits_of(network, test.inputs.to(device), test.labels.to(device)).argmax(1).cpu() == test.labels
+    accuracy = float(right.double().mean())
+    return network, {"ratio": lr / batch, "passes": passes, "fitted": fitted, "test_accuracy": accuracy}
 
 
 def alike(table: pd.DataFrame, band: float = BAND) -> pd.DataFrame:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import sys
 from typing import Any
 
-import torch
-from torch import nn
-
-from brittle.data.load import Data
 from brittle.experiments.conv_networks import build_convolutional, filter_structure
 from brittle.experiments.dense_networks import robustness_of, splits
-from brittle.experiments.emergent import FITTED, draw, emergent_claims
+from brittle.experiments.emergent import FITTED, draw, emergent_claims, fit_network
 from brittle.experiments.experiment import Axes, Experiment, Scalar
-from brittle.models.borrow import device_of
-from brittle.models.forward import logits_of
-from brittle.training.loop import train
-from brittle.training.recipe import Recipe
 
 BAND = 0.04
 """Networks count as equally accurate within this of each other: half of it to both sides of the median."""
@@ -58,56 +49,17 @@ def run(
 
     Returns:
         Structure of the filters (:func:`brittle.experiments.conv_networks.filter_structure`) and robust accuracy
-        (:func:`brittle.experiments.dense_networks.robustness_of`); ``ratio``, the learning rate over the batch size;
-        ``passes``, the epochs that it took; ``fitted``, the share of the training samples that was right in the last;
-        and ``test_accuracy`` on all test samples.
+        (:func:`brittle.experiments.dense_networks.robustness_of`), and how training went
+        (:func:`brittle.experiments.emergent.fit_network`).
     """
     learnt, whole = splits(data, data_root, training=training, samples=sys.maxsize)
-    network = build_convolutional(learnt, width=width, rank=0, seed=seed, stem=stem)
-    recipe = Recipe(
-        epochs=1,
-        batch_size=batch,
-        optimizer="sgd",
-        lr=lr,
-        momentum=0.0,
-        weight_decay=0.0,
-        validation=0.0,
-        measure_every=0,
-        seed=seed,
-    )
-    network, passes, fitted = train_until_fitted(network, learnt, recipe, epochs)
-    device = device_of(network)
-    right = logits_of(network, whole.inputs.to(device), whole.labels.to(device)).argmax(1).cpu() == whole.labels
+    start = build_convolutional(learnt, width=width, rank=0, seed=seed, stem=stem)
+    network, fit = fit_network(start, learnt, whole, lr=lr, batch=batch, epochs=epochs, seed=seed)
     return {
-        "ratio": lr / batch,
-        "passes": passes,
-        "fitted": fitted,
-        "test_accuracy": float(right.double().mean()),
+        **fit,
         **filter_structure(network),
         **robustness_of(network, whole.take(samples), BUDGETS, seed),
     }
-
-
-def train_until_fitted(network: nn.Module, data: Data, recipe: Recipe, epochs: int) -> tuple[nn.Module, int, float]:
-    """Train epoch by epoch as :func:`brittle.experiments.emergent.train_until_fitted` does, from any network.
-
-    Args:
-        network: Where training begins; left as it is.
-        data: Training samples.
-        recipe: Of one epoch of plain gradient descent, on all samples.
-        epochs: At most.
-
-    Returns:
-        The network, in evaluation mode; the epochs that it took; the share that was right in the last.
-    """
-    devices = "cuda" if torch.cuda.is_available() else "cpu"
-    passes, fitted = 0, 0.0
-    while fitted < FITTED and passes < epochs:
-        order = dataclasses.replace(recipe, seed=1000 * recipe.seed + passes)
-        training = train(network, data, order, devices=devices)
-        network, fitted = training.model, training.epochs[-1].accuracy
-        passes += 1
-    return network.eval(), passes, fitted
 
 
 CLAIMS = emergent_claims(WORDS, BAND, "the mean over layers of {} operator norms over Frobenius norms")

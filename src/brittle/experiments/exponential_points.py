@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
-from brittle.experiments.claims import Claim, change, chosen_rows, over_seeds, pearson, slope
+from brittle.experiments.claims import Claim, change, chosen_rows, mean_of, over_seeds, pearson, slope
 from brittle.experiments.experiment import Axes, Experiment, Scalar
 from brittle.experiments.plots import draw_means, look
 from brittle.experiments.point_networks import (
@@ -260,11 +260,6 @@ def kept_by_labels(table: pd.DataFrame) -> Statistic:
     rows = rows.assign(on_labels=(rows.loss == LABELS).astype(float))
     both = rows.groupby(["seed", "d"]).filter(lambda pair: len(pair) == 2)
     return over_seeds(change("cosine_1", "on_labels"))(both)
-
-
-def mean_of(column: str) -> Callable[[pd.DataFrame], float]:
-    """The mean of a column, for :func:`over_seeds`."""
-    return lambda rows: float(rows[column].mean())
 
 
 PLACE = "arXiv 2406.16200, the table of linear networks at d = 12"

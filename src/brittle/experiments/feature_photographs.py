@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from brittle.attacks import apgd
 from brittle.data.load import MEAN_STD, load_data
 from brittle.errors import InputError
 from brittle.evaluation import Execution, Threat, minimal_distances
-from brittle.experiments.claims import Claim, over_seeds
+from brittle.experiments.claims import Claim, mean_of, over_seeds
 from brittle.experiments.experiment import Axes, Experiment
 from brittle.experiments.plots import look
 from brittle.experiments.point_networks import margin_gradients
@@ -206,11 +205,6 @@ def draw(table: pd.DataFrame) -> Figure:
         axis.grid(visible=True)
     legend(figure, [Line2D([], [], **look(series)) for series in range(len(networks))], networks)
     return figure
-
-
-def mean_of(column: str) -> Callable[[pd.DataFrame], float]:
-    """The mean of a column over a seed's rows, for :func:`over_seeds`."""
-    return lambda rows: float(rows[column].mean())
 
 
 PLACE = "arXiv 2406.16200, the examples on ImageNet"

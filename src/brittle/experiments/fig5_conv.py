@@ -21,6 +21,7 @@ from brittle.experiments.conv_effect import (
     draw_effects,
     effect_claims,
     ends,
+    penalties_and_ranks,
     strengthened,
 )
 from brittle.experiments.conv_networks import (
@@ -138,11 +139,10 @@ def _grids(
     common: dict[str, Scalar], seeds: int, alphas: tuple[float, ...], ranks: tuple[int, ...], small_stem: Axes
 ) -> tuple[Axes, ...]:
     """Penalties, with the network that has none, then ranks; with the 3 x 3 stem neither and the strongest of each."""
-    every = {**common, "seed": tuple(range(seeds))}
-    rows, spectrum = {**every, "rank": 0}, {**every, "alpha": 0.0}
+    rows, spectrum = penalties_and_ranks(common, seeds, alphas, ranks)
     return (
-        {**rows, "alpha": (0.0, *alphas)},
-        {**spectrum, "rank": ranks},
+        rows,
+        spectrum,
         {**rows, **small_stem, "alpha": (0.0, max(alphas))},
         {**spectrum, **small_stem, "rank": min(ranks)},
     )

@@ -25,6 +25,7 @@ from brittle.experiments.conv_effect import (
     crosscheck_claim,
     draw_effects,
     effect_claims,
+    penalties_and_ranks,
     strengthened,
 )
 from brittle.experiments.conv_networks import (
@@ -37,14 +38,10 @@ from brittle.experiments.conv_networks import (
     train_convolutional,
 )
 from brittle.experiments.dense_networks import robustness_of, splits
-from brittle.experiments.experiment import Axes, Experiment, Scalar
+from brittle.experiments.experiment import Experiment
+from brittle.experiments.fig5_conv import BUDGETS, WORDS
 from brittle.models.borrow import device_of
 
-BUDGETS = {
-    "linf": (math.inf, 1 / 255), "linf_other": (math.inf, 2 / 255), "l2": (2.0, 0.125), "l2_other": (2.0, 0.25),
-}  # fmt: skip
-"""Norm and budget of the attacks, those of Figure 5, bottom."""
-WORDS = {"linf": "ℓ∞ 1/255", "linf_other": "ℓ∞ 2/255", "l2": "ℓ₂ 0.125", "l2_other": "ℓ₂ 0.25"}
 HEAD_DECAY = 1e-3
 """Weight of the head's squared norm, its features at unit variance: all heads are regularised alike."""
 BATCH = 500
@@ -178,14 +175,6 @@ CLAIMS = (
 )
 
 
-def _grids(
-    common: dict[str, Scalar], seeds: int, alphas: tuple[float, ...], ranks: tuple[int, ...]
-) -> tuple[Axes, ...]:
-    """Penalties, with the network that has none, then ranks."""
-    every = {**common, "seed": tuple(range(seeds))}
-    return {**every, "alpha": (0.0, *alphas), "rank": 0}, {**every, "alpha": 0.0, "rank": ranks}
-
-
 EXPERIMENT = Experiment(
     name="fig7_transfer",
     title="Linear heads on compressible networks",
@@ -194,11 +183,11 @@ EXPERIMENT = Experiment(
     figure=draw,
     grids={
         "smoke": {**SMOKE, "annealed": True, "downstream_data": "digits", "seed": 0, "alpha": 0.1, "rank": 0},
-        "small": _grids(
+        "small": penalties_and_ranks(
             {**SMALL, "annealed": True, "data": "cifar100", "downstream_data": "cifar10", "training": 20_000},
             3, (0.1, 0.5, 2.0), (4, 8, 16),
         ),
-        "paper": _grids(
+        "paper": penalties_and_ranks(
             {**PAPER, "annealed": False, "data": "cifar100", "downstream_data": "cifar10"},
             5, (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.5), (4, 8, 16, 32, 64, 128),
         ),

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from brittle.experiments.claims import Claim, over_seeds
+from brittle.experiments.claims import Claim, mean_of, over_seeds
 from brittle.experiments.dense_networks import initial_norm, robustness_of, splits, structure_of, train_dense
 from brittle.experiments.experiment import Axes, Experiment, Scalar
 from brittle.experiments.plots import look
@@ -127,7 +127,7 @@ def draw(table: pd.DataFrame) -> Figure:
         }
         for axis, (column, title) in zip(line, titles.items(), strict=True):
             for place, (name, rows) in enumerate(named.items()):
-                mean = mean_of(column)(rows)
+                mean = over_seeds(mean_of(column))(rows)
                 series = 2 if name == "not compressible" else 1 if name == "compressible" else 0
                 axis.plot(rows[column], [place] * len(rows), linestyle="none", alpha=0.3, **look(series))
                 axis.plot(mean.value, place, linestyle="none", **{**look(series), "markersize": 6})
@@ -139,11 +139,6 @@ def draw(table: pd.DataFrame) -> Figure:
             axis.grid(visible=True, axis="x")
         label_rows(line[0], list(named))
     return figure
-
-
-def mean_of(column: str) -> Callable[[pd.DataFrame], Statistic]:
-    """Mean of a column over seeds."""
-    return over_seeds(lambda rows: float(rows[column].mean()))
 
 
 def _mitigated(rows: pd.DataFrame, spread: bool, alignment: bool) -> pd.DataFrame:
