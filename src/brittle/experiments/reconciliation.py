@@ -192,7 +192,8 @@ def change(column: str, arm: str, scale: str, *, against: str = "none", logarith
     """
 
     def quantity(rows: pd.DataFrame) -> float:
-        values = np.log10(rows[column]) if logarithmic else rows[column]
+        with np.errstate(divide="ignore"):  # the logarithm of 0 leaves a seed without a value, which is told
+            values = np.log10(rows[column]) if logarithmic else rows[column]
         return float(values[rows.arm == arm].mean() - values[rows.arm == against].mean())
 
     return lambda table: over_seeds(quantity, {"scale": scale})(judged(table))
