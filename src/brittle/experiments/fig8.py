@@ -24,6 +24,7 @@ from brittle.delivery.repair import repaired
 from brittle.delivery.samples import split_samples
 from brittle.evaluation import Execution, Threat, evaluate
 from brittle.experiments.claims import Claim, over_seeds
+from brittle.experiments.conv_effect import crosscheck_claim
 from brittle.experiments.conv_networks import crosscheck, filter_structure, train_convolutional
 from brittle.experiments.dense_networks import robustness_of, splits
 from brittle.experiments.experiment import Experiment, Scalar
@@ -309,6 +310,7 @@ CLAIMS = (
         null=0.5,
         measure="Share of the fall of the rows' k-term error under the group lasso that comes back (0: none, 1: all)",
     ),
+    crosscheck_claim(lambda rows: of_kind(rows, "baseline"), "ℓ∞ 8/255"),
     *(
         Claim(
             f"The planner retains more robust accuracy than {rival.replace('_', '-')}, {words}.",
@@ -348,7 +350,7 @@ EXPERIMENT = Experiment(
             "steps": 1, "alpha": ALPHA, "against_spread": AGAINST_SPREAD, "seed": 0,
         },
         "small": _grid(4, ALPHA, AGAINST_SPREAD, {
-            "data": "cifar10", "stem": "3x3", "width": 16, "training": 20_000, "samples": 300, "epochs": 10, "pgd": 1,
+            "data": "cifar10", "stem": "7x7", "width": 16, "training": 10_000, "samples": 300, "epochs": 15, "pgd": 1,
             "steps": 20,
         }),
         "paper": _grid(5, ALPHA, AGAINST_SPREAD, {

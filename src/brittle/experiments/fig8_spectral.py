@@ -119,7 +119,7 @@ EXPERIMENT = Experiment(
             "steps": 1, "alpha": 0.001, "seed": 0,
         },
         "small": {
-            "data": "cifar10", "stem": "3x3", "width": 16, "training": 10_000, "samples": 300, "epochs": 12, "pgd": 1,
+            "data": "cifar10", "stem": "7x7", "width": 16, "training": 10_000, "samples": 300, "epochs": 15, "pgd": 1,
             "steps": 20, "alpha": (0.0, 0.001), "seed": (0, 1, 2),
         },
         "paper": {
