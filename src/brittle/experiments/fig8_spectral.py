@@ -120,7 +120,7 @@ EXPERIMENT = Experiment(
         },
         "small": {
             "data": "cifar10", "stem": "7x7", "width": 16, "training": 10_000, "samples": 300, "epochs": 15, "pgd": 1,
-            "steps": 20, "alpha": (0.0, 0.001), "seed": (0, 1, 2),
+            "steps": 20, "alpha": (0.0, 0.003), "seed": (0, 1, 2),
         },
         "paper": {
             "data": "cifar10", "stem": "7x7", "width": 64, "training": None, "samples": 10_000, "epochs": 200,
