@@ -205,6 +205,42 @@ def test_bad_architectures(arch, parts, weights, tmp_path, capsys):
     one_line(capsys, *parts)
 
 
+def snapshot(folder):
+    """A network of transformers for images of 8 x 8 pixels with one channel, as its library writes it."""
+    import transformers
+
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, num_labels=10,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def test_a_network_of_transformers_is_audited_and_compared(tmp_path):
+    name = snapshot(tmp_path / "net")
+    x = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    data = ["--data", npz(tmp_path, x, np.arange(4)), "--steps", "2", "-q"]
+    assert run(["audit", name, *data, "-o", str(tmp_path / "out")]) == 0
+    found = Audit.load(tmp_path / "out" / "audit.json")
+    assert sum(bool(layer.head_norms) for layer in found.layers) == 3
+    assert run(["compare", name, name, *data, "-o", str(tmp_path / "side")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [(["--arch", "fcn"], ["arch", "leave them out"]), (["--mean", "0.5", "--std", "0.5"], ["mean", "leave them out"])],
+)
+def test_a_network_of_transformers_knows_its_own(options, parts, tmp_path, capsys):
+    assert run(["audit", snapshot(tmp_path / "net"), *options, "-o", str(tmp_path / "out")]) == 2
+    one_line(capsys, *parts)
+
+
+def test_a_folder_that_is_none_of_transformers(tmp_path, capsys):
+    assert run(["audit", f"hf:{tmp_path}", "-o", str(tmp_path / "out")]) == 2
+    one_line(capsys, "config.json", "nothing is downloaded")
+
+
 def test_weights_that_do_not_fit(weights, tmp_path, capsys):
     assert run(["audit", str(weights), "--arch", "torchvision:resnet18", "-o", str(tmp_path / "out")]) == 2
     one_line(capsys, "conv1.weight")

@@ -475,7 +475,7 @@ def test_the_table_names_what_can_be_built():
     [
         (
             "fnc",
-            r"one of fcn, .*, torchvision:NAME, timm:NAME or module:function; got 'fnc'; did you mean fcn",
+            r"one of fcn, .*, torchvision:NAME, timm:NAME, hf:FOLDER or module:function; got 'fnc'; did you mean fcn",
         ),
         ("resnet18_cifar", r"did you mean resnet18-cifar\?"),
         ("zzzz", "got 'zzzz'$"),

@@ -42,6 +42,8 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
     nu, sigma = row_norms(W), singular_values(W, view.groups)
     ranks = spectral_summary(sigma)
     k_rows, k_columns, k_spectrum = ([entries_kept(share, d) for share in FRACTIONS] for d in (*W.shape, len(sigma)))
+    heads = W.view(view.heads, -1).norm(dim=1) if view.heads else W.new_empty(0)
+    k_heads = [entries_kept(share, view.heads) for share in FRACTIONS] if view.heads else []
     n, frobenius, row_curve = W.shape[1], float(W.norm()), k_term_error_curve(W, q=2)
     return LayerResult(
         name=view.name,
@@ -74,6 +76,8 @@ def measure_layer(view: LayerView, norms: Sequence[float], input_size: tuple[int
         ),
         input_size=input_size if view.convolution else None,
         degenerate=not bool(W.any()),
+        head_norms=tuple(heads.tolist()),
+        head_error=tuple(k_term_error_curve(heads)[k_heads].tolist()) if view.heads else (),
     )
 
 

@@ -39,7 +39,7 @@ def check_seed(seed: int) -> int:
 FORMS = constant("brittle.data.load", "FORMS")
 EXPERIMENTS = constant("brittle.experiments.catalogue", "EXPERIMENTS")
 ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
-ARCHITECTURES += ", torchvision:NAME, timm:NAME or module:function"
+ARCHITECTURES += ", torchvision:NAME, timm:NAME, hf:FOLDER or module:function"
 
 ArchArg = Annotated[
     list[str] | None,
@@ -67,7 +67,8 @@ class Network:
     model: Annotated[
         Path,
         typer.Argument(
-            help="Weights: .safetensors, or a checkpoint that holds plain tensors; or a folder of brittle train."
+            help="Weights: .safetensors, or a checkpoint that holds plain tensors; a folder of brittle train; or "
+            "hf:FOLDER, a network of Hugging Face's transformers."
         ),
     ]
     arch: Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")] = None
@@ -78,8 +79,14 @@ class Network:
     std: Std = None
 
     def load(self, device: str) -> tuple[nn.Module, RunConfig | None]:
-        """The network of a file of weights, or of a run's folder with its configuration; in evaluation mode."""
+        """The network of weights, or of a run's folder with its configuration; in evaluation mode."""
         arguments = values.arguments(self.arch_arg or [])
+        if is_snapshot(self.model):
+            from brittle.models.hugging_face import load_snapshot
+
+            if self.arch is not None or arguments or self.mean is not None or self.std is not None:
+                raise InputError(f"arch, arch-arg, mean, std: {self.model} knows its own; leave them out")
+            return load_snapshot(str(self.model)).to(device), None
         if self.model.is_dir():
             from brittle.training.runs import load_run
 
@@ -108,6 +115,11 @@ class Network:
         data = spec, None if root is None else str(root.absolute()), size, str(self.model.absolute())
         if run is not None:
             return Origin(run.arch, run.arguments, run.mean, run.std, *data)
+        if is_snapshot(self.model):
+            from brittle.models.hugging_face import absolute_name, snapshot_statistics
+
+            name = absolute_name(str(self.model))
+            return Origin(name, {}, *(snapshot_statistics(name) or ((), ())), *data[:-1], name)
         mean, std = values.statistics(self.mean, self.std) or ((), ())
         assert self.arch is not None
         inner = model.get_submodule("model") if mean else model
@@ -143,7 +155,7 @@ class Networks:
 
     def load(self, device: str) -> tuple[list[nn.Module | Audit], RunConfig | None]:
         """The networks and audits in their order, and the configuration of the first run among them."""
-        files = [path for path in self.models if not path.is_dir() and not is_audit(path)]
+        files = [path for path in self.models if not (path.is_dir() or is_audit(path) or is_snapshot(path))]
         archs = self.arch or []
         if len(archs) > 1 and len(archs) < len(files):
             raise InputError(f"arch: expected one for all {len(files)} files of weights, or one for each; got {archs}")
@@ -153,8 +165,9 @@ class Networks:
             if is_audit(path):
                 loaded.append(_read_audit(path))
                 continue
-            if path.is_dir():
-                network, run = Network(path, arch=_named_arch(path, archs)).load(device)
+            if path.is_dir() or is_snapshot(path):
+                arch = None if is_snapshot(path) else _named_arch(path, archs)
+                network, run = Network(path, arch).load(device)
             else:
                 arch = archs[files.index(path) if len(archs) > 1 else 0] if archs else None
                 network, run = Network(path, arch, self.arch_arg, self.mean, self.std).load(device)
@@ -177,6 +190,11 @@ class Networks:
 def is_audit(path: Path) -> bool:
     """Whether a path is taken for a saved audit: a file whose name ends in ``.json``."""
     return path.suffix == ".json"
+
+
+def is_snapshot(path: Path) -> bool:
+    """Whether a network is named as ``hf:FOLDER``."""
+    return str(path).startswith("hf:")
 
 
 def _read_audit(path: Path) -> Audit:

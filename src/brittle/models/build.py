@@ -7,8 +7,8 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from brittle.models.architectures.fcn import fcn, fcn_arguments
 from brittle.models.architectures.resnet import resnet18_cifar, resnet_arguments, wide_resnet101_2
 from brittle.models.architectures.vgg import vgg16, vgg16_arguments
 from brittle.models.architectures.vit import vit, vit_arguments
+from brittle.models.hugging_face import build_from_config, is_snapshot
+from brittle.models.isolation import isolated_globals
 
 Builder = Callable[..., nn.Module]
 READS_WEIGHTS = {
@@ -52,8 +54,9 @@ def build_model(
     to 1 x 1 tokens, to windows of 7 x 7.
 
     Args:
-        arch: A name in ``ARCHITECTURES``, ``torchvision:NAME`` (a classification model), ``timm:NAME``, or
-            ``module:function``, looked up in the current directory first.
+        arch: A name in ``ARCHITECTURES``, ``torchvision:NAME`` (a classification model), ``timm:NAME``, ``hf:FOLDER``
+            (what its ``config.json`` describes, see :mod:`brittle.models.hugging_face`), or ``module:function``,
+            looked up in the current directory first.
         arguments: Keyword arguments of the builder.
         state: Weights that the network is to hold later. For our own networks the arguments left out follow from
             their shapes; for all others it is not used.
@@ -68,7 +71,7 @@ def build_model(
     Raises:
         InputError: An unknown name, an import that fails, arguments the builder refuses, a result that is no
             ``nn.Module``, a ``state`` that is not one of the named network, or more numbers than ``most``.
-        MissingExtra: torchvision or timm is needed and not installed.
+        MissingExtra: torchvision, timm or transformers is needed and not installed.
 
     >>> build_model("fcn", {"depth": 2}, {"1.weight": torch.ones(5, 4), "3.weight": torch.ones(3, 5)})[1]
     Linear(in_features=4, out_features=5, bias=False)
@@ -82,7 +85,7 @@ def build_model(
         if isinstance(value, int) and value > largest:
             raise InputError(f"{arch}: expected {name} of at most {largest}; got {value}")
     try:
-        with _isolate_globals(seed), _Bounded(arch, most) if most is not None else nullcontext():
+        with isolated_globals(seed), _Bounded(arch, most) if most is not None else nullcontext():
             model = build(**given)
     except InputError:
         raise
@@ -112,7 +115,7 @@ def complete_arguments(arch: str, arguments: Mapping[str, object], state: Mappin
 
 def runs_code(arch: str) -> bool:
     """Whether an architecture is ``module:function``, which imports and calls code that is not ours."""
-    return arch not in ARCHITECTURES and arch.partition(":")[0] not in ("torchvision", "timm")
+    return arch not in ARCHITECTURES and arch.partition(":")[0] not in ("torchvision", "timm", "hf")
 
 
 def check_trusted(arch: str | None, asked: str | None, made: str) -> None:
@@ -163,9 +166,11 @@ def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
     source, colon, name = arch.partition(":")
     if not (source and colon and name):
         raise InputError(
-            f"arch: expected one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or module:function; "
-            f"got {arch!r}{_suggest(arch, ARCHITECTURES)}"
+            f"arch: expected one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, hf:FOLDER or "
+            f"module:function; got {arch!r}{_suggest(arch, ARCHITECTURES)}"
         )
+    if is_snapshot(arch):
+        return lambda **values: build_from_config(arch, values)
     if source not in ("torchvision", "timm"):
         return _import_builder(source, name)
     if refused := sorted(READS_WEIGHTS & set(arguments)):
@@ -198,7 +203,7 @@ def _import_builder(module: str, function: str) -> Builder:
     importlib.invalidate_caches()  # the module may be younger than the last look into its folder
     sys.path.insert(0, here)
     try:
-        with _isolate_globals(0):  # scripts set seeds and dtypes at their top
+        with isolated_globals(0):  # scripts set seeds and dtypes at their top
             imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise InputError(f"arch: expected a module {module} that can be imported; got {one_line(error)}") from error
@@ -215,19 +220,6 @@ def _import_builder(module: str, function: str) -> Builder:
 def _suggest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(names))
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-@contextmanager
-def _isolate_globals(seed: int) -> Iterator[None]:
-    """Seed the CPU's random numbers inside and put back, at the end, all random states and the default dtype."""
-    dtype = torch.get_default_dtype()
-    devices = range(len(torch.cuda.default_generators))  # none before CUDA is in use
-    try:
-        with torch.random.fork_rng(devices=devices), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the accelerators
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 ARCHITECTURES: dict[str, Builder] = {

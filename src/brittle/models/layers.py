@@ -55,6 +55,10 @@ NO_MATRIX: list[tuple[tuple[type[nn.Module], ...], set[str], str]] = [
     ((nn.PReLU,), {"PReLU"}, "slope of an activation: no matrix"),
 ]
 """Types that hold numbers but no matrix, the names of torch.ao's quantised ones, and the reason."""
+BY_HEAD = {"q", "k", "v", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
+"""What attention modules call the Linear layers whose rows belong to heads."""
+HEADS = ("num_heads", "num_attention_heads")
+"""And the number of these."""
 PACKED = {*KINDS, *(name for _, names, _ in NO_MATRIX for name in names)}
 """torch.ao's modules whose submodules are how the weights are packed, and no layers."""
 
@@ -75,6 +79,7 @@ class LayerView:
         geometry: How a convolution walks over its input; None for dense layers, and for convolutions whose
             ``forward`` is not understood.
         parameters: Weight entries stored.
+        heads: Attention heads that the rows belong to, as many to each and in their order; 0 where rows belong to none.
     """
 
     name: str
@@ -85,6 +90,7 @@ class LayerView:
     groups: int = 1
     geometry: ConvGeometry | None = None
     parameters: int = 0
+    heads: int = 0
 
     @property
     def matrix(self) -> Tensor:
@@ -110,7 +116,8 @@ def read_layers(model: nn.Module) -> Layers:
     Read are Linear, Conv1d, Conv2d and Conv3d (with groups), subclasses and parametrised ones included; two such
     modules that follow each other in a ``Sequential`` through a bottleneck (a low-rank pair: Linear to Linear, or a
     convolution to a 1 x 1 convolution), as the product that they compute; the fused query, key and value weights of
-    ``nn.MultiheadAttention`` and of attention modules that hold a ``qkv`` Linear beside ``num_heads``, as three.
+    ``nn.MultiheadAttention`` and of attention modules that hold a ``qkv`` Linear beside ``num_heads``, as three. Where
+    an attention module says how many heads it has, the views of its queries, keys and values say it too.
     Quantised Linear and convolutions (``torch.ao``, torchao) are read by the numbers that their weights stand for;
     what such a layer computes is that matrix with rounded inputs or outputs.
 
@@ -199,6 +206,7 @@ def _module_views(
     """Views of a module's own weight: three of a fused query, key and value, else one."""
     dense, conv = kind == "Linear", cast(Any, module)
     fused = dense and getattr(parent, "qkv", None) is module and hasattr(parent, "num_heads") and len(weight) % 3 == 0
+    heads = _heads(module, parent, len(weight) // 3 if fused else len(weight)) if dense else 0
     if fused:
         notes = ["part of fused qkv", *notes]
     elif not dense and conv.groups > 1:
@@ -207,12 +215,20 @@ def _module_views(
     output = None if is_fused(module) else module
     if fused:
         for part, third in zip("qkv", weight.chunk(3), strict=True):
-            yield LayerView(f"{name}.{part}", noted, module, None, third, parameters=third.numel())
+            yield LayerView(f"{name}.{part}", noted, module, None, third, parameters=third.numel(), heads=heads)
     elif dense:
-        yield LayerView(name, noted, module, output, weight, parameters=weight.numel())
+        yield LayerView(name, noted, module, output, weight, parameters=weight.numel(), heads=heads)
     else:
         geometry = packed_geometry(module) if torch_ao_classes(module) else conv_geometry(module)
         yield LayerView(name, noted, module, output, weight, conv.groups, geometry, weight.numel())
+
+
+def _heads(module: nn.Module, parent: nn.Module | None, rows: int) -> int:
+    """How many heads the rows of a Linear belong to; 0 for none that the module around it tells of."""
+    if parent is None or not any(getattr(parent, name, None) is module for name in ("qkv", *BY_HEAD)):
+        return 0
+    heads = next((getattr(parent, name) for name in HEADS if hasattr(parent, name)), 0)
+    return heads if type(heads) is int and heads > 0 and rows % heads == 0 else 0
 
 
 def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[LayerView]:
@@ -224,7 +240,8 @@ def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[Layer
         names = [f"{part}_proj" for part in "qkv"]
         weights = tuple(getattr(module, f"{part}_weight") for part in names)
     for part, weight in zip(names, weights, strict=True):
-        yield LayerView(f"{prefix}{part}", kind, module, None, weight.detach(), parameters=weight.numel())
+        heads = module.num_heads if len(weight) % module.num_heads == 0 else 0
+        yield LayerView(f"{prefix}{part}", kind, module, None, weight.detach(), parameters=weight.numel(), heads=heads)
 
 
 def low_rank_pairs(model: nn.Module) -> dict[nn.Module, nn.Module]:

@@ -121,6 +121,8 @@ def layer_columns(layers: Sequence[LayerResult]) -> list[Column]:
         for place, fraction in enumerate(FRACTIONS):
             head, key = f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%", f"{field}_{100 * fraction:.0f}pct"
             columns.append(Column.of(group, head, key, term, partial(share, field=field, place=place), share_text))
+    if any(layer.head_norms for layer in layers):
+        columns += head_columns()
     columns += [Column.of("Ranks", head, field, head, attrgetter(field), rank_text) for head, field in RANKS.items()]
     columns += NORMS
     for p in sorted({norm.p for layer in layers for norm in layer.operator_norms}, reverse=True):
@@ -128,6 +130,18 @@ def layer_columns(layers: Sequence[LayerResult]) -> list[Column]:
     for p in sorted({bound.p for layer in layers for bound in layer.bounds}, reverse=True):
         columns += theorem_columns(p)
     return columns
+
+
+def head_columns() -> Iterator[Column]:
+    """Of layers whose rows belong to attention heads: their number, and the k-term error of their norms."""
+
+    def error(layer: LayerResult, place: int) -> float | None:
+        return layer.head_error[place] if layer.head_error else None
+
+    yield Column.of("Heads", "Heads", "heads", "Heads", lambda layer: len(layer.head_norms) or None, count_text)
+    for place, fraction in enumerate(FRACTIONS):
+        head, key = f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%", f"head_error_{100 * fraction:.0f}pct"
+        yield Column.of("Heads", head, key, "k-term error", partial(error, place=place), share_text)
 
 
 def operator_columns(p: float) -> Iterator[Column]:
@@ -178,6 +192,11 @@ def share_text(value: float | None) -> str:
         return "–" if value is None else f"{value:g}"
     text = f"{value:.3f}"
     return {"0.000": "<0.001", "1.000": ">0.999"}.get(text, text)
+
+
+def count_text(value: int | None) -> str:
+    """A whole number; a dash for none."""
+    return "–" if value is None else f"{value:,}"
 
 
 def rank_text(value: float) -> str:

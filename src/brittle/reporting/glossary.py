@@ -33,9 +33,11 @@ GLOSSARY = {
     "Type": "Type of the module, with what makes its matrix special.",
     "Shape": "Rows are output neurons or filters; columns are the inputs that each of them weighs.",
     "Parameters": "Weight entries stored.",
+    "Heads": "Attention heads that the rows belong to, as many to each.",
     "k-term error": (
         "What is lost, as a share of the ℓ₁ norm, when only the largest 5, 10, 25 or 50 % are kept: of the rows' ℓ₁"
-        " norms (row) or of the singular values (spectral). 0: perfectly compressible; 1 − fraction: all are equal."
+        " norms (row), of the singular values (spectral) or of the heads' Frobenius norms (heads). 0: perfectly"
+        " compressible; 1 − fraction: all are equal."
     ),
     "Spread": "1 − (k-th largest / largest) among the entries kept. 0: all kept are equal; 1: some kept are zero.",
     "Rank": "Singular values above 10⁻¹⁰ of the largest.",

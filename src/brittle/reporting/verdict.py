@@ -337,6 +337,18 @@ def _in_the_layers(norms: Sequence[NormResult]) -> Iterator[str]:
 def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
     for reason in dict.fromkeys(q.unavailable for q in lipschitz if q.unavailable is not None):
         yield f"There is no certified bound on the network's sensitivity: {reason}."
+    for q in lipschitz:
+        if q.upper is None and q.lower is not None:
+            reach = (
+                ""
+                if q.reach is None
+                else (f"; to first order the nearest wrong answer lies {number(q.reach)} away, at the median")
+            )
+            yield (
+                f"Found in its place, in {norm_name(q.p)} on {q.n} samples: per unit of input the logits move by"
+                f" {number(q.median_lower)} at the median sample, and by at least {number(q.lower, 'lower')} at the"
+                f" worst that was found{reach}. None of these is a certificate."
+            )
     certified = [q for q in lipschitz if q.upper is not None]
     uppers = " and ".join(f"{number(q.upper, 'upper')} in {norm_name(q.p)}" for q in certified)
     found = [q for q in certified if q.tightness is not None]

@@ -171,14 +171,18 @@ def _(layer: LayerResult) -> Iterable[Rule]:
     errors = "row_error", "spectral_error", "row_spread", "spectral_spread"
     lengths = [len(getattr(layer, name)) for name in errors]
     yield set(lengths) == {len(FRACTIONS)}, f"{len(FRACTIONS)} numbers each as {', '.join(errors)}", lengths
+    heads = len(layer.head_norms)
+    expected = len(FRACTIONS) if heads else 0
+    yield len(layer.head_error) == expected, f"{expected} numbers as head_error of {heads} heads", layer.head_error
     profiles = "row_norms", "singular_values"
     largest = [max(getattr(layer, name), default=0.0) for name in profiles]
     starts = [[*getattr(layer, name), 0.0][0] for name in profiles]
     yield starts == largest, f"the largest number first as {' and '.join(profiles)}", starts
     yield layer.degenerate or min(largest) > 0, f"numbers above 0 as {' and '.join(profiles)}, or degenerate", largest
     yield finite(
-        layer, *errors, *profiles, "stable_rank", "nuclear_spectral_ratio", "nuclear_frobenius_ratio", "effective_rank",
-        "effective_sparsity", "frobenius", "filter_norm_inf", "filter_norm_2",
+        layer, *errors, *profiles, "head_norms", "head_error", "stable_rank", "nuclear_spectral_ratio",
+        "nuclear_frobenius_ratio", "effective_rank", "effective_sparsity", "frobenius", "filter_norm_inf",
+        "filter_norm_2",
     )  # fmt: skip
     yield layer.degenerate or layer.frobenius > 0, "a Frobenius norm above 0, or degenerate", layer.frobenius
     norms = [norm.p for norm in layer.operator_norms]

@@ -106,6 +106,10 @@ class LayerResult:
         bounds: Theorem 3.1, for each p and each of :data:`FRACTIONS`.
         input_size: Spatial size of the input on which a convolution's operator is taken; None: unknown or dense.
         degenerate: Whether every weight is zero.
+        head_norms: Frobenius norms of the rows of each attention head, in the heads' order; () where rows belong to no
+            heads.
+        head_error: k-term errors of these norms (q = 1), for each of :data:`FRACTIONS` of the heads, rounded up; ()
+            likewise.
     """
 
     name: str
@@ -132,6 +136,8 @@ class LayerResult:
     bounds: tuple[LayerBound, ...]
     input_size: tuple[int, ...] | None
     degenerate: bool
+    head_norms: tuple[float, ...] = ()
+    head_error: tuple[float, ...] = ()
 
     def concentration(self, p: float) -> float:
         """How many times the norm exceeds that of a flat matrix of the same shape and Frobenius norm.
@@ -229,6 +235,10 @@ def _layer_row(layer: LayerResult) -> dict[str, Any]:
     for vector in ("row_error", "spectral_error", "row_spread", "spectral_spread"):
         for fraction, value in zip(FRACTIONS, getattr(layer, vector), strict=True):
             row[f"{vector}_{fraction:.0%}".replace("%", "pct")] = value
+    row["heads"] = len(layer.head_norms)
+    for place, fraction in enumerate(FRACTIONS):
+        value = layer.head_error[place] if layer.head_error else math.nan
+        row[f"head_error_{fraction:.0%}".replace("%", "pct")] = value
     for norm in layer.operator_norms:
         row |= {f"operator_norm_{norm.p:g}_lower": norm.lower, f"operator_norm_{norm.p:g}_upper": norm.upper}
         row[f"operator_norm_{norm.p:g}_method"] = norm.method

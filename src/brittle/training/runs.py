@@ -316,4 +316,6 @@ def _arguments_from_data(arch: str, data: Data) -> dict[str, object]:
     if arch in ARCHITECTURES:
         taken = inspect.signature(ARCHITECTURES[arch]).parameters
         return {name: value for name, value in facts.items() if name in taken}
-    return {"num_classes": data.classes} if arch.startswith(("torchvision:", "timm:")) else {}
+    names = {"torchvision": "num_classes", "timm": "num_classes", "hf": "num_labels"}
+    source = arch.partition(":")[0]
+    return {names[source]: data.classes} if source in names else {}

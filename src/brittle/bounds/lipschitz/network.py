@@ -20,6 +20,7 @@ from brittle.bounds.lipschitz.product import stretching_factors
 from brittle.errors import InputError
 from brittle.linear.norms import check_attack_norm
 from brittle.models.borrow import check_usable, frozen
+from brittle.models.layers import read_layers
 from brittle.models.trace import NoRule, Trace, check_finite_weights
 from brittle.results.methods import Argument
 
@@ -129,22 +130,29 @@ def network_bounds(
         try:
             ops = read_graph(model, input_shape, training, traced)
         except NoRule as error:
-            return {p: NetworkBound(p, None, str(error), ()) for p in norms}
+            return {p: NetworkBound(p, None, _reason(model, error), ()) for p in norms}
         if not ops:  # the output is constant
             return {p: NetworkBound(p, 0.0, None, (), ((Argument.PRODUCT, 0.0),)) for p in norms}
         if ops[0].shape is None and (inputs := dense_chain_inputs(ops)):
             with suppress(InputError, NoRule):  # a flattening that a vector does not fit
                 ops = read_graph(model, (inputs,), training)
         arguments = Arguments(ops, steps)
-        return {p: _best_bound(arguments, p) for p in norms}
+        return {p: _best_bound(model, arguments, p) for p in norms}
 
 
-def _best_bound(arguments: Arguments, p: float) -> NetworkBound:
+def _reason(model: nn.Module, error: NoRule) -> str:
+    """Why there is no bound: attention, where there is some, as no other rule would help."""
+    heads = next((view.name for view in read_layers(model).views if view.heads), None)
+    forbids = "attention is not globally Lipschitz, as its scores are products of what it reads"
+    return str(error) if heads is None else f"{heads}: {forbids}"
+
+
+def _best_bound(model: nn.Module, arguments: Arguments, p: float) -> NetworkBound:
     """The least of all arguments' bounds in one norm, or why there is none."""
     try:
         bounds = arguments.upper_bounds(p)
     except NoRule as error:
-        return NetworkBound(p, None, str(error), ())
+        return NetworkBound(p, None, _reason(model, error), ())
     factors = stretching_factors(arguments.ops, arguments.factors(p))
     upper = min(bounds.values())
     return NetworkBound(p, upper, None, factors, tuple(bounds.items()), arguments.margins(p, upper))
