@@ -633,3 +633,24 @@ def test_a_network_of_zeros_is_audited():
     assert a.verdict.level == "no better than guessing"  # every sample is of the class that it always names
     assert all(layer.degenerate for layer in a.layers)
     assert Audit.from_json(a.to_json()) == a
+
+
+class NeverEmpty(nn.Module):
+    """Refuses a batch without samples, as attention of Hugging Face's transformers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        assert len(x)
+        return self.head(x.flatten(1))
+
+
+def test_where_nothing_is_right_no_empty_batch_is_asked_about():
+    net = seeded(NeverEmpty)
+    x = uniform(0, 6, 64)
+    with torch.no_grad():
+        wrong = net(x).argmin(1)
+    found = light(net, (x, wrong))
+    assert found.clean_accuracy.hits == 0

@@ -197,7 +197,8 @@ def first_order_distances(model: Model, x: Tensor, y: Tensor, p: float, batch_si
     """
     found = [torch.empty(0, dtype=x.dtype)]
     with frozen(model):
-        for part in torch.arange(len(x), device=x.device).split(batch_size):
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
             margin, _, gradient = loss_and_gradient(model, margins, x[part], y[part])
             distance = margin / lp_norm(gradient, dual_exponent(p))
             found.append(torch.where(margin > 0, distance, 0.0).cpu())
