@@ -119,7 +119,8 @@ class Network:
             from brittle.models.hugging_face import absolute_name, snapshot_statistics
 
             name = absolute_name(str(self.model))
-            return Origin(name, {}, *(snapshot_statistics(name) or ((), ())), *data[:-1], name)
+            mean, std = snapshot_statistics(name) or ((), ())
+            return Origin(name, {}, mean, std, *data[:-1], name)
         mean, std = values.statistics(self.mean, self.std) or ((), ())
         assert self.arch is not None
         inner = model.get_submodule("model") if mean else model
