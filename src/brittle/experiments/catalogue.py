@@ -15,6 +15,7 @@ EXPERIMENTS = (
     "fig5_fcn",
     "fig5_conv",
     "normalisation",
+    "fig6_vit",
     "fig7_adversarial",
     "fig7_universal",
     "fig7_transfer",

@@ -1,4 +1,4 @@
-"""What compressibility does to the robustness of convolutional networks: the claims of several figures, and their form.
+"""What compressibility does to the robustness of networks for images: the claims of several figures, and their form.
 
 Rows are compressible under a penalty (column ``alpha``), the spectrum under factors of low rank (column ``rank``, 0
 where there are none). Of every budget ``NAME`` in :data:`BUDGETS` a table has ``robust_NAME`` and ``kept_NAME``.
@@ -35,6 +35,7 @@ class Effect:
         norm: In which the paper attacks such networks first.
         axis: What the setting is, for the figure.
         contrast: Which networks are compared.
+        layers: Whose k-term errors are averaged.
     """
 
     column: str
@@ -44,6 +45,7 @@ class Effect:
     norm: str
     axis: str
     contrast: str
+    layers: str = "all convolutions but the first"
 
     @property
     def other_norm(self) -> str:
@@ -119,7 +121,7 @@ def effect_claims(effect: Effect, choose: Rows, place: str, words: Mapping[str, 
             place,
             ends(effect.error, choose, effect),
             at_most=-0.1,
-            measure="1-norm k-term error at a tenth, mean over all convolutions but the first, " + effect.contrast,
+            measure=f"1-norm k-term error at a tenth, mean over {effect.layers}, {effect.contrast}",
         ),
         Claim(
             f"Adversarial robustness falls as {effect.words} grows.",

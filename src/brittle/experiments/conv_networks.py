@@ -164,27 +164,40 @@ def crosscheck(network: nn.Module, test: Data, budget: tuple[float, float], seed
 def filter_structure(network: nn.Module) -> dict[str, float]:
     """Compressibility of the filters and operator norms, means over the layers of interventions.
 
-    These are all convolutions but the first, each as its matrix ``(out, in * k * k)``; of low rank, the factors'
-    product. ``||W||_inf``, the largest l_1 norm of a row, is the convolution's l_inf operator norm on images no smaller
-    than its kernel; ``||W||_2`` is the largest singular value of the matrix.
+    ``||W||_inf``, the largest l_1 norm of a row, is the convolution's l_inf operator norm on images no smaller than its
+    kernel; ``||W||_2`` is the largest singular value of the matrix.
+
+    Returns:
+        The columns of :func:`matrix_structure`, and the same of the matrices as they act behind their batch
+        normalisations (:func:`folded_matrices`): ``folded_error`` of the rows, and geometric means of both norms,
+        ``gain_inf`` and ``gain_2``, which have a scale.
+    """
+    folded = folded_matrices(network)
+    return {
+        **matrix_structure(network),
+        "folded_error": fmean(_error_at_a_tenth(row_norms(W)) for W in folded),
+        "gain_inf": float(torch.stack([row_norms(W).max() for W in folded]).log().mean().exp()),
+        "gain_2": float(torch.stack([singular_values(W)[0] for W in folded]).log().mean().exp()),
+    }
+
+
+def matrix_structure(network: nn.Module) -> dict[str, float]:
+    """Compressibility and operator norms of the matrices, means over the layers of interventions.
+
+    These are all Linear layers but the last and all convolutions but the first, the latter as ``(out, in * k * k)``; of
+    low rank, the factors' product.
 
     Returns:
         ``row_error`` and ``spectral_error``: k-term errors in the 1-norm of the rows' l_1 norms and of the singular
         values at a tenth of them (Definition 2.1; 0 is most compressible). ``structure_inf`` and ``structure_2``:
-        ``||W||_inf`` and ``||W||_2`` over the Frobenius norm. The same of the matrices as they act behind their batch
-        normalisations (:func:`folded_matrices`): ``folded_error`` of the rows, and geometric means of both norms,
-        ``gain_inf`` and ``gain_2``, which have a scale.
+        ``||W||_inf`` and ``||W||_2`` over the Frobenius norm.
     """
     matrices = [matrix(layer).detach().double().cpu() for layer in chosen_layers(network)]
-    folded = folded_matrices(network)
     return {
         "row_error": fmean(_error_at_a_tenth(row_norms(W)) for W in matrices),
         "spectral_error": fmean(_error_at_a_tenth(singular_values(W)) for W in matrices),
         "structure_inf": fmean(float(row_norms(W).max() / W.norm()) for W in matrices),
         "structure_2": fmean(float(singular_values(W)[0] / W.norm()) for W in matrices),
-        "folded_error": fmean(_error_at_a_tenth(row_norms(W)) for W in folded),
-        "gain_inf": float(torch.stack([row_norms(W).max() for W in folded]).log().mean().exp()),
-        "gain_2": float(torch.stack([singular_values(W)[0] for W in folded]).log().mean().exp()),
     }
 
 

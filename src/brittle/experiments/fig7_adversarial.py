@@ -181,7 +181,7 @@ EXPERIMENT = Experiment(
         "small": _grids(SMALL, 3, (0.1, 0.5, 2.0), (4, 8, 16), 1),
         "paper": _grids(PAPER, 5, (0.001, 0.01, 0.03, 0.1, 0.5), (4, 8, 16, 32, 64, 128), 10),
     },
-    seconds={"smoke": 5, "small": 130},
+    seconds={"smoke": 5, "small": 200},
     claims=CLAIMS,
     about=(
         "ResNet18 with torchvision's stem, trained by AdamW with weight decay, a cosine schedule, crops and flips; "
