@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from brittle.compression.groups import ChannelGroup
-from brittle.compression.removal import Convolution
+from brittle.compression.removal import Convolution, counts_heads
 from brittle.errors import InputError
 from brittle.models.borrow import unwrapped
 from brittle.models.macs import layer_macs, network_size
@@ -161,6 +161,8 @@ def channel_costs(model: nn.Module, groups: Sequence[ChannelGroup], x: Tensor, t
                 (from_outputs if side.out else from_inputs)[place[side.module], g] += number / per_group
                 if side.out and (target == "filters" or (layer.bias and target == "parameters")):
                     each[g] += number
+            elif target == "parameters" and counts_heads(module):
+                each[g] += sum(p.numel() for p in module.parameters(recurse=False)) / group.units
             elif target == "parameters":
                 own = [p for p in module.parameters(recurse=False) if p.numel() > 1]
                 each[g] += number * len(own)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from brittle.compression.heads import attention_heads
 from brittle.compression.removal import (
     Convolution,
     Kept,
     Side,
     Transposed,
     compact,
+    counts_heads,
     difference,
     expanded,
     is_depthwise,
@@ -73,10 +75,10 @@ class ChannelGroups:
 def channel_groups(model: nn.Module, x: Tensor, *, keep: Sequence[str] = ()) -> ChannelGroups:
     """Find the units of a network, and which of them can be removed.
 
-    Removed can be what is read as a whole by convolutions, Linear layers, batch norms and depthwise convolutions. Left
-    whole are channels that are normalised together (LayerNorm, GroupNorm), channels of attention, logits, and
-    whatever makes a network without them compute something else than the network with zeros in their place: that is
-    tried out on ``x``.
+    Removed can be what is read as a whole by convolutions, Linear layers, batch norms and depthwise convolutions, and
+    whole heads of attention (:func:`brittle.compression.heads.attention_heads`). Left whole are channels that are
+    normalised together (LayerNorm, GroupNorm), heads of ``nn.MultiheadAttention``, logits, and whatever makes a network
+    without them compute something else than the network with zeros in their place: that is tried out on ``x``.
 
     Args:
         model: Left as it is.
@@ -94,9 +96,17 @@ def channel_groups(model: nn.Module, x: Tensor, *, keep: Sequence[str] = ()) -> 
         raise InputError(f"keep: expected names of the model's modules; got {', '.join(map(repr, unknown))}")
     order = {name: i for i, name in enumerate(names.values())}
     groups, whole = list[ChannelGroup](), dict[str, str]()
+    taken = set[tuple[str, bool]]()
+    for heads in attention_heads(model):
+        reason = _obstacle(model, heads.sides, keep)
+        if reason:
+            whole[heads.producers[0]] = reason
+        else:
+            groups.append(ChannelGroup(heads.producers[0], heads.heads, heads.sides, heads.producers, ()))
+        taken |= {(side.module, side.out) for side in heads.sides}
     for sides in _tied_channels(model, names, x):
         producers = sorted((s.module for s in sides if _produces(model, s)), key=order.__getitem__)
-        if not producers:
+        if not producers or any((side.module, side.out) in taken for side in sides):
             continue
         reason = _obstacle(model, sides, keep)
         group = None if reason else _make_group(model, sides, producers)
@@ -174,7 +184,7 @@ def unit_energies(model: nn.Module, groups: ChannelGroups) -> dict[str, Tensor]:
 def _energies(model: nn.Module, side: Side) -> Tensor:
     """Squared norm of what belongs to every channel: a row, a column or a scale; empty where a module has none."""
     module = model.get_submodule(side.module)
-    weight = module.weight
+    weight = getattr(module, "weight", None)
     shared = not side.out and getattr(module, "groups", 1) > 1
     if shared or isinstance(module, nn.PReLU) or not isinstance(weight, Tensor):
         return torch.empty(0)
@@ -305,6 +315,8 @@ def _obstacle(model: nn.Module, sides: Sequence[Side], keep: Sequence[str]) -> s
         module = _module(model, side.module)
         if any(side.module == name or side.module.startswith(f"{name}.") for name in keep):
             return f"{side.module} is to be kept"
+        if module is not None and counts_heads(module):
+            continue
         if not isinstance(module, nn.Linear | Convolution | Norm | nn.PReLU):
             kind = "a parameter outside of such modules" if module is None else f"a {type(module).__name__}"
             return f"its channels pass through {side.module}, {kind}, which takes them together"

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from brittle.models.borrow import frozen
+from brittle.models.layers import HEADS, head_count
 
+WIDTHS = ("attn_dim", "kv_dim", "all_head_size")
+"""What attention modules call the number of all columns that their heads yield."""
+TABLE = "relative_position_bias_table"
+"""And a parameter with a column for every head."""
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Transposed
 Kept = Mapping[str, Tensor]
@@ -123,6 +128,8 @@ def expanded(small: nn.Module, model: nn.Module, groups: Sequence[Units], kept: 
             place = getattr(target, key).detach()
             if tensor.shape == place.shape:
                 place.copy_(tensor)
+            elif key == TABLE:
+                place[:, _left(place.shape[1], lost[name, True])] = tensor.detach()
             elif tensor.ndim < 2:
                 place[_left(len(place), lost[name, True])] = tensor.detach()
             else:
@@ -172,10 +179,35 @@ def logit_gap(reference: nn.Module, small: nn.Module, x: Tensor) -> float:
     return gap / largest if largest > 0 else gap
 
 
+def table_of(module: nn.Module) -> Tensor | None:
+    """A module's own table of biases with a column for every attention head; None for none."""
+    table = module._parameters.get(TABLE)
+    return table if table is not None and table.ndim == 2 else None
+
+
+def counts_heads(module: nn.Module) -> bool:
+    """Whether a module counts attention heads, or has a table of biases for them."""
+    return not isinstance(module, nn.MultiheadAttention) and (head_count(module) > 0 or table_of(module) is not None)
+
+
+def _cut_heads(module: nn.Module, lost: Tensor) -> None:
+    table = table_of(module)
+    before = head_count(module) or (0 if table is None else table.shape[1])
+    left = _left(before, lost)
+    for name in HEADS:
+        if hasattr(module, name):
+            setattr(module, name, len(left))
+    for name in WIDTHS:
+        if hasattr(module, name):
+            setattr(module, name, getattr(module, name) // before * len(left))
+    if table is not None:
+        _shrink(module, TABLE, left, 1)
+
+
 def _rows(module: nn.Module) -> list[Tensor]:
     """Parameters with an entry or a row for every output channel."""
-    if isinstance(module, nn.PReLU):
-        return []  # a slope where nothing comes in
+    if isinstance(module, nn.PReLU) or counts_heads(module):
+        return []  # a slope, or a bias of attention, where nothing comes in
     return [p for p in (module.weight, getattr(module, "bias", None)) if isinstance(p, Tensor)]
 
 
@@ -224,6 +256,8 @@ def _cut_outputs(module: nn.Module, lost: Tensor, *, depthwise: bool) -> None:
         _shrink(module, "weight", left, 0)
         _shrink(module, "bias", left, 0)
         module.out_features = len(left)
+    elif counts_heads(module):
+        _cut_heads(module, lost)
     else:  # a batch norm, or a PReLU with a slope a channel
         size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
         if getattr(module, size) == 1:

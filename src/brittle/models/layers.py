@@ -227,8 +227,14 @@ def _heads(module: nn.Module, parent: nn.Module | None, rows: int) -> int:
     """How many heads the rows of a Linear belong to; 0 for none that the module around it tells of."""
     if parent is None or not any(getattr(parent, name, None) is module for name in ("qkv", *BY_HEAD)):
         return 0
-    heads = next((getattr(parent, name) for name in HEADS if hasattr(parent, name)), 0)
-    return heads if type(heads) is int and heads > 0 and rows % heads == 0 else 0
+    heads = head_count(parent)
+    return heads if heads and rows % heads == 0 else 0
+
+
+def head_count(module: nn.Module) -> int:
+    """How many attention heads a module says that it has; 0 for none."""
+    heads = next((getattr(module, name) for name in HEADS if hasattr(module, name)), 0)
+    return heads if type(heads) is int and heads > 0 else 0
 
 
 def _attention_views(name: str, module: nn.MultiheadAttention) -> Iterator[LayerView]:
