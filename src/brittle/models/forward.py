@@ -82,7 +82,8 @@ class Counted:
 def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
     """Raise InputError unless ``logits`` is a finite ``(N, classes)`` tensor that covers the labels."""
     if not isinstance(logits, Tensor):
-        raise InputError(f"model: expected a tensor of logits (N, classes); got {type(logits).__name__}")
+        hint = "; pass brittle.models.Logits(model)" if isinstance(getattr(logits, "logits", None), Tensor) else ""
+        raise InputError(f"model: expected a tensor of logits (N, classes); got {type(logits).__name__}{hint}")
     if logits.ndim != 2 or len(logits) != len(x):
         raise InputError(f"model: expected logits of shape ({len(x)}, classes); got {tuple(logits.shape)}")
     if not torch.isfinite(logits.detach()).all():
