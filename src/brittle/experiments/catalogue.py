@@ -16,6 +16,7 @@ EXPERIMENTS = (
     "fig5_conv",
     "normalisation",
     "fig6_vit",
+    "fig6_clip",
     "fig7_adversarial",
     "fig7_universal",
     "fig7_transfer",

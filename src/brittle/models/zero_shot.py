@@ -91,7 +91,7 @@ def text_features(clip: nn.Module, tokens: Tensor) -> Tensor:
         return features
     if not all(isinstance(getattr(clip, name, None), nn.Module) for name in ("text_model", "text_projection")):
         raise InputError(f"clip: expected a CLIP of transformers or of open_clip; got {type(clip).__name__}")
-    features = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)  # type: ignore[operator, union-attr]
+    features = clip.text_projection(clip.text_model(input_ids=tokens).pooler_output)  # type: ignore[operator]
     return features
 
 
