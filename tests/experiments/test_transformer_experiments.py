@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from brittle.errors import InputError
 from brittle.experiments import captions, fig6_clip, fig6_vit, judge
 from brittle.experiments.captions import CIFAR100, HELD_OUT, KIND_OF, KINDS, NEVER_CAPTIONED, PHRASES, TAUGHT, words_of
 from brittle.experiments.clip_networks import contrastive_loss
@@ -127,3 +128,94 @@ def test_zero_shot_claims_compare_the_strongest_penalty_with_none(harm, verdict)
     found = [str(judge(claim, table, "small").verdict) for claim in fig6_clip.CLAIMS]
     assert found == ["reproduced", *[verdict] * 6, "reproduced"]
     assert fig6_clip.draw(table).axes
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def papers_folders(tmp_path):
+    """A tiny CLIP with a tokenizer of letters, three photographs with captions, and two classes of ImageNet."""
+    from PIL import Image
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    numbers = {
+        "<pad>": 0,
+        "<start>": 1,
+        **{letter: place for place, letter in enumerate(LETTERS, 3)},
+        "?": 2,
+        "<end>": 40,
+    }
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 40)]
+    )
+    folder = tmp_path / "clip-vit-base-patch32"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", bos_token="<start>", unk_token="?",
+        model_max_length=12,
+    ).save_pretrained(folder)  # fmt: skip
+    half = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    CLIPModel(
+        CLIPConfig(
+            text_config={
+                **half,
+                "vocab_size": 41,
+                "max_position_embeddings": 12,
+                "eos_token_id": 40,
+                "bos_token_id": 1,
+            },
+            vision_config={**half, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    ).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}')
+    pixels = torch.randint(0, 256, (7, 20, 30, 3), dtype=torch.uint8, generator=generator(0)).numpy()
+    (tmp_path / "flickr30k" / "flickr30k-images").mkdir(parents=True)
+    lines = []
+    for place in range(3):
+        Image.fromarray(pixels[place]).save(tmp_path / "flickr30k" / "flickr30k-images" / f"{place}.jpg")
+        lines += [f"{place}.jpg#{number}\tcaption {LETTERS[place]} {number}" for number in range(2)]
+    (tmp_path / "flickr30k" / "results_20130124.token").write_text("\n".join(lines))
+    for place, wnid in enumerate(["n01", "n01", "n02", "n02"]):
+        for split in ("train", "val"):
+            path = tmp_path / split / wnid / f"{place}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[3 + place]).save(path)
+    return tmp_path
+
+
+def test_the_paper_s_scale_runs_on_folders_as_they_are_published(papers_folders, monkeypatch):
+    monkeypatch.setattr(fig6_clip, "imagenet_names", lambda: ["tench", "goldfish", "shark"])
+    settings = fig6_clip.EXPERIMENT.settings("paper")[-1] | {
+        "samples": 4,
+        "tuning": 1,
+        "data_root": str(papers_folders),
+    }
+    task = fig6_clip.papers_task("imagenet", settings["pretrained"], papers_folders, training=None, samples=4)
+    assert task.pairs.choices.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert task.pairs.meaning.tolist() == [0, 0, 1, 1, 2, 2]
+    assert task.pairs.images(torch.tensor([2, 0]), 0).shape == (2, 3, 16, 16)
+    assert len(task.ways[0].prompts) == task.ways[0].test.classes == 2
+    monkeypatch.setattr(fig6_clip, "robustness_of", lambda network, test, budgets, seed: {
+        "logits": tuple(network(test.inputs).shape)
+    })  # fmt: skip
+    row = fig6_clip.run(**settings)
+    assert row["logits"] == (4, 2)
+    assert "unseen_kept" not in row
+
+
+@pytest.mark.parametrize("missing", ["captions", "image", "line"])
+def test_what_flickr30k_lacks_is_named(missing, papers_folders):
+    root = papers_folders / "flickr30k"
+    if missing == "captions":
+        (root / "results_20130124.token").unlink()
+    elif missing == "image":
+        (root / "flickr30k-images" / "1.jpg").unlink()
+    else:
+        (root / "results_20130124.token").write_text("no caption here")
+    with pytest.raises(InputError, match="expected"):
+        fig6_clip.papers_task("imagenet", "clip-vit-base-patch32", papers_folders, training=None, samples=4)
