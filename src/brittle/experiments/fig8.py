@@ -359,7 +359,7 @@ EXPERIMENT = Experiment(
         }),
     },
     claims=CLAIMS,
-    seconds={"small": 1040},
+    seconds={"small": 400},
     about=(
         "ResNet18 trained on attacked samples alone (stochastic gradient descent, cosine, crops and flips; at small by "
         "a single step from a random start); the scale-invariant group lasso makes its rows compressible, and a "
