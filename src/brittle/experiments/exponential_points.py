@@ -215,7 +215,10 @@ def draw(table: pd.DataFrame) -> Figure:
     lines = {0: by_loss[TARGETS], 1: "φ", 2: by_loss[LABELS]}
     handles = [Line2D([], [], **look(series)) for series in lines]
     legend(figure, handles, list(lines.values()))
-    radii.legend([Line2D([], [], **look(series)) for series in range(len(RADII))], list(RADII.values()), fontsize=7)
+    bottom, top = radii.get_ylim()
+    radii.set_ylim(bottom, 4 * top)  # room for the legend above the lines, on a scale of logarithms
+    handles = [Line2D([], [], **look(series)) for series in range(len(RADII))]
+    radii.legend(handles, list(RADII.values()), fontsize=7, loc="upper left")
     return figure
 
 
