@@ -128,6 +128,7 @@ EXPERIMENT = Experiment(
         },
     },
     claims=CLAIMS,
+    seconds={"small": 250},
     about=(
         "ResNet18 trained on attacked samples alone (stochastic gradient descent, cosine, crops and flips; at small by "
         "a single step from a random start), without a penalty and under one on the nuclear norm of every matrix of "
