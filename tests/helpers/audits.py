@@ -213,6 +213,13 @@ def data_free() -> Audit:
 
 
 @functools.cache
+def attentive() -> Audit:
+    """One layer whose rows belong to two attention heads."""
+    heads = replace(layer("attn.q_proj", 8, 8), head_norms=(4.0, 1.0), head_error=(0.2,) * 4)
+    return replace(data_free(), layers=(heads,))
+
+
+@functools.cache
 def one_layer() -> Audit:
     """One layer with one output and a hostile name; a certified bound that is astronomically large."""
     return replace(

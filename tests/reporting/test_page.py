@@ -21,10 +21,10 @@ from brittle.reporting.page import report_html, write_report
 from brittle.reporting.weighing import uses
 from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
 from brittle.results.wording import number, share
-from helpers.audits import HOSTILE, INF, SUP, TWO, data_free, full, one_layer, with_parts
+from helpers.audits import HOSTILE, INF, SUP, TWO, attentive, data_free, full, one_layer, with_parts
 from helpers.processes import run_code
 
-AUDITS = [full, data_free, one_layer]
+AUDITS = [full, data_free, one_layer, attentive]
 VOID = {"meta", "br", "input", "img", "link", "hr"}
 
 
@@ -115,7 +115,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_outside_itself(make):
 def test_drawings_are_wellformed_and_ids_unique_over_the_page(make):
     source = page(make)
     drawings = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
-    expected = {full: 10, data_free: 3, one_layer: 3}[make]
+    expected = {full: 10, data_free: 3, one_layer: 3, attentive: 3}[make]
     assert len(drawings) == expected
     for drawing in drawings:
         ET.fromstring(drawing)

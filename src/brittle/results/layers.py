@@ -235,10 +235,10 @@ def _layer_row(layer: LayerResult) -> dict[str, Any]:
     for vector in ("row_error", "spectral_error", "row_spread", "spectral_spread"):
         for fraction, value in zip(FRACTIONS, getattr(layer, vector), strict=True):
             row[f"{vector}_{fraction:.0%}".replace("%", "pct")] = value
-    row["heads"] = len(layer.head_norms)
-    for place, fraction in enumerate(FRACTIONS):
-        value = layer.head_error[place] if layer.head_error else math.nan
-        row[f"head_error_{fraction:.0%}".replace("%", "pct")] = value
+    if layer.head_norms:
+        row["heads"] = len(layer.head_norms)
+        for fraction, value in zip(FRACTIONS, layer.head_error, strict=True):
+            row[f"head_error_{fraction:.0%}".replace("%", "pct")] = value
     for norm in layer.operator_norms:
         row |= {f"operator_norm_{norm.p:g}_lower": norm.lower, f"operator_norm_{norm.p:g}_upper": norm.upper}
         row[f"operator_norm_{norm.p:g}_method"] = norm.method
