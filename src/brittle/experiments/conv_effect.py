@@ -88,6 +88,23 @@ def penalties_and_ranks(
     return {**every, "alpha": (0.0, *alphas), "rank": 0}, {**every, "alpha": 0.0, "rank": tuple(ranks)}
 
 
+def with_ends(
+    common: Mapping[str, Scalar], other: Mapping[str, Scalar], seeds: int, alphas: Sequence[float], ranks: Sequence[int]
+) -> tuple[Axes, ...]:
+    """The grids of :func:`penalties_and_ranks`, and of other networks neither intervention and the strongest of each.
+
+    Args:
+        common: Settings of all networks.
+        other: What the other networks have in their place.
+        seeds: How many.
+        alphas: Strengths above 0.
+        ranks: Of the factors.
+    """
+    rows, spectrum = penalties_and_ranks(common, seeds, alphas, ranks)
+    ends = {**rows, **other, "alpha": (0.0, max(alphas))}, {**spectrum, **other, "rank": min(ranks)}
+    return rows, spectrum, *ends
+
+
 Rows = Callable[[pd.DataFrame, Effect], pd.DataFrame]
 """The networks of a table that show an effect, by :func:`strengthened`."""
 

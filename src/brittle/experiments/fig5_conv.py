@@ -21,8 +21,8 @@ from brittle.experiments.conv_effect import (
     draw_effects,
     effect_claims,
     ends,
-    penalties_and_ranks,
     strengthened,
+    with_ends,
 )
 from brittle.experiments.conv_networks import (
     PAPER,
@@ -34,7 +34,7 @@ from brittle.experiments.conv_networks import (
     train_convolutional,
 )
 from brittle.experiments.dense_networks import robustness_of, splits
-from brittle.experiments.experiment import Axes, Experiment, Scalar
+from brittle.experiments.experiment import Experiment, Scalar
 from brittle.results import Statistic
 
 BUDGETS = {
@@ -135,19 +135,6 @@ CLAIMS = (
 )
 
 
-def _grids(
-    common: dict[str, Scalar], seeds: int, alphas: tuple[float, ...], ranks: tuple[int, ...], small_stem: Axes
-) -> tuple[Axes, ...]:
-    """Penalties, with the network that has none, then ranks; with the 3 x 3 stem neither and the strongest of each."""
-    rows, spectrum = penalties_and_ranks(common, seeds, alphas, ranks)
-    return (
-        rows,
-        spectrum,
-        {**rows, **small_stem, "alpha": (0.0, max(alphas))},
-        {**spectrum, **small_stem, "rank": min(ranks)},
-    )
-
-
 SMALL_STEM: dict[str, Scalar] = {"stem": "3x3", "width": 8}
 """At the scale ``small``: behind this stem a network of one width computes 16 times as much."""
 EXPERIMENT = Experiment(
@@ -161,13 +148,13 @@ EXPERIMENT = Experiment(
             {**SMOKE, "samples": 4, "annealed": True, "seed": 0, "alpha": (0.0, 0.1), "rank": 0},
             {**SMOKE, "samples": 4, "annealed": True, "seed": 0, "alpha": 0.0, "rank": 1},
         ),
-        "small": _grids({**SMALL, "annealed": True}, 3, (0.1, 0.5, 2.0), (4, 8, 16), SMALL_STEM),
-        "paper": _grids(
+        "small": with_ends({**SMALL, "annealed": True}, SMALL_STEM, 3, (0.1, 0.5, 2.0), (4, 8, 16)),
+        "paper": with_ends(
             {**PAPER, "annealed": False},
+            {"stem": "3x3"},
             5,
             (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.5),
             (4, 8, 16, 32, 64, 128),
-            {"stem": "3x3"},
         ),
     },
     seconds={"smoke": 5, "small": 110},

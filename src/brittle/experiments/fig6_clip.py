@@ -8,7 +8,7 @@ captioned: their sentences name their kind alone in words that it knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from brittle.experiments.flickr30k import TEMPLATE, flickr_pairs, imagenet_names
 from brittle.experiments.plots import draw_means, evenly
 from brittle.models.normalize import Normalize, normalised
 from brittle.models.zero_shot import image_encoder, zero_shot_classifier
+from brittle.results import Statistic
 from brittle.training.batches import Batches
 
 BUDGETS = {"linf": (math.inf, 1 / 255), "linf_other": (math.inf, 2 / 255), "l2": (2.0, 0.125)}
@@ -279,7 +280,7 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def falls(column: str) -> Any:
+def falls(column: str) -> Callable[[pd.DataFrame], Statistic]:
     """Mean over seeds of a column under the strongest penalty less that without."""
     return over_seeds(change(column, "alpha"))
 

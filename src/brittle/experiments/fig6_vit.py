@@ -20,22 +20,24 @@ from brittle.experiments.claims import Claim
 from brittle.experiments.conv_effect import (
     ROWS,
     SPECTRUM,
+    Effect,
     crosscheck_claim,
     draw_effects,
     effect_claims,
     ends,
-    penalties_and_ranks,
     strengthened,
+    with_ends,
 )
 from brittle.experiments.conv_networks import conv_recipe, crosscheck, matrix_structure
 from brittle.experiments.dense_networks import robustness_of, splits
-from brittle.experiments.experiment import Axes, Experiment, Scalar
+from brittle.experiments.experiment import Experiment, Scalar
 from brittle.experiments.fig5_conv import BUDGETS, WORDS
 from brittle.models.build import build_model
 from brittle.models.normalize import normalised
 from brittle.training.loop import train
 
 LAYERS = "all Linear layers but the head"
+"""Whose matrices become compressible."""
 NEURONS = dataclasses.replace(ROWS, what="neurons", layers=LAYERS)
 DIRECTIONS = dataclasses.replace(SPECTRUM, axis="Rank of the matrices", layers=LAYERS)
 
@@ -122,12 +124,12 @@ def transformer(data: Data, *, arch: str, patch: int, width: int, depth: int, ra
     return normalised(network, *statistics_of(data))
 
 
-def of_vit(table: pd.DataFrame, effect: Any) -> pd.DataFrame:
+def of_vit(table: pd.DataFrame, effect: Effect) -> pd.DataFrame:
     """The networks that are judged first."""
     return strengthened(table[table.arch == "vit"], effect)
 
 
-def of_swin(table: pd.DataFrame, effect: Any) -> pd.DataFrame:
+def of_swin(table: pd.DataFrame, effect: Effect) -> pd.DataFrame:
     """The Swin transformers."""
     return strengthened(table[table.arch == "swin"], effect)
 
@@ -156,20 +158,6 @@ CLAIMS = (
 )
 
 
-def _grids(
-    common: dict[str, Scalar], seeds: int, alphas: tuple[float, ...], ranks: tuple[int, ...], swin: dict[str, Scalar]
-) -> tuple[Axes, ...]:
-    """Penalties, with the network that has none, then ranks; of the Swin transformer neither and the strongest."""
-    rows, spectrum = penalties_and_ranks({**common, "arch": "vit"}, seeds, alphas, ranks)
-    ends_of_swin = {**swin, "arch": "swin"}
-    return (
-        rows,
-        spectrum,
-        {**rows, **ends_of_swin, "alpha": (0.0, max(alphas))},
-        {**spectrum, **ends_of_swin, "rank": min(ranks)},
-    )
-
-
 TINY: dict[str, Scalar] = {
     "data": "digits", "training": 128, "samples": 4, "epochs": 1, "patience": None, "seed": 0, "patch": 4,
     "depth": 1, "arch": "vit", "width": 32,
@@ -185,19 +173,20 @@ EXPERIMENT = Experiment(
             {**TINY, "alpha": 0.1, "rank": 0},
             {**TINY, "alpha": 0.0, "rank": 2},
         ),
-        "small": _grids(
+        "small": with_ends(
             {
-                "data": "cifar10", "patch": 8, "width": 96, "depth": 4, "training": 10_000, "samples": 300,
-                "epochs": 15, "patience": None,
+                "arch": "vit", "data": "cifar10", "patch": 8, "width": 96, "depth": 4, "training": 10_000,
+                "samples": 300, "epochs": 15, "patience": None,
             },
-            3, (0.02, 0.1, 0.5), (4, 8, 16), {"patch": 4, "width": 32, "depth": 1},
+            {"arch": "swin", "patch": 4, "width": 32, "depth": 1}, 3, (0.02, 0.1, 0.5), (4, 8, 16),
         ),
-        "paper": _grids(
+        "paper": with_ends(
             {
-                "data": "cifar10", "patch": 4, "width": 192, "depth": 6, "training": None, "samples": 10_000,
-                "epochs": 200, "patience": 14,
+                "arch": "vit", "data": "cifar10", "patch": 4, "width": 192, "depth": 6, "training": None,
+                "samples": 10_000, "epochs": 200, "patience": 14,
             },
-            5, (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.5), (4, 8, 16, 32, 64), {"patch": 2, "width": 96, "depth": 2},
+            {"arch": "swin", "patch": 2, "width": 96, "depth": 2}, 5, (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.5),
+            (4, 8, 16, 32, 64),
         ),
     },
     claims=CLAIMS,

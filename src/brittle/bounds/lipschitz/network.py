@@ -143,7 +143,7 @@ def network_bounds(
 def _reason(model: nn.Module, error: NoRule) -> str:
     """Why there is no bound: attention, where there is some, as no other rule would help."""
     heads = next((view.name for view in read_layers(model).views if view.heads), None)
-    forbids = "attention is not globally Lipschitz, as its scores are products of what it reads"
+    forbids = "attention has no global bound, as its scores multiply what it reads with itself"
     return str(error) if heads is None else f"{heads}: {forbids}"
 
 
