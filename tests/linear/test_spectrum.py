@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from brittle.linear.spectrum import largest_singular_value, power_iteration, top_right_singular_vectors
+from brittle.linear.spectrum import largest_norm, largest_singular_value, power_iteration, top_right_singular_vectors
 from helpers.matrices import matrices, quick
 
 
@@ -127,3 +127,20 @@ def test_large_matrices_agree_with_the_decomposition(monkeypatch):
         gram = top_right_singular_vectors(matrix, 7)
         monkeypatch.undo()
         assert torch.allclose((exact.mT @ gram).abs(), torch.eye(7, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["real", "complex", "one rank", "equal", "zero"])
+@pytest.mark.parametrize("least", [0.0, 0.5, 1.0, 2.0])
+def test_the_largest_of_several_norms_is_that_of_a_singular_value_decomposition_or_the_norm_known(kind, least):
+    dtype = torch.complex128 if kind == "complex" else torch.float64
+    A = torch.randn(7, 5, 9, dtype=dtype, generator=torch.Generator().manual_seed(1)) * 1e-30
+    if kind == "one rank":
+        A = A[:, :, :1] @ A[:, :1, :] * 1e30
+    if kind == "equal":
+        A = A[:1].expand(7, -1, -1)
+    if kind == "zero":
+        A = torch.zeros_like(A)
+    true = float(torch.linalg.matrix_norm(A, 2).max())
+    known = least * (true or 1.0)
+    for several in (A, A.mH):
+        assert largest_norm(several, known) == pytest.approx(max(true, known), rel=1e-12, abs=0)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from brittle.linear.conv_geometry import ConvGeometry
-from brittle.linear.spectrum import largest_singular_value
+from brittle.linear.spectrum import largest_norm
 
-CHUNK = 2**20
-"""Entries of the symbols that one thread decomposes at once: 16 MiB of complex numbers."""
+CHUNK = 2**18
+"""Entries of the symbols that one thread looks at together: 4 MiB of complex numbers."""
 
 
 def frequencies(grid: Sequence[int]) -> int:
@@ -42,22 +42,26 @@ def symbol_blocks(K: Tensor, geometry: ConvGeometry, grid: Sequence[int]) -> Ten
         ``(groups, F, out / groups, in / groups * phases)``, complex. K is real, so that half of the last axis of
         frequencies stands for all; F is :func:`frequencies`.
     """
-    K = K.double()
-    phases, points = [], []
-    axes = zip(K.shape[2:], geometry.dilation, geometry.stride, grid, geometry.padding, strict=True)
-    for k, d, s, n, (before, _) in axes:
-        offset = torch.arange(k) * d - before
-        phases.append(offset % s)
-        points.append(-torch.div(offset, s, rounding_mode="floor") % n)  # the transform's exponent has a minus
-    lengths = [*geometry.stride, *grid]
-    place = torch.zeros(K.shape[2:], dtype=torch.int64)
-    indices = [*torch.meshgrid(*phases, indexing="ij"), *torch.meshgrid(*points, indexing="ij")]
-    for index, length in zip(indices, lengths, strict=True):
-        place = place * length + index
-    image = torch.zeros(*K.shape[:2], math.prod(lengths), dtype=torch.float64)
-    image = image.index_add(2, place.flatten(), K.flatten(2)).unflatten(2, [math.prod(geometry.stride), *grid])
-    spectrum = torch.fft.rfftn(image, dim=list(range(-len(grid), 0))).flatten(3)
-    return spectrum.unflatten(0, (geometry.groups, -1)).permute(0, 4, 1, 2, 3).flatten(3).contiguous()
+    # A sum over few taps for each frequency: a product of matrices, which lies in memory as it is read next.
+    counts = [*grid[:-1], grid[-1] // 2 + 1]
+    frequency = _points(counts)
+    offset = _points(K.shape[2:]) * torch.tensor(geometry.dilation) - torch.tensor([pad for pad, _ in geometry.padding])
+    stride, period = torch.tensor(geometry.stride), torch.tensor(grid)
+    steps = torch.div(offset, stride, rounding_mode="floor")
+    turns = ((frequency[:, None] * steps) % period / period.double()).sum(2)
+    taps = K.double().flatten(2).permute(2, 0, 1).flatten(1)
+    phases = []
+    for phase in _points(geometry.stride):
+        met = (offset % stride == phase).all(1)
+        angle = 2 * math.pi * turns[:, met]
+        phases.append(torch.complex(angle.cos() @ taps[met], angle.sin() @ taps[met]))
+    columns = phases[0] if len(phases) == 1 else torch.stack(phases, -1)
+    return columns.view(len(frequency), geometry.groups, K.shape[0] // geometry.groups, -1).transpose(0, 1)
+
+
+def _points(sizes: Sequence[int]) -> Tensor:
+    """All points of a box of integers from 0, ``(prod(sizes), axes)``, the last axis fastest."""
+    return torch.stack(torch.meshgrid(*map(torch.arange, sizes), indexing="ij"), -1).flatten(0, -2)
 
 
 def symbol(K: Tensor, geometry: ConvGeometry, grid: Sequence[int]) -> Tensor:
@@ -74,9 +78,17 @@ def symbol(K: Tensor, geometry: ConvGeometry, grid: Sequence[int]) -> Tensor:
 def largest_symbol_norm(K: Tensor, geometry: ConvGeometry, grid: Sequence[int]) -> float:
     """Largest singular value of the symbol over a torus of this many points per axis; exact up to rounding."""
     blocks = symbol_blocks(K, geometry, grid).flatten(0, 1)
-    parts = blocks.split(max(1, CHUNK // blocks[0].numel()))
+    largest = largest_norm(blocks[:1])
+    parts = blocks[1:].split(max(1, CHUNK // blocks[0].numel()))
+
+    def norm_of(part: Tensor) -> float:
+        nonlocal largest
+        # Threads may write over each other's norm, which costs a computation and changes no result.
+        norm = largest = largest_norm(part, largest)
+        return norm
+
     with _single_threaded() as threads, ThreadPoolExecutor(threads) as pool:
-        return max(pool.map(lambda part: float(largest_singular_value(part)[0].max()), parts))
+        return max([largest, *pool.map(norm_of, parts)]) if len(blocks) > 1 else largest
 
 
 @contextmanager
