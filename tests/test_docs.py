@@ -34,9 +34,15 @@ from brittle.results.methods import Argument, OperatorMethod
 
 PACKAGE = Path(brittle.__file__).parent
 ROOT = PACKAGE.parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROLE = re.compile(r":(?:func|class|data|mod|meth|attr):`~?([\w.]+)`")
 FILE = re.compile(r"\b(?:src|tests|benchmarks|docs)/[\w/.]*\w")
+
+
+def theory() -> str:
+    """The page of the theory with its sections."""
+    pages = [ROOT / "docs" / "theory.md", *(ROOT / "docs" / "theory").glob("*.md")]
+    return "\n".join(page.read_text() for page in pages)
 
 
 def exists(path: str) -> bool:
@@ -59,8 +65,7 @@ def test_every_section_that_a_docstring_cites_exists():
     text = " ".join(re.sub(r"\s+", " ", path.read_text()) for path in PACKAGE.rglob("*.py"))
     cited = set(re.findall(r'heory page, section "([^"]+)"', text))
     assert len(cited) >= 7
-    theory = ROOT / "docs" / "theory.md"
-    assert cited <= {line.lstrip("# ").strip() for line in theory.read_text().splitlines() if line.startswith("#")}
+    assert cited <= {line.lstrip("# ").strip() for line in theory().splitlines() if line.startswith("#")}
 
 
 def test_every_path_that_a_page_names_leads_somewhere():
@@ -147,7 +152,7 @@ def test_every_field_of_a_record_is_explained_on_its_page(page, record):
 
 @pytest.mark.parametrize("name", [*Argument, *OperatorMethod])
 def test_the_theory_proves_what_bounds_are_named_for(name):
-    assert re.search(rf"[`*]{re.escape(name)}[`* ]", (ROOT / "docs" / "theory.md").read_text(), re.IGNORECASE)
+    assert re.search(rf"[`*]{re.escape(name)}[`* ]", theory(), re.IGNORECASE)
 
 
 def test_the_map_of_the_code_names_every_analysis_that_a_rule_is_told_to():
