@@ -155,6 +155,12 @@ def test_the_theory_proves_what_bounds_are_named_for(name):
     assert re.search(rf"[`*]{re.escape(name)}[`* ]", theory(), re.IGNORECASE)
 
 
+def test_every_public_name_stands_once_in_the_reference():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    named = [name for page in pages for name in re.findall(r"^::: brittle\.(\w+)$", page.read_text(), re.MULTILINE)]
+    assert sorted(named) == sorted(brittle.__all__)
+
+
 def test_the_map_of_the_code_names_every_analysis_that_a_rule_is_told_to():
     text = (ROOT / "docs" / "architecture.md").read_text()
     modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(bounds.__path__, "brittle.bounds.")]

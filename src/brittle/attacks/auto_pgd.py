@@ -137,8 +137,9 @@ def apgd_targeted(
     The targets of a sample are the classes other than its label in falling order of the clean logits. A sample that
     one of them breaks is not attacked again.
 
+    Other arguments are those of :func:`apgd`, for at least 4 classes.
+
     Args:
-        model, x, y, eps, p, rho, bounds, ids, batch_size: As :func:`apgd`; at least 4 classes.
         steps: Gradient steps towards each target, at least 1.
         targets: Most targets of a sample; fewer when there are fewer classes.
         seed: Seed of the random starts; the run towards target t draws from ``(seed, t)``.

@@ -57,8 +57,9 @@ def apgd_smoothed(
     are clipped to the bounds. Points, losses and verdicts are those without noise; a step is one pass with gradient
     and one without. The noise depends on the seed and the step, and is the same for all samples.
 
+    Other arguments are those of :func:`brittle.attacks.apgd`.
+
     Args:
-        model, x, y, eps, p, steps, loss, rho, bounds, ids, batch_size: As :func:`brittle.attacks.apgd`.
         noise: Standard deviation in the first step, as a share of the range of ``bounds``; above 0.
         seed: Seed of the random starts and of the noise.
         progress: Called with ``("apgd_smoothed", samples done, their number)``.
