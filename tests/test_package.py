@@ -1,0 +1,73 @@
+"""The wheel is whole: installed in an environment of its own, it answers, writes a report, and its examples hold."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """An environment with the wheel in it, which borrows what the wheel depends on, and not the checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def run(python, *arguments, cwd):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=250
+    )
+
+
+def test_the_wheel_answers_from_its_own_files_and_writes_a_report(python, tmp_path):
+    code = (
+        "import brittle, torch, pathlib, sys; from brittle.cli import run;"
+        "assert pathlib.Path(brittle.__file__).is_relative_to(sys.prefix), brittle.__file__;"
+        "brittle.save_state(brittle.build_model('fcn', {'in_features': 64, 'width': 6}), pathlib.Path('w.safetensors'));"
+        "sys.exit(run(['audit', 'w.safetensors', '--arch', 'fcn', '-o', 'report']))"
+    )
+    done = run(python, "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "<html" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_wheels_examples_hold(python, tmp_path):
+    done = run(
+        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "--pyargs",
+        "brittle.linear", "brittle.results", "brittle.models.normalize", "brittle.data.load", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10
+
+
+def test_the_wheel_names_no_file_of_the_checkout_to_a_package_index(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = archive.read(name).decode()
+    assert "# Brittle" in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert [part for part in archive.namelist() if part.endswith(("report.html.j2", "fig4.parquet"))]
