@@ -45,7 +45,8 @@ def test_the_wheel_answers_from_its_own_files_and_writes_a_report(python, tmp_pa
     code = (
         "import brittle, torch, pathlib, sys; from brittle.cli import run;"
         "assert pathlib.Path(brittle.__file__).is_relative_to(sys.prefix), brittle.__file__;"
-        "brittle.save_state(brittle.build_model('fcn', {'in_features': 64, 'width': 6}), pathlib.Path('w.safetensors'));"
+        "model = brittle.build_model('fcn', {'in_features': 64, 'width': 6});"
+        "brittle.save_state(model, pathlib.Path('w.safetensors'));"
         "sys.exit(run(['audit', 'w.safetensors', '--arch', 'fcn', '-o', 'report']))"
     )
     done = run(python, "-c", code, cwd=tmp_path)
