@@ -14,7 +14,7 @@ from brittle.attacks import apgd
 from brittle.auditing import audit
 from brittle.evaluation import Threat
 from brittle.linear.compressibility import k_term_error
-from brittle.models.hugging_face import Logits
+from brittle.models.intake import Logits
 from brittle.models.layers import read_layers
 
 WIDTH, HEADS, DEPTH, HIDDEN, CLASSES = 16, 2, 2, 24, 3
@@ -34,7 +34,7 @@ def hugging_face():
 
 def state_of(model):
     """The weights by names of our own: what each matrix or vector is for."""
-    tensors = {name.removeprefix("hf."): tensor for name, tensor in model.state_dict().items()}
+    tensors = {name.removeprefix("network."): tensor for name, tensor in model.state_dict().items()}
     ends = {
         "embeddings.cls_token": "cls", "embeddings.position_embeddings": "positions",
         "patch_embeddings.projection.weight": "patches.weight", "patch_embeddings.projection.bias": "patches.bias",

@@ -12,7 +12,7 @@ from brittle.compression.cost import channel_costs
 from brittle.compression.groups import channel_groups, mask_units, remove_units
 from brittle.compression.sizes import changed_sizes, resized
 from brittle.models.build import build_model
-from brittle.models.hugging_face import Logits
+from brittle.models.intake import Logits
 from brittle.models.macs import network_size
 from helpers.networks import generator, seeded, uniform
 

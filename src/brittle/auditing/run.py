@@ -17,7 +17,7 @@ from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
 from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
-from brittle.evaluation.accuracy import check_norms, choose_attacks
+from brittle.evaluation.accuracy import check_norms, choose_attacks, how_read
 from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
@@ -31,10 +31,12 @@ from brittle.evaluation.threat import Threat
 from brittle.evaluation.universal_check import judge_universal
 from brittle.evaluation.worst_case import WorstCase, worst_case
 from brittle.linear.norms import lp_norm, per_sample
-from brittle.models.borrow import frozen, unwrapped
+from brittle.models.borrow import Model, frozen
 from brittle.models.forward import logits_of
-from brittle.models.layers import LayerView, read_layers
+from brittle.models.intake import name_of, open_network, with_logits
+from brittle.models.layers import LayerView, read_layers, read_state_layers
 from brittle.models.network import Network, make_ready, trace_or_reason
+from brittle.models.normalize import normalisations_of
 from brittle.models.quantised import count_parameters
 from brittle.models.trace import NoRule, Trace
 from brittle.progress import Progress, silent
@@ -46,6 +48,7 @@ from brittle.results import (
     LayerResponse,
     LayerResult,
     LipschitzResult,
+    Normalisation,
     NormResult,
     NotMeasured,
     Rate,
@@ -72,6 +75,10 @@ ASCENT_WEIGHTS = 4e7
 """Most parameters times ascents."""
 JACOBIANS_AT_ONCE = 32
 """Samples whose Jacobians are held at once."""
+NO_WEIGHTS = "a function shows neither its weights nor what it computes: pass the torch.nn.Module instead"
+"""Why layers and bounds are not measured of plain callables."""
+NO_GRAPH = "weights alone do not say how layers follow one another: name the architecture, or pass the network"
+"""Why there is no bound of weights by name."""
 NO_GRADIENTS = "the network cannot be differentiated"
 """Why some of it is not measured of quantised networks, scripted ones without gradients and the like."""
 QUERIES_ALONE = Flag(
@@ -95,7 +102,7 @@ NEED_DATA = (
 
 
 def audit(
-    model: nn.Module,
+    model: Model | Mapping[str, Tensor],
     data: DataLike | None = None,
     threat: Threat = Threat("fast"),
     *,
@@ -118,9 +125,11 @@ def audit(
     cannot be measured soundly is listed by name under ``not_measured``.
 
     Args:
-        model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode.
-        data: A :class:`brittle.data.Data`, ``(inputs, labels)``, an iterable of batches, a Dataset, or None. Read once
-            and streamed; the checks that need examples look at those of the first 256 MB.
+        model: Any network from inputs ``(N, ...)`` to logits ``(N, classes)``; left bit-equal; judged in eval mode. A
+            module, a function, a program of ``torch.export``; logits may lie in its answer (:func:`brittle.evaluate`).
+            Without data also weights by name, a state dict, of which the shapes tell the layers.
+        data: As :func:`brittle.evaluate`, or None. Read once and streamed; the checks that need examples look at those
+            of the first 256 MB.
         threat: What the attacker may do; ``p`` takes the place of its norm. By default the preset ``fast``: APGD with
             cross-entropy, with the DLR loss (where there are at least 3 classes), and along smoothed gradients.
         p: Norms of the budgets and bounds: inf, 2 or both.
@@ -142,13 +151,18 @@ def audit(
     budgets = budgets_by_norm(eps, check_norms(p), data)
     if tighten < 0:
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
-    model = unwrapped(model)
-    views, unread = read_layers(model)
     progress = execution.progress or silent
-    with frozen(model):
+    if isinstance(model, Mapping):
+        if data is not None:
+            raise InputError("data: expected none beside weights by name, which cannot be run; got some")
+        return _audit_weights(model, tuple(budgets), name or "weights", threat.seed, progress)
+    given = open_network(model)
+    views, unread = read_layers(given) if isinstance(given, nn.Module) else ([], [NotMeasured("layers", NO_WEIGHTS)])
+    with frozen(given):
         first, chunks = (None, None) if data is None else read_chunks(data, execution, threat.bounds)
         shape = tuple(first.x.shape[1:]) if first else None if input_shape is None else tuple(input_shape)
         origin = "input_shape" if first is None else "data"
+        model, found = (given, "") if first is None else with_logits(given, first.x)
         weights = _read_weights(model, views, shape, origin, tuple(budgets), tighten, progress)
         certificates, missing = weights.certificates, [*unread, *weights.missing]
         flags: tuple[Flag, ...] = ()
@@ -160,7 +174,8 @@ def audit(
         else:
             battery, left_out = choose_attacks(threat, model, first)
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
-            glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
+            glance, tally = glance_at(model, first.x, data, execution.batch_size), Tally()
+            read = StreamDigest(first.total)
             closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
             norms, flags, features, unmeasured = _attack_and_look(
                 closer, _cases(battery, budgets, certificates), certificates, first, read.over(tally.over(chunks))
@@ -180,19 +195,50 @@ def audit(
             "input_shape": shape,
             "tighten": tighten,
             "honesty": honesty,
+            **({} if first is None else how_read(found, first)),
         }
-        signature = signature_of(model, fingerprint, threat.seed, settings)
+        signature = signature_of(given, fingerprint, threat.seed, settings)
+        normalisation = next(iter(normalisations_of(given)), Normalisation())
     return Audit(
-        model=name or type(model).__name__,
+        model=name or name_of(given),
         verdict=judge(norms, weights.layers, flags, features),
         norms=tuple(norms),
         layers=tuple(weights.layers),
         not_measured=tuple(missing),
         signature=signature,
-        parameters=count_parameters(model),
+        parameters=count_parameters(given) if isinstance(given, nn.Module) else 0,
         flags=flags,
         seconds=time.perf_counter() - started,
         features=features,
+        normalisation=normalisation,
+    )
+
+
+def _audit_weights(
+    state: Mapping[str, Tensor], norms: tuple[float, ...], name: str, seed: int, progress: Progress
+) -> Audit:
+    """What weights tell without the network that they belong to."""
+    started = time.perf_counter()
+    views, unread = read_state_layers(state)
+    layers, missing = _measure_layers(views, norms, {}, progress)
+    results = [NormResult(q, None, lipschitz_result(NetworkBound(q, None, NO_GRAPH, ()))) for q in norms]
+    missing = [
+        *unread,
+        *missing,
+        *(NotMeasured(f"certified {norm_name(q)} bound", NO_GRAPH) for q in norms),
+        *(NotMeasured(what, "no data given") for what in NEED_DATA),
+    ]
+    settings: dict[str, Setting] = {"p": tuple(f"{q:g}" for q in norms), "layers": "told by the shapes of weights"}
+    return Audit(
+        model=name,
+        verdict=judge(results, layers),
+        norms=tuple(results),
+        layers=tuple(layers),
+        not_measured=tuple(missing),
+        signature=signature_of(state, None, seed, settings),
+        parameters=sum(view.parameters for view in views),
+        seconds=time.perf_counter() - started,
+        normalisation=Normalisation(),
     )
 
 
@@ -207,7 +253,7 @@ class _Weights:
 
 
 def _read_weights(
-    model: nn.Module,
+    model: Model,
     views: Sequence[LayerView],
     shape: tuple[int, ...] | None,
     argument: str,
@@ -216,17 +262,11 @@ def _read_weights(
     progress: Progress,
 ) -> _Weights:
     """The layer table, and the bounds of the network with the trace that they are read from."""
+    if not isinstance(model, nn.Module):
+        bounds = {q: NetworkBound(q, None, NO_WEIGHTS, ()) for q in norms}
+        return _Weights([], None, bounds, [NotMeasured(f"certified {norm_name(q)} bound", NO_WEIGHTS) for q in norms])
     sizes = input_sizes(model, views, shape, argument=argument) if shape else {}
-    layers, missing = [], []
-    for view in views:
-        layers.append(measure_layer(view, norms, sizes.get(view.name)))
-        progress("layers", len(layers), len(views))
-        if view.convolution and view.geometry is None:
-            reason = f"{type(view.module).__name__} has a forward of its own that is not understood"
-        else:
-            reason = "padding that repeats pixels is bounded only for a known input size"
-        absent = [q for q in norms if layers[-1].operator_norm(q) is None]
-        missing += [NotMeasured(f"{norm_name(q)} operator norm of {view.name}", reason) for q in absent]
+    layers, missing = _measure_layers(views, norms, sizes, progress)
     progress("bounds", 0, 1)
     traced = trace_or_reason(model, shape)
     certificates = network_bounds(model, norms, input_shape=shape, steps=steps, traced=traced)
@@ -235,6 +275,25 @@ def _read_weights(
         if bound.unavailable:
             missing.append(NotMeasured(f"certified {norm_name(q)} bound", bound.unavailable))
     return _Weights(layers, traced, certificates, missing)
+
+
+def _measure_layers(
+    views: Sequence[LayerView], norms: tuple[float, ...], sizes: Mapping[str, tuple[int, ...]], progress: Progress
+) -> tuple[list[LayerResult], list[NotMeasured]]:
+    """The layer table, and what it has to leave out."""
+    layers, missing = list[LayerResult](), list[NotMeasured]()
+    for view in views:
+        layers.append(measure_layer(view, norms, sizes.get(view.name)))
+        progress("layers", len(layers), len(views))
+        if type(view.module) is nn.Module:
+            reason = "stride and padding of a convolution are not among its weights"
+        elif view.convolution and view.geometry is None:
+            reason = f"{type(view.module).__name__} has a forward of its own that is not understood"
+        else:
+            reason = "padding that repeats pixels is bounded only for a known input size"
+        absent = [q for q in norms if layers[-1].operator_norm(q) is None]
+        missing += [NotMeasured(f"{norm_name(q)} operator norm of {view.name}", reason) for q in absent]
+    return layers, missing
 
 
 def _cases(
@@ -284,7 +343,7 @@ class _Look:
 class _Closer:
     """A closer look at the examples: whether they can be trusted, where their energy goes, what they share."""
 
-    model: nn.Module
+    model: Model
     network: Network
     views: Sequence[LayerView]
     directions: Mapping[str, Tensor]
@@ -437,14 +496,14 @@ def lipschitz_result(bound: NetworkBound) -> LipschitzResult:
     )
 
 
-def _add_local_norms(result: LipschitzResult, model: nn.Module, worst: WorstCase, threat: Threat) -> LipschitzResult:
+def _add_local_norms(result: LipschitzResult, model: Model, worst: WorstCase, threat: Threat) -> LipschitzResult:
     """The same with the largest local norms and ratios that samples, and ascent from them, show from below."""
     x, (low, high) = worst.x[:RESPONSE_SAMPLES], threat.bounds
     logits_of(model, x[:1], worst.y[:1])  # refuses in our words what Jacobians cannot be taken of
     right = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
     first_order = first_order_distances(model, worst.x[right], worst.y[right], result.p)
     local = torch.cat([jacobian_norms(model, some, result.p).cpu() for some in x.split(JACOBIANS_AT_ONCE)])
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
     ascents = max(2, min(ASCENTS, int(ASCENT_WEIGHTS / max(1, weights))))
     start = x[local.topk(min(ascents, len(local))).indices.to(x.device)]
     reach = (high - low) * (0.25 if math.isinf(result.p) else 0.1 * math.sqrt(x[0].numel()))

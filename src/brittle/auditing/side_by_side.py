@@ -18,6 +18,7 @@ from brittle.evaluation.execution import Execution
 from brittle.evaluation.threat import Threat
 from brittle.models.borrow import device_of, frozen, unwrapped
 from brittle.models.forward import logits_of
+from brittle.models.intake import with_logits
 from brittle.models.latency import latency
 from brittle.models.macs import network_size
 from brittle.progress import Progress, silent
@@ -65,7 +66,7 @@ def compare(
     named = list(zip(called, models, strict=True))
     networks = {name: unwrapped(model) for name, model in named if isinstance(model, nn.Module)}
     sample = _first_sample(data) if networks else None
-    _check_classes(networks, sample)
+    networks = _check_classes(networks, sample)
     audits: list[tuple[str, Audit]] = []
     for name, given in named:
         if isinstance(given, nn.Module):
@@ -118,21 +119,29 @@ def _first_sample(data: DataLike | None) -> tuple[Tensor, Tensor] | None:
     return x[:1], y[:1]
 
 
-def _check_classes(networks: Mapping[str, nn.Module], sample: tuple[Tensor, Tensor] | None) -> None:
-    """Raise where networks cannot run on the data, or have different numbers of classes: before any is attacked."""
+def _check_classes(
+    networks: Mapping[str, nn.Module], sample: tuple[Tensor, Tensor] | None
+) -> dict[str, nn.Module]:
+    """The networks as ones that answer with logits, where there is a sample to see that by.
+
+    Raises:
+        InputError: They cannot run on the data, or have different numbers of classes: before any is attacked.
+    """
     if sample is None:
-        return
-    classes = {}
+        return dict(networks)
+    classes, answering = {}, {}
     for name, network in networks.items():
         x, y = (tensor.to(device_of(network)) for tensor in sample)
         with frozen(network):
             try:
-                classes[name] = logits_of(network, x, y).shape[1]
+                answering[name] = with_logits(network, x)[0]
+                classes[name] = logits_of(answering[name], x, y).shape[1]
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
     if len(set(classes.values())) > 1:
         found = " and ".join(f"{count} ({name})" for name, count in classes.items())
         raise InputError(f"models: expected networks with the same number of classes; got {found}")
+    return {name: network for name, network in answering.items() if isinstance(network, nn.Module)}
 
 
 def _told_of(name: str, progress: Progress) -> Progress:

@@ -42,7 +42,8 @@ def check_batch(x: Tensor, y: Tensor, *, bounds: tuple[float, float] = (0.0, 1.0
         if isinstance(tensor, Tensor):
             check_dense(tensor, name)
     if not isinstance(x, Tensor) or x.dtype not in FLOATS:
-        raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}")
+        scaled = "; divide bytes by 255" if isinstance(x, Tensor) and x.dtype == torch.uint8 else ""
+        raise InputError(f"x: expected a floating tensor (N, ...); got {_kind(x)}{scaled}")
     if not isinstance(y, Tensor) or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
         raise InputError(f"y: expected an integer tensor (N,); got {_kind(y)}")
     if x.ndim == 0 or y.ndim != 1 or len(x) != len(y):

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from brittle.attacks import apgd
 from brittle.attacks.region import check_budget
 from brittle.data.batches import DataLike, budgets_by_norm
@@ -22,11 +20,12 @@ from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat, for_classes, without_gradients
 from brittle.linear.norms import check_attack_norm
-from brittle.models.borrow import Model, device_of, frozen, unwrapped
+from brittle.models.borrow import Model, device_of, frozen
 from brittle.models.forward import logits_of
+from brittle.models.intake import name_of, open_network, with_logits
 from brittle.models.network import SAMPLES, make_ready
 from brittle.models.twin import differentiable_twin, has_gradients
-from brittle.results import AttackResult, Evaluation, NotMeasured
+from brittle.results import AttackResult, Evaluation, Normalisation, NotMeasured, Setting
 
 
 def evaluate(
@@ -48,9 +47,11 @@ def evaluate(
     and finite, prediction recomputed; an example that fails is rejected and counted, never credited.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode.
-        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors, an iterable of batches ``(x, y)`` (streamed,
-            never held whole), or a Dataset; inputs within the threat's bounds.
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode. Any module or
+            function, or a program of ``torch.export``; logits may lie in its answer (of transformers, or a tuple).
+        data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors or arrays of NumPy, an iterable of batches
+            ``(x, y)`` (streamed, never held whole), or a Dataset; batches may be dictionaries, as ``pixel_values``
+            and ``labels``. Inputs lie within the threat's bounds.
         threat: What the attacker may do. Attacks are called ``(model, x, y, *, eps, p)``; ``bounds``, ``seed``,
             ``ids``, ``batch_size`` and ``progress`` are passed to attacks that have them. Options are bound with
             ``functools.partial`` and recorded.
@@ -69,17 +70,19 @@ def evaluate(
             model does not have; the message names the argument, what was expected and what came.
     """
     check_budget(eps, threat.p, 1)
-    model = unwrapped(model)
+    model = open_network(model)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
+        model = with_logits(model, first.x)[0]
         threat = choose_attacks(threat, model, first)[0]
-        cases, glance, tally = (Case(threat, eps),), glance_at(model, first.x), Tally()
+        glance, tally = glance_at(model, first.x, data, execution.batch_size), Tally()
+        cases = (Case(threat, eps),)
         (evaluation,), _ = _measured(model, cases, execution, first, tally.over(chunks), honesty=honesty)
         return with_warnings(evaluation, tally, glance)
 
 
 def attack(
-    model: nn.Module,
+    model: Model,
     data: DataLike,
     threat: Threat = Threat("standard"),
     *,
@@ -92,7 +95,7 @@ def attack(
     """Robust accuracy of a network at the standard budgets, for one norm after the other.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal.
+        model: As :func:`brittle.evaluate`.
         data: As :func:`brittle.evaluate`; a stream is read once for all norms.
         threat: What the attacker may do; ``p`` takes the place of its norm.
         p: Norms of the budgets: inf, 2 or both.
@@ -109,16 +112,18 @@ def attack(
     """
     started = time.perf_counter()
     budgets = budgets_by_norm(eps, check_norms(p), data)
-    model = unwrapped(model)
-    with frozen(model):
+    given = open_network(model)
+    with frozen(given):
         first, chunks = read_chunks(data, execution, threat.bounds)
+        model, found = with_logits(given, first.x)
         battery, left_out = choose_attacks(threat, model, first)
         cases = tuple(Case(replace(battery, p=q), budget) for q, budget in budgets.items())
-        glance, tally, read = glance_at(model, first.x), Tally(), StreamDigest(first.total)
+        glance, tally = glance_at(model, first.x, data, execution.batch_size), Tally()
+        read = StreamDigest(first.total)
         chunks = read.over(tally.over(chunks))
         evaluations, unchecked = _measured(model, cases, execution, first, chunks, honesty=honesty)
         signature = signature_of(
-            model,
+            given,
             read.hexdigest(),
             threat.seed,
             {
@@ -130,15 +135,27 @@ def attack(
                 "steps": threat.steps,
                 "p": tuple(f"{q:g}" for q in budgets),
                 "eps": tuple(budgets.values()),
+                **how_read(found, first),
             },
         )
     return AttackResult(
-        model=name or type(model).__name__,
+        model=name or name_of(given),
         evaluations=tuple(with_warnings(evaluation, tally, glance) for evaluation in evaluations),
         not_measured=(*left_out, *unchecked),
         signature=signature,
         seconds=time.perf_counter() - started,
+        normalisation=next(iter(glance.normalisations), Normalisation()),
     )
+
+
+def how_read(found: str, first: Chunk) -> dict[str, Setting]:
+    """What to say of networks and data that come in other forms than tensors: where logits and samples were found.
+
+    Args:
+        found: As :func:`brittle.models.intake.with_logits` says it.
+        first: The first chunk.
+    """
+    return {name: text for name, text in (("logits", found), ("batches", first.form)) if text}
 
 
 def _measured(

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from brittle.data.load import MEAN_STD, Data
 from brittle.evaluation.parts import Chunk
 from brittle.models.activations import watch_calls
 from brittle.models.borrow import Model, device_of
-from brittle.models.forward import output_of
-from brittle.results import Evaluation
+from brittle.models.forward import in_parts, output_of
+from brittle.models.normalize import Normalize, normalisations_of
+from brittle.results import Evaluation, Normalisation, Rate, SampleResult, mcnemar
 from brittle.results.wording import budget, norm_name, number
 
 LOOKED_AT = 64
@@ -29,6 +31,10 @@ HARDLY_BETTER = 0.1
 OTHER_VARIANCE = 4.0
 """How many times the variance of a batch norm's input may exceed, or fall short of, the one that it stored. Samples
 of the training distribution stay within a few tenths; a forgotten normalisation of images changes it by 10 or more."""
+NORMALISED = 1024
+"""Most samples put through the network once more, normalised."""
+CLEAR_RISE = 0.01
+"""Rise of the clean accuracy by a normalisation, as a share of the samples, from which on it is worth a sentence."""
 TINY_RANGE = 0.05
 """Share of the bounds that inputs use at least, if the bounds are theirs."""
 
@@ -52,10 +58,25 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """The answers that a network would give to the first samples if they were normalised.
+
+    Attributes:
+        name: The data set whose usual constants were taken.
+        answers: Predictions, in the order of the data.
+    """
+
+    name: str
+    answers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Glance:
     """What a few samples show of a network.
 
     Attributes:
+        normalisations: What the network begins with (:func:`brittle.models.normalize.normalisations_of`).
+        rival: None where the network normalises its inputs, or the data have no usual constants.
         classes: Number of logits; 0 where the output is no matrix.
         batch_norm: Name of the first batch norm that the samples meet; None where there is none.
         variance: Median over its channels of the samples' variance over the stored one.
@@ -64,14 +85,25 @@ class Glance:
     classes: int
     batch_norm: str | None = None
     variance: float = 1.0
+    normalisations: tuple[Normalisation, ...] = ()
+    rival: Rival | None = None
 
 
-def glance_at(model: Model, x: Tensor) -> Glance:
-    """Put at most :data:`LOOKED_AT` samples through a borrowed network.
+def glance_at(model: Model, x: Tensor, data: object = None, batch_size: int | None = None) -> Glance:
+    """Put at most :data:`LOOKED_AT` samples through a borrowed network, and more of them normalised.
+
+    Args:
+        model: The network.
+        x: Inputs ``(N, ...)``, the first of the data.
+        data: The data; a known set has usual constants, by which up to :data:`NORMALISED` samples are normalised if
+            the network does not do so itself.
+        batch_size: Samples at once; all by default.
 
     Raises:
         InputError: The model cannot run on them.
     """
+    normalisations = tuple(normalisations_of(model))
+    rival = None if normalisations else _answer_normalised(model, x[:NORMALISED], data, batch_size)
     x = x[:LOOKED_AT].to(device_of(model))
     norms: dict[nn.Module, str] = {}
     if isinstance(model, nn.Module):
@@ -89,7 +121,23 @@ def glance_at(model: Model, x: Tensor) -> Glance:
     with torch.no_grad(), watch_calls(norms, note):
         logits = output_of(model, x)
     classes = logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
-    return Glance(classes, *seen[0]) if seen else Glance(classes)
+    batch_norm, variance = seen[0] if seen else (None, 1.0)
+    return Glance(classes, batch_norm, variance, normalisations, rival)
+
+
+def _answer_normalised(model: Model, x: Tensor, data: object, batch_size: int | None) -> Rival | None:
+    """The network's answers to the samples, normalised by the usual constants of their data set, if it has any."""
+    constants = MEAN_STD.get(data.name) if isinstance(data, Data) else None
+    if constants is None or x.ndim < 3 or x.shape[1] != len(constants[0]):
+        return None
+    normalise = Normalize(*constants).to(x)
+
+    def answer(x: Tensor) -> Tensor:
+        logits = output_of(model, normalise(x).to(device_of(model)))
+        return logits.argmax(1).cpu() if isinstance(logits, Tensor) and logits.ndim == 2 else torch.full((len(x),), -1)
+
+    with torch.no_grad():
+        return Rival(data.name, tuple(in_parts(answer, batch_size, x).tolist()))
 
 
 def with_warnings(evaluation: Evaluation, tally: Tally, glance: Glance) -> Evaluation:
@@ -181,6 +229,42 @@ def foreign_inputs(evaluation: Evaluation, tally: Tally, glance: Glance) -> str 
     )
 
 
+def unnormalised(evaluation: Evaluation, tally: Tally, glance: Glance) -> str | None:
+    """A network that answers clearly better when its inputs are normalised: by a point or more, and more than chance.
+
+    Both accuracies are of the same samples, so that McNemar's exact test compares them.
+    """
+    if glance.rival is None:
+        return None
+    pairs = list(zip(evaluation.samples, glance.rival.answers, strict=False))
+    lost = sum(sample.clean_prediction == sample.label != answer for sample, answer in pairs)
+    won = sum(sample.clean_prediction != sample.label == answer for sample, answer in pairs)
+    if won - lost < CLEAR_RISE * len(pairs) or mcnemar(lost, won) >= UNLIKELY:
+        return None
+    plain, better = (Rate(hits, len(pairs)) for hits in _right(pairs))
+    return (
+        f"With inputs normalised by the usual constants of {glance.rival.name}, {better.percent} are right instead of"
+        f" {plain.percent}: the network was probably trained on normalised inputs, so give it them"
+        " (--normalise dataset, or --mean and --std; brittle.Normalize)."
+    )
+
+
+def _right(pairs: Sequence[tuple[SampleResult, int]]) -> tuple[int, int]:
+    """How many samples the network answers rightly, as they are and normalised."""
+    plain = sum(sample.clean_prediction == sample.label for sample, _ in pairs)
+    return plain, sum(answer == sample.label for sample, answer in pairs)
+
+
+def normalised_twice(evaluation: Evaluation, tally: Tally, glance: Glance) -> str | None:
+    """A network behind a normalisation that begins with one of its own."""
+    if len(glance.normalisations) < 2:
+        return None
+    return (
+        "The inputs are normalised twice, since the network begins with a normalisation of its own: leave the outer"
+        " one out (--normalise none, or no --mean and --std)."
+    )
+
+
 def narrow_inputs(evaluation: Evaluation, tally: Tally, glance: Glance) -> str | None:
     """Inputs that use next to nothing of the bounds."""
     (low, high), used = evaluation.bounds, tally.high - tally.low
@@ -195,6 +279,8 @@ def narrow_inputs(evaluation: Evaluation, tally: Tally, glance: Glance) -> str |
 
 MISTAKES: tuple[Callable[[Evaluation, Tally, Glance], str | None], ...] = (
     overlarge_budget,
+    normalised_twice,
+    unnormalised,
     hardly_better,
     foreign_inputs,
     missing_classes,

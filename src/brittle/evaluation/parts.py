@@ -40,12 +40,14 @@ class Chunk:
         x: Inputs ``(N, ...)``.
         y: Labels ``(N,)``.
         total: Samples of the data set, where known.
+        form: Of the first one, how its batches were read where they are no pairs.
     """
 
     first: int
     x: Tensor
     y: Tensor
     total: int | None
+    form: str = ""
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,11 @@ def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float
         InputError: There is no sample, or the first one cannot be used.
     """
     size = BATCHES_OF_A_PIECE * execution.batch_size if execution.in_pieces else CHUNK_SAMPLES
+    forms: list[str] = []
 
     def number() -> Iterator[Chunk]:
         start = 0
-        for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES):
+        for x, y, total in chunks_of(data, size, execution.batch_size, CHUNK_BYTES, forms.append):
             # What was read under inference mode could not take part in a gradient.
             x, y = (tensor.clone() if tensor.is_inference() else tensor for tensor in (x, y))
             yield Chunk(start, x, y, total)
@@ -120,6 +121,7 @@ def read_chunks(data: DataLike, execution: Execution, bounds: tuple[float, float
     first = next(chunks, None)
     if first is None:
         raise InputError("data: expected at least one sample; got none")
+    first = replace(first, form=" ".join(forms))
     check_batch(first.x[:1], first.y[:1], bounds=bounds)
     return first, itertools.chain([first], chunks)
 

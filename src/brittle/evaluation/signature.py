@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from brittle._version import __version__
 from brittle.evaluation.parts import Chunk
-from brittle.models.borrow import device_of
+from brittle.models.borrow import Model, device_of
 from brittle.results import Setting, Signature
 from brittle.storage.digest import bytes_of, describe, digest
 
@@ -45,16 +45,19 @@ class StreamDigest:
         return result.hexdigest()
 
 
-def signature_of(model: nn.Module, data: str | None, seed: int, settings: dict[str, Setting]) -> Signature:
+def signature_of(
+    model: Model | Mapping[str, Tensor], data: str | None, seed: int, settings: dict[str, Setting]
+) -> Signature:
     """The signature of a result.
 
     Args:
-        model: The network.
+        model: The network, or weights by name; a plain callable has none that could be told from others.
         data: Fingerprint of the data; None without data.
         seed: Seed of every random choice.
         settings: All settings of the run.
     """
-    device = device_of(model)
+    weights = model if isinstance(model, Mapping) else model.state_dict() if isinstance(model, nn.Module) else None
+    device = torch.device("cpu") if isinstance(model, Mapping) else device_of(model)
     return Signature(
         versions={
             "brittle": __version__,
@@ -65,6 +68,6 @@ def signature_of(model: nn.Module, data: str | None, seed: int, settings: dict[s
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         seed=seed,
         settings=settings,
-        weights=digest(model.state_dict()),
+        weights="" if weights is None else digest(weights),
         data=data,
     )

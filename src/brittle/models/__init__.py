@@ -2,7 +2,8 @@
 
 from brittle.models.build import ARCHITECTURES, build_model
 from brittle.models.checkpoints import fill, read_state, save_state
-from brittle.models.hugging_face import Logits, load_snapshot
+from brittle.models.hugging_face import load_snapshot
+from brittle.models.intake import Logits
 from brittle.models.layers import LayerView, read_layers
 from brittle.models.normalize import Normalize, normalised
 from brittle.models.zero_shot import ZeroShotClassifier, zero_shot_classifier

@@ -97,7 +97,7 @@ def save_state(model: nn.Module, path: Path) -> None:
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"path: expected the ending .safetensors; got {path}")
     state = model.state_dict()
-    _check_tensors(state, f"the state of {type(model).__name__}")
+    check_tensors(state, f"the state of {type(model).__name__}")
     copies = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
     with replacing(path) as beside:
         write_tensors(copies, beside, metadata={"format": "pt"})
@@ -173,11 +173,16 @@ def _find_state(path: Path, content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         got = f"an empty {type(content).__name__}" if isinstance(content, Mapping) else type(content).__name__
         raise InputError(f"{path}: expected a state dict, tensors by name; got {got}")
-    _check_tensors(content, str(path))
+    check_tensors(content, str(path))
     return {key: tensor.detach() for key, tensor in content.items()}
 
 
-def _check_tensors(state: Mapping[Any, object], where: str) -> None:
+def check_tensors(state: Mapping[Any, object], where: str) -> None:
+    """Refuse a state that holds something other than dense tensors by name, whose values are all there.
+
+    Raises:
+        InputError: The first such entry; the message begins with ``where``.
+    """
     for key, value in state.items():
         if (
             not isinstance(key, str)

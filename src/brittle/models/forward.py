@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,9 @@ class Counted:
 def check_logits(logits: object, x: Tensor, y: Tensor) -> None:
     """Raise InputError unless ``logits`` is a finite ``(N, classes)`` tensor that covers the labels."""
     if not isinstance(logits, Tensor):
-        hint = "; pass brittle.models.Logits(model)" if isinstance(getattr(logits, "logits", None), Tensor) else ""
-        raise InputError(f"model: expected a tensor of logits (N, classes); got {type(logits).__name__}{hint}")
+        kind = type(logits).__name__
+        got = f"{kind} of {', '.join(map(str, logits))}" if isinstance(logits, Mapping) else kind
+        raise InputError(f"model: expected a tensor of logits (N, classes), alone or in the answer; got {got}")
     if logits.ndim != 2 or len(logits) != len(x):
         raise InputError(f"model: expected logits of shape ({len(x)}, classes); got {tuple(logits.shape)}")
     if not torch.isfinite(logits.detach()).all():

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from brittle.errors import InputError, MissingExtra, one_line
+from brittle.models.intake import Logits
 from brittle.models.isolation import isolated_globals
 from brittle.models.normalize import normalised
 from brittle.models.quantised import check_finite
@@ -25,23 +26,6 @@ from brittle.models.quantised import check_finite
 PREFIX = "hf:"
 """What the names of such networks start with, before the folder."""
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
-
-
-class Logits(nn.Module):
-    """A network of transformers for images, as one from images to logits.
-
-    Attributes:
-        hf: The network, which takes ``pixel_values`` and answers with an object that has ``logits``.
-    """
-
-    def __init__(self, hf: nn.Module) -> None:
-        super().__init__()
-        self.hf = hf
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(N, C, H, W)`` to logits ``(N, classes)``."""
-        logits: Tensor = self.hf(pixel_values=x).logits
-        return logits
 
 
 def is_snapshot(name: str | Path) -> bool:
@@ -57,7 +41,7 @@ def build_from_config(name: str, arguments: Mapping[str, object]) -> nn.Module:
         arguments: Values of the configuration that are to be others, such as ``num_labels``.
 
     Returns:
-        A network from images to logits where the class is one for images (:class:`Logits`), else the library's own.
+        A network from images to logits where the class is one for images (:class:`brittle.models.intake.Logits`), else the library's own.
 
     Raises:
         InputError: No such folder, or none that describes a network of the library.

@@ -5,7 +5,7 @@ Nothing is guessed from names of classes: a module is read when its type says wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from brittle.errors import InputError
 from brittle.linear.conv_geometry import ConvGeometry, conv_geometry, is_stock
 from brittle.models.borrow import frozen, unwrapped
+from brittle.models.checkpoints import check_tensors
 from brittle.models.quantised import (
     check_finite,
     is_fused,
@@ -135,6 +136,52 @@ def read_layers(model: nn.Module) -> Layers:
         raise InputError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     with frozen(model):  # in training mode, reading a parametrised weight may change its buffers
         return _read_layers(unwrapped(model))
+
+
+def read_state_layers(state: Mapping[str, Tensor]) -> Layers:
+    """The layers of weights by name, as far as shapes tell them: a ``weight`` ``(m, n)`` is dense, one of four axes
+    ``(out, in / groups, *kernel)`` that of a convolution, whose stride, padding and groups are not known.
+
+    A look-up table has the shape of a dense layer; only those whose names say ``embed`` are left out.
+
+    Args:
+        state: Weights by name; only read.
+
+    Returns:
+        As :func:`read_layers`, views without modules that could be run.
+
+    Raises:
+        InputError: It holds something other than dense tensors, or a weight holds NaN or infinite numbers.
+    """
+    check_tensors(state, "model")
+    owners: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        owner, _, last = name.rpartition(".")
+        owners.setdefault(owner, {})[last] = tensor
+    layers = Layers([], [])
+    for owner, own in owners.items():
+        weight = own.get("weight")
+        reason = _no_layer(owner, weight)
+        if reason is None and weight is not None:
+            kind = f"{'Linear' if weight.ndim == 2 else 'Conv2d'} (by its shape)"
+            weight = weight.detach()
+            layers.views.append(LayerView(owner or kind, kind, nn.Module(), None, weight, parameters=weight.numel()))
+        else:
+            names = ", ".join(own)
+            layers.unread.append(NotMeasured(owner or names, reason or f"no rule to read {names} by their shapes"))
+    check_finite((view.name, view.weight) for view in layers.views)
+    return layers
+
+
+def _no_layer(owner: str, weight: Tensor | None) -> str | None:
+    """Why a weight is no layer's by its shape; None where it is one, and where there is no weight."""
+    if weight is None:
+        return None
+    if (reason := _unreadable(weight)) is not None:
+        return reason
+    if weight.ndim == 2 and "embed" in owner.rpartition(".")[2].lower():
+        return "look-up table by its name: not a linear map of the input"
+    return None if weight.ndim in (2, 4) else f"weight of shape {tuple(weight.shape)}: no matrix by its shape"
 
 
 def _read_layers(model: nn.Module) -> Layers:

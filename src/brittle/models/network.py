@@ -29,7 +29,7 @@ class Network:
             network without gradients the copy in real numbers
             (:func:`brittle.models.twin.differentiable_twin`).
         traced: Its trace, from which bounds and certificates are read; the reason where there is none.
-        gradients: Whether the network itself can be differentiated; not asked of plain callables, which have no copy.
+        gradients: Whether the network itself can be differentiated.
     """
 
     model: Model
@@ -72,7 +72,7 @@ def make_ready(
     if traced is None and isinstance(model, nn.Module):
         traced = trace_or_reason(model, tuple(x.shape[1:]))
     x = x[:SAMPLES].to(device_of(model)).clamp(*bounds)
-    if isinstance(model, nn.Module) and not has_gradients(model, x):
+    if not has_gradients(model, x):
         return Network(model, differentiable_twin(model, x) or model, traced, gradients=False)
     return Network(model, copy_for_attacks(model, x, compiled=compiled, traced=traced), traced)
 

@@ -12,7 +12,15 @@ from brittle.results.attacks import (
 )
 from brittle.results.comparison import ComparedNetwork, Comparison, LayerRow, Paired, mcnemar
 from brittle.results.compression import CompressionRecipe, CompressionRequest, GroupCut
-from brittle.results.documents import SCHEMA_VERSION, AttackResult, Audit, NormResult, Signature, Verdict
+from brittle.results.documents import (
+    SCHEMA_VERSION,
+    AttackResult,
+    Audit,
+    Normalisation,
+    NormResult,
+    Signature,
+    Verdict,
+)
 from brittle.results.features import FeatureCompression, FeatureLayer, FeaturePair
 from brittle.results.frontiers import Frontier, FrontierRow
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
@@ -61,6 +69,7 @@ __all__ = [
     "NetworkSize",
     "NormBounds",
     "NormResult",
+    "Normalisation",
     "NotMeasured",
     "OperatorMethod",
     "Paired",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from brittle.results.checks import LARGEST, NORMS, Rule, check, rules_of
 from brittle.results.features import FeatureCompression
 from brittle.results.layers import LayerResult, LipschitzResult, layers_frame
 from brittle.results.rate import NotMeasured, Rate, Setting
+from brittle.results.wording import budget_in_units
 from brittle.storage import codec
 from brittle.storage.files import write_text
 
@@ -65,6 +66,42 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """How a network normalises its inputs before anything else: ``(x - mean) / std``, channel by channel.
+
+    Attributes:
+        mean: In units of the input; () where no normalisation is known.
+        std: Likewise.
+        source: Where the numbers are from; ``""`` where only the module itself is known.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    source: str = ""
+
+    @property
+    def line(self) -> str:
+        """One clause: ``normalised inside the network by mean 0.5 and std 0.25 (--mean, --std)``."""
+        if not self.mean:
+            return "fed as they are: no normalisation is known"
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std))
+        return f"normalised inside the network by mean {mean} and std {std}{f' ({self.source})' if self.source else ''}"
+
+
+def how_fed(normalisation: Normalisation | None, evaluations: Sequence[Evaluation]) -> str:
+    """One sentence: what the inputs were, how they were normalised, and the budgets in all units that are known.
+
+    Args:
+        normalisation: None where nothing is known of it, as in an older file.
+        evaluations: What was attacked, one a norm, at least one.
+    """
+    (low, high), std = evaluations[0].bounds, () if normalisation is None else normalisation.std
+    fed = f", {normalisation.line}" if normalisation is not None else ""
+    budgets = "; ".join(budget_in_units(e.p, e.eps, e.bounds, std) for e in evaluations)
+    return f"Inputs in [{low:g}, {high:g}]{fed}. Budgets: {budgets}."
+
+
+@dataclass(frozen=True)
 class Signature:
     """What makes two audits comparable.
 
@@ -73,7 +110,7 @@ class Signature:
         device: Where the model was evaluated.
         seed: Seed of every random choice.
         settings: All settings of the audit.
-        weights: SHA-256 over names, shapes, types and bytes of the state dict.
+        weights: SHA-256 over names, shapes, types and bytes of the state dict; ``""`` of a function that has none.
         data: SHA-256 over the inputs and labels; None without data.
     """
 
@@ -89,7 +126,7 @@ class Signature:
         """One line to print beside any number of the audit."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         parts = [f"{name} {version}" for name, version in self.versions.items()]
-        parts += [self.device, f"seed {self.seed}", f"weights {self.weights[:12]}"]
+        parts += [self.device, f"seed {self.seed}", f"weights {self.weights[:12] or 'none'}"]
         parts += [f"data {self.data[:12] if self.data else 'none'}"]
         return " | ".join([*parts, f"signature {hashlib.sha256(text.encode()).hexdigest()[:12]}"])
 
@@ -133,6 +170,7 @@ class AttackResult(Saved):
         signature: What makes two results comparable.
         schema_version: Of the JSON.
         seconds: How long it took.
+        normalisation: How the network normalises its inputs; None in an older file.
     """
 
     model: str
@@ -141,6 +179,12 @@ class AttackResult(Saved):
     signature: Signature
     schema_version: int = ATTACK_SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
+    normalisation: Normalisation | None = None
+
+    @property
+    def how_fed(self) -> str:
+        """One sentence: the inputs, their normalisation, and the budgets in all units."""
+        return how_fed(self.normalisation, self.evaluations)
 
     def samples_frame(self) -> pd.DataFrame:
         """All per-sample results, one row a sample and budget."""
@@ -221,6 +265,12 @@ class NormResult:
 
 
 @rules_of.register
+def _(result: Normalisation) -> Iterable[Rule]:
+    same = len(result.mean) == len(result.std) and all(value > 0 for value in result.std)
+    yield same, "as many means as standard deviations, these above 0", (result.mean, result.std)
+
+
+@rules_of.register
 def _(verdict: Verdict) -> Iterable[Rule]:
     yield verdict.decided_by in (None, *NORMS), "decided_by of 2, inf or null", verdict.decided_by
 
@@ -252,6 +302,7 @@ class Audit(Saved):
         seconds: How long it took.
         features: By how much of what separates the classes the network decides; None where it was not measured, and in
             older files.
+        normalisation: How the network normalises its inputs; None in an older file.
     """
 
     model: str
@@ -265,6 +316,13 @@ class Audit(Saved):
     schema_version: int = SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
     features: FeatureCompression | None = None
+    normalisation: Normalisation | None = None
+
+    @property
+    def how_fed(self) -> str:
+        """One sentence: the inputs, their normalisation, and the budgets in all units; ``""`` without data."""
+        evaluations = [norm.evaluation for norm in self.norms if norm.evaluation]
+        return how_fed(self.normalisation, evaluations) if evaluations else ""
 
     def norm(self, p: float) -> NormResult:
         """What was found in the norm ``p``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from typing import Any
 
@@ -60,6 +61,28 @@ def budget(eps: float) -> str:
     if 0 < steps < 255 and abs(255 * eps - steps) < 1e-4 and abs(float(short) - eps) > 1e-6 * eps:
         return f"{steps}/255"
     return f"{eps:.3g}"
+
+
+def budget_in_units(p: float, eps: float, bounds: tuple[float, float], std: Sequence[float] = ()) -> str:
+    """A budget in every unit that people think in: of the inputs, as a pixel's levels, and after the normalisation.
+
+    Args:
+        p: Norm of the budget: 2 or inf.
+        eps: The budget, in units of the inputs.
+        bounds: Smallest and largest value of an input; pixels have 255 steps where they are 0 and 1.
+        std: Standard deviations of the normalisation, by channel; none where it is not known.
+
+    >>> budget_in_units(math.inf, 8 / 255, (0, 1), (0.247, 0.2435, 0.2616))
+    'ℓ∞ 8/255 = 0.0314 (0.120 to 0.129 after the normalisation)'
+    >>> budget_in_units(math.inf, 0.06, (0, 1)), budget_in_units(2, 0.5, (0, 1), (0.5,))
+    ('ℓ∞ 0.06 = 15.3/255', 'ℓ₂ 0.5 (1.00 after the normalisation)')
+    """
+    plain, written = f"{eps:.3g}", budget(eps)
+    if written == plain and math.isinf(p) and bounds == (0, 1):
+        written, plain = plain, f"{255 * eps:.3g}/255"
+    ends = list(dict.fromkeys(number(eps / side) for side in (max(std), min(std)))) if std else []
+    inside = f" ({' to '.join(ends)} after the normalisation)" if ends else ""
+    return f"{norm_name(p)} {written}{'' if written == plain else f' = {plain}'}{inside}"
 
 
 def duration(seconds: float) -> str:
