@@ -108,7 +108,8 @@ def test_a_function_is_audited_but_for_what_it_does_not_show(plain):
         row[:2] for row in plain
     ]
     assert audit.model == "answers"
-    assert audit.layers == () and audit.parameters == 0
+    assert audit.layers == ()
+    assert audit.parameters == 0
     reasons = {item.name: item.reason for item in audit.not_measured}
     assert {"layers", "certified ℓ₂ bound"} <= reasons.keys()
     assert "function" in reasons["layers"]
@@ -152,9 +153,7 @@ def test_networks_whose_answers_hold_logits_are_compared():
 
 def test_weights_by_name_are_audited_as_the_layers_that_their_shapes_show(tmp_path):
     net = nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), head=nn.Linear(4, 5), embedding=nn.Embedding(6, 2)
-        )
+        OrderedDict(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), head=nn.Linear(4, 5), embedding=nn.Embedding(6, 2))
     )
     state = net.state_dict()
     audit, whole = brittle.audit(state), brittle.audit(net)

@@ -230,7 +230,7 @@ def test_a_network_of_transformers_is_audited_and_compared(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "parts"),
-    [(["--arch", "fcn"], ["arch", "leave them out"]), (["--mean", "0.5", "--std", "0.5"], ["mean", "leave them out"])],
+    [(["--arch", "fcn"], ["arch", "leave them out"]), (["--arch-arg", "depth=1"], ["arch-arg", "leave them out"])],
 )
 def test_a_network_of_transformers_knows_its_own(options, parts, tmp_path, capsys):
     name = snapshot(tmp_path / "net")

@@ -12,10 +12,12 @@ from torch import nn
 import brittle
 from brittle.attacks import fgsm
 from brittle.cli.commands import run
-from brittle.evaluation.likely_mistakes import Glance, Tally, accuracy_of_guessing, glance_at, with_warnings
+from brittle.data.load import MEAN_STD
+from brittle.evaluation.likely_mistakes import Glance, Rival, Tally, accuracy_of_guessing, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk
 from brittle.evaluation.threat import Threat
 from brittle.models.build import fcn
+from brittle.models.normalize import Normalize, normalisations_of, normalised
 from brittle.results import Evaluation, SampleResult, warnings_of
 from helpers.networks import convnet, few, mlp, seeded, uniform, untouched
 
@@ -175,6 +177,67 @@ def test_evaluating_says_what_was_probably_forgotten_and_keeps_its_verdicts():
     assert 0.1 <= fine.chance < 0.2
     shifted = brittle.evaluate(mlp(), (x, (y + 1) % 10), Threat(fgsm), eps=0.05)
     assert any("order of the network's classes" in warning for warning in shifted.warnings)
+
+
+class Raw(nn.Module):
+    """The digits network for inputs that were normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x):
+        (mean,), (std,) = MEAN_STD["digits"]
+        return self.inner(std * x + mean)
+
+
+def heard(model, data):
+    return brittle.evaluate(model, data, Threat(fgsm), eps=0.01, honesty=False).warnings
+
+
+def test_a_network_that_answers_better_normalised_is_noticed_on_a_known_data_set():
+    data = brittle.load_data("digits", limit=100)
+    with untouched(net := Raw()):
+        (warning,) = [said for said in heard(net, data) if "usual constants" in said]
+    plain, better = ((m(data.inputs).argmax(1) == data.labels).sum() for m in (Raw(), mlp()))
+    assert f"{better}.0 % are right instead of {plain}.0 %" in warning
+    assert "--normalise dataset" in warning
+    assert heard(mlp(), data) == ()
+    assert not any("usual constants" in said for said in heard(Raw(), (data.inputs, data.labels)))
+    assert heard(normalised(Raw(), *MEAN_STD["digits"]), data) == ()
+
+
+def test_a_rise_that_may_be_chance_is_not_worth_a_word():
+    answers = [(y + 1) % 10 if index < 8 else y for index, y in enumerate(LABELS)]
+    assert said(answers=answers, glance=Glance(10, rival=Rival("cifar10", tuple(LABELS)))) == ()  # less than a point
+    few_labels, wrong = LABELS[:40], [5, *LABELS[1:40]]
+    assert said(few_labels, wrong, glance=Glance(10, rival=Rival("cifar10", tuple(few_labels)))) == ()  # one of forty
+    answers = [(y + 1) % 10 if index < 12 else y for index, y in enumerate(LABELS)]
+    assert len(said(answers=answers, glance=Glance(10, rival=Rival("cifar10", tuple(LABELS))))) == 1
+
+
+class Theirs(nn.Module):
+    """A normalisation as others write it."""
+
+    def __init__(self, mean, std, power=1):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.power = power
+
+    def forward(self, x):
+        return ((x - self.mean) / self.std) ** self.power
+
+
+def test_normalisations_at_the_head_of_a_network_are_read_if_that_is_what_they_compute():
+    inner, own = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), Normalize([0.5], [0.25], "a paper")
+    (known,) = normalisations_of(nn.Sequential(own, inner))
+    assert (known.mean, known.std, known.source) == ((0.5,), (0.25,), "a paper")
+    twice = nn.Sequential(own, nn.Sequential(Theirs([0.1], [0.2]), inner))
+    assert [known.mean for known in normalisations_of(twice)] == [(0.5,), pytest.approx((0.1,))]
+    assert normalisations_of(nn.Sequential(Theirs([0.1], [0.2], power=3), inner)) == []
+    assert normalisations_of(nn.Sequential(inner, own)) == normalisations_of(mlp()) == normalisations_of(len) == []
+    assert any("normalised twice" in warning for warning in said(glance=glance_at(twice, uniform(0, 8, 1, 2, 2))))
 
 
 def test_the_command_line_warns_and_ends_as_before(tmp_path, capsys):

@@ -136,7 +136,7 @@ class _Collected:
 
 
 def layer_responses(
-    model: nn.Module,
+    model: Model,
     views: Sequence[LayerView],
     x: Tensor,
     x_adv: Tensor,
@@ -222,7 +222,7 @@ def leading_directions(views: Sequence[LayerView]) -> dict[str, Tensor]:
     }
 
 
-def _record(model: nn.Module, views: Sequence[LayerView], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _record(model: Model, views: Sequence[LayerView], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Input and output of every layer during one forward pass, each layer's first call."""
     inputs: dict[nn.Module, Tensor] = {}
     outputs: dict[nn.Module, Tensor] = {}

@@ -119,9 +119,7 @@ def _first_sample(data: DataLike | None) -> tuple[Tensor, Tensor] | None:
     return x[:1], y[:1]
 
 
-def _check_classes(
-    networks: Mapping[str, nn.Module], sample: tuple[Tensor, Tensor] | None
-) -> dict[str, nn.Module]:
+def _check_classes(networks: Mapping[str, nn.Module], sample: tuple[Tensor, Tensor] | None) -> dict[str, nn.Module]:
     """The networks as ones that answer with logits, where there is a sample to see that by.
 
     Raises:

@@ -196,7 +196,8 @@ def _audit(
     shape = values.integers("input-shape", input_shape)
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
-    model, data = _opened(network, samples, threads, devices[0], threat["seed"])
+    weights = network.read_weights() if samples.data is None else None
+    model, data = (weights, None) if weights else _opened(network, samples, threads, devices[0], threat["seed"])
     gate.check(data is not None)
     from brittle.auditing import audit
     from brittle.evaluation import Threat
@@ -214,7 +215,7 @@ def _audit(
         _say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
         if result.not_measured:
             _say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
-        _say(result.signature.line)
+        _say(*filter(None, [result.how_fed]), result.signature.line)
     if not as_json:
         _say(f"Report: {output.out / 'report.html'}")
     _pass(gate, [(result.model, norm.evaluation) for norm in result.norms if norm.evaluation])
@@ -258,7 +259,7 @@ def _attack(
         for evaluation in result.evaluations:
             said += [evaluation.summary, *(f"  - {doubt}" for doubt in evaluation.doubts)]
         said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
-        _say(*said, result.signature.line)
+        _say(*said, result.how_fed, result.signature.line)
         _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
     _pass(gate, [(result.model, evaluation) for evaluation in result.evaluations])
 
@@ -290,7 +291,7 @@ def _compare(
     norms, eps = budgets.read()
     devices = values.devices(execution["devices"])
     _prepare_process(threads)
-    models, run = networks.load(devices[0])
+    models, run = networks.load(devices[0], samples.data)
     from brittle.auditing import compare
     from brittle.evaluation import Threat
     from brittle.reporting import comparison_html, comparison_lines
@@ -390,7 +391,8 @@ def _compress(
     if ladder is not None and gate.fail_under_robust is not None:
         raise InputError("fail-under-robust: expected none with --sweep, whose floor is --min-robust")
     _prepare_process(threads)
-    model, run = network.load(devices[0])
+    model, run = network.load(devices[0], samples.data)
+    samples = network.sized(samples)
     data, training = samples.load(asked.seed, run), tuning.samples(samples, run, asked)
     if data is None:
         raise InputError(f"data: expected one of {FORMS}; got none")
@@ -596,8 +598,8 @@ def _opened(
 ) -> tuple[nn.Module, Data | None]:
     """The network on its device, and the samples to judge it on."""
     _prepare_process(threads)
-    model, run = network.load(device)
-    return model, samples.load(seed, run)
+    model, run = network.load(device, samples.data)
+    return model, network.sized(samples).load(seed, run)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from brittle.errors import InputError
 from brittle.results.wording import budget, norm_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from brittle.data.load import Data
     from brittle.delivery import Origin
@@ -56,8 +56,25 @@ InputShape = Annotated[
     option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
 ]
 Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
+Statistics = tuple[tuple[float, ...], tuple[float, ...], str]
+"""Mean and standard deviation by channel, and where they are from."""
 Values = dict[str, Any]
 """Values of options by the names of the fields that they fill."""
+
+
+Normalise = Annotated[
+    str,
+    option(
+        "Network",
+        help="auto: as the library of its weights or the run says; dataset: by the usual constants of --data; none. "
+        "--mean and --std come before it.",
+    ),
+]
+Download = Annotated[
+    bool, option("Network", help="Fetch the weights of torchvision:, timm: or hf: into their library's cache.")
+]
+LIBRARY_DATA = ("imagenet", "folder:", "npz:")
+"""Beginnings of the data for which weights in a file may be a library's own; others are known to be something else."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +84,85 @@ class Network:
     model: Annotated[
         Path,
         typer.Argument(
-            help="Weights: .safetensors, or a checkpoint that holds plain tensors; a folder of brittle train; or "
-            "hf:FOLDER, a network of Hugging Face's transformers."
+            help="Weights: .safetensors, or a checkpoint that holds plain tensors; a folder of brittle train; or a "
+            "trained network by name: torchvision:NAME, timm:NAME, hf:ORG/MODEL or hf:FOLDER."
         ),
     ]
-    arch: Annotated[str | None, option("Network", help=f"{ARCHITECTURES}; a run knows its own.")] = None
+    arch: Annotated[
+        str | None,
+        option("Network", help=f"{ARCHITECTURES}; a run knows its own, and an audit without data can do without."),
+    ] = None
     arch_arg: ArchArg = None
     mean: Annotated[
         str | None, option("Network", metavar="N,N,N", help="Means by which the model expects its input normalised.")
     ] = None
     std: Std = None
+    normalise: Normalise = "auto"
+    weights: Annotated[
+        str | None,
+        option("Network", help="Which weights of torchvision:NAME or timm:NAME.", show_default="the library's DEFAULT"),
+    ] = None
+    download: Download = False
 
-    def load(self, device: str) -> tuple[nn.Module, RunConfig | None]:
-        """The network of weights, or of a run's folder with its configuration; in evaluation mode."""
-        arguments = values.arguments(self.arch_arg or [])
-        if is_snapshot(self.model):
-            from brittle.models.hugging_face import load_snapshot
+    def load(self, device: str, data: str | None = None) -> tuple[nn.Module, RunConfig | None]:
+        """The network of weights, a name, or a run's folder with its configuration; in evaluation mode.
 
-            if self.arch is not None or arguments or self.mean is not None or self.std is not None:
-                raise InputError(f"arch, arch-arg, mean, std: {self.model} knows its own; leave them out")
-            return load_snapshot(str(self.model)).to(device), None
+        Args:
+            device: Where it is put.
+            data: Name of the data that it is judged on, whose usual constants --normalise may ask for.
+        """
+        arguments, asked = values.arguments(self.arch_arg or []), self._asked_statistics(data)
+        own = self.normalise == "auto" and asked is None
+        if self.weights is not None and not is_named(self.model):
+            raise InputError(f"weights: expected it with torchvision:NAME or timm:NAME; got it with {self.model}")
+        if self.download and not (by_name(self.model)):
+            raise InputError(f"download: expected torchvision:NAME, timm:NAME or hf:ORG/MODEL; got {self.model}")
+        if by_name(self.model):
+            if self.arch is not None or arguments:
+                raise InputError(f"arch, arch-arg: {self.model} knows its own; leave them out")
+            return self._normalised(self._by_name(own), asked).to(device), None
         if self.model.is_dir():
             from brittle.training.runs import load_run
 
-            if arguments or self.mean is not None or self.std is not None:
-                raise InputError(f"arch-arg, mean, std: {self.model} is a run and knows its own; leave them out")
+            if arguments or not own:
+                raise InputError(
+                    f"arch-arg, mean, std, normalise: {self.model} is a run and knows its own; leave them out"
+                )
             trained, config = load_run(self.model, arch=self.arch)
             return trained.to(device), config
         from brittle.models.build import build_model
         from brittle.models.checkpoints import fill, read_state
-        from brittle.models.normalize import normalised
 
         if self.arch is None:
-            raise InputError("arch: expected an architecture to fill with the weights; got none")
+            alone = "" if data is None else "; without --data the weights alone are audited"
+            raise InputError(f"arch: expected an architecture to fill with the weights; got none{alone}")
         state = read_state(self.model)
         network = build_model(self.arch, arguments, state)
         fill(network, state)
-        statistics = values.statistics(self.mean, self.std)
-        return (network if statistics is None else normalised(network, *statistics)).eval().to(device), None
+        return self._normalised(network, self._statistics(data)).to(device), None
+
+    def read_weights(self) -> dict[str, Tensor] | None:
+        """The weights of a file without an architecture to fill; None where there is more than that."""
+        if self.arch is not None or by_name(self.model) or self.model.is_dir():
+            return None
+        from brittle.models.checkpoints import read_state
+
+        return read_state(self.model)
+
+    def sized(self, samples: Samples) -> Samples:
+        """The samples with images of the size that the library of a named network says, where none was asked for."""
+        if samples.image_size is not None or not (samples.data or "").startswith(("imagenet", "folder:")):
+            return samples
+        size = None
+        if is_snapshot(self.model):
+            from brittle.models.hugging_face import snapshot_image_size
+
+            size = snapshot_image_size(str(self.model))
+        elif is_named(self.model):
+            from brittle.models.pretrained import pretraining_of
+
+            size = pretraining_of(str(self.model), self.weights or "DEFAULT").input_shape[1:]
+        return samples if size is None else replace(samples, image_size=f"{size[0]},{size[1]}")
 
     def origin(self, model: nn.Module, run: RunConfig | None, samples: Samples) -> Origin:
         """What the network of :meth:`load` was built from, and the data that it is judged on."""
@@ -115,17 +173,67 @@ class Network:
         data = spec, None if root is None else str(root.absolute()), size, str(self.model.absolute())
         if run is not None:
             return Origin(run.arch, run.arguments, run.mean, run.std, *data)
+        mean, std = (self._statistics(spec) or ((), (), ""))[:2]
         if is_snapshot(self.model):
-            from brittle.models.hugging_face import absolute_name, snapshot_statistics
+            from brittle.models.hugging_face import absolute_name
 
             name = absolute_name(str(self.model))
-            mean, std = snapshot_statistics(name) or ((), ())
             return Origin(name, {}, mean, std, *data[:-1], name)
-        mean, std = values.statistics(self.mean, self.std) or ((), ())
+        if is_named(self.model):
+            return Origin(str(self.model), {}, mean, std, *data[:-1], str(self.model))
         assert self.arch is not None
         inner = model.get_submodule("model") if mean else model
         arguments = complete_arguments(self.arch, values.arguments(self.arch_arg or []), inner.state_dict())
         return Origin(self.arch, arguments, mean, std, *data)
+
+    def _by_name(self, own: bool) -> nn.Module:
+        """The trained network of that name, behind the normalisation that its library says or alone."""
+        if is_snapshot(self.model):
+            from brittle.models.hugging_face import load_snapshot
+
+            return load_snapshot(str(self.model), download=self.download, normalise=own)
+        from brittle.models.pretrained import load_pretrained
+
+        return load_pretrained(str(self.model), self.weights or "DEFAULT", download=self.download, normalise=own)
+
+    def _normalised(self, network: nn.Module, statistics: Statistics | None) -> nn.Module:
+        """The network behind a normalisation, in evaluation mode."""
+        from brittle.models.normalize import normalised
+
+        return (network if statistics is None else normalised(network, *statistics)).eval()
+
+    def _asked_statistics(self, data: str | None) -> Statistics | None:
+        """Mean, standard deviation and where they are from, where options ask for them."""
+        if self.normalise not in ("auto", "dataset", "none"):
+            raise InputError(f"normalise: expected auto, dataset or none; got {self.normalise!r}")
+        if (given := values.statistics(self.mean, self.std)) is not None:
+            return (*given, "--mean, --std")
+        if self.normalise != "dataset":
+            return None
+        from brittle.data.load import MEAN_STD
+
+        if data not in MEAN_STD:
+            raise InputError(f"normalise: expected --data of {', '.join(MEAN_STD)}, with usual constants; got {data}")
+        return (*MEAN_STD[data], f"the usual constants of {data}")
+
+    def _statistics(self, data: str | None) -> Statistics | None:
+        """The same, else what the network's library says; None where its inputs are taken as they are."""
+        if (asked := self._asked_statistics(data)) is not None or self.normalise == "none":
+            return asked
+        if is_snapshot(self.model):
+            from brittle.models.hugging_face import PROCESSOR, snapshot_statistics
+
+            said = snapshot_statistics(str(self.model))
+            return None if said is None else (*said, PROCESSOR)
+        from brittle.models.pretrained import expected_statistics, pretraining_of
+
+        if is_named(self.model):
+            known = pretraining_of(str(self.model), self.weights or "DEFAULT")
+            return known.mean, known.std, known.source
+        if data is not None and not data.startswith(LIBRARY_DATA):
+            return None
+        probable = expected_statistics(self.arch or "", values.arguments(self.arch_arg or []))
+        return None if probable is None else (probable.mean, probable.std, f"as {probable.source}")
 
 
 @dataclass(frozen=True)
@@ -150,13 +258,15 @@ class Networks:
         str | None, option("Network", metavar="N,N,N", help="Means by which weights expect their input normalised.")
     ] = None
     std: Std = None
+    normalise: Normalise = "auto"
+    download: Download = False
     name: Annotated[
         list[str] | None, option("Network", help="What to call a network, once for each.", show_default="its path")
     ] = None
 
-    def load(self, device: str) -> tuple[list[nn.Module | Audit], RunConfig | None]:
+    def load(self, device: str, data: str | None = None) -> tuple[list[nn.Module | Audit], RunConfig | None]:
         """The networks and audits in their order, and the configuration of the first run among them."""
-        files = [path for path in self.models if not (path.is_dir() or is_audit(path) or is_snapshot(path))]
+        files = [path for path in self.models if not (path.is_dir() or is_audit(path) or by_name(path))]
         archs = self.arch or []
         if len(archs) > 1 and len(archs) < len(files):
             raise InputError(f"arch: expected one for all {len(files)} files of weights, or one for each; got {archs}")
@@ -166,12 +276,14 @@ class Networks:
             if is_audit(path):
                 loaded.append(_read_audit(path))
                 continue
-            if path.is_dir() or is_snapshot(path):
-                arch = None if is_snapshot(path) else _named_arch(path, archs)
-                network, run = Network(path, arch).load(device)
+            feeding = self.mean, self.std, self.normalise
+            if by_name(path):
+                network, run = Network(path, None, None, *feeding, download=self.download).load(device, data)
+            elif path.is_dir():
+                network, run = Network(path, _named_arch(path, archs)).load(device)
             else:
                 arch = archs[files.index(path) if len(archs) > 1 else 0] if archs else None
-                network, run = Network(path, arch, self.arch_arg, self.mean, self.std).load(device)
+                network, run = Network(path, arch, self.arch_arg, *feeding).load(device, data)
             loaded.append(network)
             runs += [] if run is None else [run]
         return loaded, runs[0] if runs else None
@@ -196,6 +308,16 @@ def is_audit(path: Path) -> bool:
 def is_snapshot(path: Path) -> bool:
     """Whether a network is named as ``hf:FOLDER``."""
     return str(path).startswith("hf:")
+
+
+def is_named(path: Path) -> bool:
+    """Whether a trained network is named as ``torchvision:NAME`` or ``timm:NAME``."""
+    return str(path).startswith(("torchvision:", "timm:"))
+
+
+def by_name(path: Path) -> bool:
+    """Whether a trained network is named, and no file or folder."""
+    return is_snapshot(path) or is_named(path)
 
 
 def _read_audit(path: Path) -> Audit:

@@ -47,8 +47,8 @@ def evaluate(
     and finite, prediction recomputed; an example that fails is rejected and counted, never credited.
 
     Args:
-        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode. Any module or
-            function, or a program of ``torch.export``; logits may lie in its answer (of transformers, or a tuple).
+        model: Network from ``(N, ...)`` to logits ``(N, classes)``; left bit-equal. Evaluated in eval mode. Any module,
+            function or program of ``torch.export``; logits may lie in its answer (of transformers, or a tuple).
         data: A :class:`brittle.data.Data`, ``(inputs, labels)`` tensors or arrays of NumPy, an iterable of batches
             ``(x, y)`` (streamed, never held whole), or a Dataset; batches may be dictionaries, as ``pixel_values``
             and ``labels``. Inputs lie within the threat's bounds.

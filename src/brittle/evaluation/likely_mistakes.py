@@ -127,7 +127,8 @@ def glance_at(model: Model, x: Tensor, data: object = None, batch_size: int | No
 
 def _answer_normalised(model: Model, x: Tensor, data: object, batch_size: int | None) -> Rival | None:
     """The network's answers to the samples, normalised by the usual constants of their data set, if it has any."""
-    constants = MEAN_STD.get(data.name) if isinstance(data, Data) else None
+    name = data.name if isinstance(data, Data) else ""
+    constants = MEAN_STD.get(name)
     if constants is None or x.ndim < 3 or x.shape[1] != len(constants[0]):
         return None
     normalise = Normalize(*constants).to(x)
@@ -137,7 +138,7 @@ def _answer_normalised(model: Model, x: Tensor, data: object, batch_size: int | 
         return logits.argmax(1).cpu() if isinstance(logits, Tensor) and logits.ndim == 2 else torch.full((len(x),), -1)
 
     with torch.no_grad():
-        return Rival(data.name, tuple(in_parts(answer, batch_size, x).tolist()))
+        return Rival(name, tuple(in_parts(answer, batch_size, x).tolist()))
 
 
 def with_warnings(evaluation: Evaluation, tally: Tally, glance: Glance) -> Evaluation:

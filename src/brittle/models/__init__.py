@@ -6,6 +6,7 @@ from brittle.models.hugging_face import load_snapshot
 from brittle.models.intake import Logits
 from brittle.models.layers import LayerView, read_layers
 from brittle.models.normalize import Normalize, normalised
+from brittle.models.pretrained import load_pretrained
 from brittle.models.zero_shot import ZeroShotClassifier, zero_shot_classifier
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ZeroShotClassifier",
     "build_model",
     "fill",
+    "load_pretrained",
     "load_snapshot",
     "normalised",
     "read_layers",

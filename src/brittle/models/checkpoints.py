@@ -51,6 +51,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         instead = "a folder" if path.is_dir() else "no regular file" if path.exists() else "nothing"
         raise InputError(f"{path}: expected a file of weights (.safetensors, .pt, .pth); got {instead} there")
+    if path.suffix.lower() == ".pt2":
+        raise InputError(
+            f"{path}: expected a file of weights; got a program of torch.export, which torch unpickles to load it, so "
+            "that code in it would run; if you trust it, do so in Python: brittle.audit(torch.export.load(PATH), data)"
+        )
     state = _find_state(path, _read_file(path))
     check_finite(state.items(), str(path))
     names = _unwrap(state)

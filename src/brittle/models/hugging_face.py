@@ -1,7 +1,7 @@
-"""Networks of Hugging Face's transformers, from a folder as ``save_pretrained`` writes it.
+"""Networks of Hugging Face's transformers, from a folder as ``save_pretrained`` writes it or from the hub's cache.
 
-Nothing is fetched, unpickled or executed: the library builds the class that ``config.json`` names, one of its own, and
-reads ``*.safetensors`` alone.
+Nothing is fetched unasked, and nothing unpickled or executed: the library builds the class that ``config.json`` names,
+one of its own, and reads ``*.safetensors`` alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,10 @@ from brittle.models.quantised import check_finite
 PREFIX = "hf:"
 """What the names of such networks start with, before the folder."""
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+INDEX = "safetensors.index.json"
+"""How the name of the list of weights in several files ends."""
+ON_THE_HUB = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+"""A network's name on the hub."""
 
 
 def is_snapshot(name: str | Path) -> bool:
@@ -41,7 +46,8 @@ def build_from_config(name: str, arguments: Mapping[str, object]) -> nn.Module:
         arguments: Values of the configuration that are to be others, such as ``num_labels``.
 
     Returns:
-        A network from images to logits where the class is one for images (:class:`brittle.models.intake.Logits`), else the library's own.
+        A network from images to logits where the class is one for images (:class:`brittle.models.intake.Logits`), else
+        the library's own.
 
     Raises:
         InputError: No such folder, or none that describes a network of the library.
@@ -53,7 +59,7 @@ def build_from_config(name: str, arguments: Mapping[str, object]) -> nn.Module:
         return _for_images(_network_class(transformers, config, folder)(config))
 
 
-def load_snapshot(name: str) -> nn.Module:
+def load_snapshot(name: str, *, download: bool = False, normalise: bool = True) -> nn.Module:
     """The trained network of a folder, in evaluation mode and single precision.
 
     A network for images stands behind the normalisation that its processor's file says, so that it takes images in
@@ -61,13 +67,17 @@ def load_snapshot(name: str) -> nn.Module:
 
     Args:
         name: ``hf:FOLDER`` with ``config.json``, ``*.safetensors`` and, where images are normalised,
-            ``preprocessor_config.json``.
+            ``preprocessor_config.json``; or ``hf:ORG/MODEL``, such a folder in the cache of Hugging Face's hub.
+        download: Whether to fetch ``hf:ORG/MODEL`` into that cache where it is not there.
+        normalise: Whether to put the normalisation before the network.
 
     Raises:
-        InputError: The folder does not hold a whole network of the library; the message says what is missing.
+        InputError: The folder does not hold a whole network of the library, and the message says what is missing; or
+            there is none, and it is not to be fetched.
         MissingExtra: transformers is not installed.
     """
-    folder, transformers = _folder(name), _library(name)
+    transformers = _library(name)
+    folder = _fetched(name) if download else _folder(name)
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: expected weights as *.safetensors; got none, and nothing else is read")
     with _quiet(transformers), isolated_globals(0):
@@ -89,8 +99,21 @@ def load_snapshot(name: str) -> nn.Module:
             )
     check_finite(network.state_dict().items(), str(folder))
     model = _for_images(network)
-    statistics = snapshot_statistics(name) if isinstance(model, Logits) else None
-    return (model if statistics is None else normalised(model, *statistics)).eval()
+    statistics = snapshot_statistics(name) if normalise and isinstance(model, Logits) else None
+    return (model if statistics is None else normalised(model, *statistics, PROCESSOR)).eval()
+
+
+def snapshot_image_size(name: str) -> tuple[int, int] | None:
+    """``(height, width)`` of the images that a network takes, by its ``config.json``; None where that says nothing.
+
+    Args:
+        name: ``hf:FOLDER`` or ``hf:ORG/MODEL``.
+    """
+    size = _read_json(_folder(name) / CONFIG).get("image_size")
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        return None
+    return pair[0], pair[1]
 
 
 def absolute_name(name: str) -> str:
@@ -128,10 +151,45 @@ def snapshot_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def _folder(name: str) -> Path:
+    """The folder of a network: the one that is named, or that of the hub's cache."""
     folder = Path(name.removeprefix(PREFIX))
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{name}: expected a folder with a {CONFIG}; got none there, and nothing is downloaded")
+        folder = _cached(name) or folder
+    if not (folder / CONFIG).is_file():
+        unasked = ", and nothing is downloaded unasked: add --download (download=True) to fetch it"
+        raise InputError(
+            f"{name}: expected a folder with a {CONFIG}, or a network in the cache of Hugging Face's hub; got neither"
+            + (unasked if ON_THE_HUB.fullmatch(name.removeprefix(PREFIX)) else ", and nothing is downloaded")
+        )
     return folder
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of the hub's cache that holds ``hf:ORG/MODEL``; None where there is none."""
+    repository = name.removeprefix(PREFIX)
+    if not ON_THE_HUB.fullmatch(repository):
+        return None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    found = try_to_load_from_cache(repository, CONFIG)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a network, fetched into the hub's cache where it is neither a folder nor there already."""
+    repository = name.removeprefix(PREFIX)
+    if (Path(repository) / CONFIG).is_file():
+        return Path(repository)
+    if not ON_THE_HUB.fullmatch(repository):
+        raise InputError(f"{name}: expected hf:ORG/MODEL to download, or a folder with a {CONFIG}; got neither")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, PROCESSOR, "*.safetensors", f"*.{INDEX}"]))
+    except Exception as error:  # what the network, the hub or the disk raise
+        raise InputError(f"{name}: expected a download from Hugging Face's hub; got {one_line(error)}") from error
 
 
 def _library(name: str) -> Any:

@@ -88,8 +88,8 @@ def logits_in(answer: Any) -> Any:
 def open_network(model: object) -> Model:
     """The network that is inside of what was given, before anything is known of its inputs.
 
-    Of ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` it is the network that they wrap; of a program
-    of ``torch.export`` the module that it describes, which shares its weights, made to take batches of any size.
+    Of ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` it is the network that they wrap; of a
+    program of ``torch.export`` the module that it describes, which shares its weights, for batches of any size.
 
     Raises:
         InputError: Nothing in it can be called.
@@ -119,7 +119,9 @@ def with_logits(model: Model, x: Tensor) -> tuple[Model, str]:
     if isinstance(answer, Tensor) or not isinstance(logits, Tensor | np.ndarray):
         return model, ""  # what cannot be read is refused, in our words, by whoever asks for logits
     kind = type(answer).__name__
-    found = "an array" if logits is answer else f"in the {kind}" if isinstance(answer, tuple | list) else f"{kind}.logits"
+    found = f"in the {kind}" if isinstance(answer, tuple | list) else f"{kind}.logits"
+    if logits is answer:
+        found = "an array"
     if not isinstance(model, nn.Module):
         return CalledForLogits(model), found
     wrapped = Logits(model)
