@@ -6,6 +6,7 @@ import functools
 import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
@@ -159,13 +160,13 @@ BAD = {
     "another rank": ((X[:, 0], Y), "^data: "),
     "fewer labels": ((X, Y[:-1]), "^(data|x)"),
     "more labels": ((X, torch.cat([Y, Y])), "^(data|x)"),
-    "arrays": ((X.numpy(), Y), "^(data|x)"),
+    "words": ((np.array(["a", "b"]), Y[:2]), "^data: "),
     "nothing": ((None, Y), "^data: "),
     "no labels": ((X, None), "^data: "),
     "no pair": ((X,), r"^data: expected batches \(inputs, labels\)"),
     "not even that": (X, r"^data: expected batches \(inputs, labels\)"),
 }
-UNNAMED = {"another size", "another rank", "arrays", "nothing", "no labels", "fewer labels", "more labels"}
+UNNAMED = {"another size", "another rank", "words", "nothing", "no labels", "fewer labels", "more labels"}
 
 
 WAYS = {"plain": {}, "kept": {"resume": True}, "spread": {"devices": ("cpu", "cpu")}}

@@ -12,8 +12,8 @@ from torch import nn
 
 from brittle.errors import InputError
 from brittle.models.build import build_model
-from brittle.models.forward import logits_of
-from brittle.models.hugging_face import Logits, load_snapshot, snapshot_statistics
+from brittle.models.hugging_face import load_snapshot, snapshot_statistics
+from brittle.models.intake import Logits
 from brittle.models.layers import read_layers
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -187,7 +187,6 @@ def test_damage_is_told_in_words(damage, folder):
         load_snapshot(f"hf:{folder}")
 
 
-def test_a_network_of_the_library_s_own_is_told_how_to_be_used():
-    with pytest.raises(InputError, match=r"pass brittle\.models\.Logits\(model\)"):
-        logits_of(vit(), torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long))
-    assert logits_of(Logits(vit()), torch.rand(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)).shape == (2, 5)
+def test_a_network_of_the_library_s_own_answers_with_logits_behind_a_wrapper():
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(Logits(vit())(x), vit()(x).logits)
