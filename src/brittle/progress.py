@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with the name of the stage, the steps done and, where it is known, their total."""
+DONE_BEFORE = " done before"
+"""What the stage's name ends with that tells, once, how much of the work an interrupted run has left done."""
 
 
 def silent(stage: str, done: int, total: int | None) -> None:

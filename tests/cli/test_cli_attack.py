@@ -75,7 +75,7 @@ def test_an_interrupted_attack_goes_on_where_it_stopped(attack, tmp_path, monkey
 
     monkeypatch.setattr(running, "worst_case", interrupted)
     assert attack(*small, "--overwrite") == 130
-    assert "goes on where it stopped" in capsys.readouterr().err
+    assert "resumes" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "parts").glob("*.json"))) == 2
     assert attack(*small, "--json", "--overwrite") == 0
     assert calls == [0, 16, 32, 32, 48]

@@ -79,7 +79,7 @@ def test_ctrl_c_leaves_what_has_landed_and_says_that_it_goes_on(file, tmp_path, 
     monkeypatch.setattr("brittle.sweeps.on_processes", interrupted)
     out = tmp_path / "out"
     assert run(["sweep", str(file), "-o", str(out)]) == 130
-    one_line(capsys, "interrupted; nothing was half-written, run the same command again", "a sweep goes on")
+    one_line(capsys, "interrupted; nothing was half-written, run the same command again", "a sweep resumes")
     assert [path.name for path in out.iterdir()] == ["mine"]
     assert not (out / "mine" / "table.parquet").exists()
     assert run(["sweep", "status", str(out)]) == 0

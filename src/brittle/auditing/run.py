@@ -190,6 +190,8 @@ def audit(
             "p": tuple(f"{q:g}" for q in budgets),
             "eps": tuple(budgets.values()),
             "attacks": norms[0].evaluation.attacks if norms[0].evaluation else (),
+            "preset": threat.attacks if isinstance(threat.attacks, str) else None,
+            "steps": threat.steps,
             "restarts": threat.restarts,
             "bounds": tuple(float(b) for b in threat.bounds),
             "input_shape": shape,

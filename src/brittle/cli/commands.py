@@ -2,16 +2,18 @@
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2 bad usage or
 input (one line, no traceback), 3 jobs of a sweep failed, 4 done but below the floor that was asked for (or a table
-apart from the stored one), 130 interrupted.
+apart from the stored one), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
 """
 
 from __future__ import annotations
 
 import _thread
 import itertools
+import json
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -23,14 +25,22 @@ import typer
 
 from brittle._version import __version__
 from brittle.cli import values
+from brittle.cli.completion import completing
 from brittle.cli.compression_options import COMPRESSION, FineTuning, FrontierOptions, chosen_threat, compression
-from brittle.cli.from_dataclass import by_records
+from brittle.cli.configuration import configurable
+from brittle.cli.exporting import export
+from brittle.cli.from_dataclass import by_records, constant
+from brittle.cli.messages import complain, note, say
 from brittle.cli.options import (
     ADVERSARY,
+    ALIASES,
+    DEVICES,
     EXECUTION,
     EXPERIMENTS,
     FORMS,
+    LIKE_AUTOATTACK,
     RECIPE,
+    SCALES,
     THREAT,
     Budgets,
     DataRoot,
@@ -53,7 +63,6 @@ from brittle.cli.progress import stage_bars, training_bar
 from brittle.cli.sweep_options import Workers, status_lines
 from brittle.errors import InputError
 from brittle.progress import silent
-from brittle.results.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +75,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="brittle",
     help="Audit neural networks: how compressible and how fragile they are, and why.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -78,7 +86,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin cost much beside other load
     _repeat_lost_interrupts()
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    terminated = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        """End as for Ctrl-C: what batch systems send before they kill."""
+        terminated.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(128 + signal.SIGTERM if code == 130 and terminated.is_set() else code)
 
 
 def run(arguments: list[str]) -> int:
@@ -91,39 +108,29 @@ def run(arguments: list[str]) -> int:
         0 done, 1 failed to write or read a file, 2 bad usage or input, 3 failed jobs, 4 below a floor, 130 interrupted.
     """
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="brittle", standalone_mode=False)
+        code = typer.main.get_command(app).main(arguments or ["--help"], prog_name="brittle", standalone_mode=False)
         if code == 130:  # typer turns Ctrl-C into this exit code
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except InputError as error:
-        return _complain(str(error), 2)
+        return complain(str(error), 2)
     except _UsageError as error:
-        return _complain(_usage(error, arguments), 2)
+        return complain(_usage(error, arguments), 2)
     except OSError as error:
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+        return complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
         again = " without --overwrite" if "--overwrite" in arguments else ""
-        return _complain(
+        return complain(
             "interrupted; nothing was half-written, run the same command again "
-            f"(an audit, an attack, a compression, a training or a sweep goes on where it stopped{again})",
+            f"(an audit, an attack, a comparison, a compression, a training or a sweep resumes{again})",
             130,
         )
-
-
-def _complain(message: str, code: int) -> int:
-    print(printable(f"brittle: {' '.join(message.split())}"), file=sys.stderr)
-    return code
 
 
 def _pass(gate: Gate, evaluations: Iterable[tuple[str, Evaluation]]) -> None:
     """Leave with exit code 4, and the reason on standard error, where a robust accuracy is below the floor."""
     if (failure := gate.failure(evaluations)) is not None:
-        raise typer.Exit(_complain(failure, 4))
-
-
-def _say(*lines: str) -> None:
-    """Print lines, with what would act on the terminal written out: names in them come from files."""
-    print("\n".join(map(printable, lines)))
+        raise typer.Exit(complain(failure, 4))
 
 
 def _repeat_lost_interrupts() -> None:
@@ -146,8 +153,10 @@ def _repeat_lost_interrupts() -> None:
 
 def _usage(error: Any, arguments: list[str]) -> str:
     """What was wrong with an option, and what came."""
-    names = getattr(getattr(error, "param", None), "opts", [])
-    came = [value for name, value in itertools.pairwise(arguments) if name in names]
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    came = [value for name, value in itertools.pairwise(arguments) if name in getattr(parameter, "opts", [])]
+    if not came and parameter is not None and context is not None:  # from --config or --set
+        came = [value for name, value in (context.default_map or {}).items() if name == parameter.name]
     got = f" Got {came[-1]!r}." if came else ""
     return f"{error.format_message().rstrip('.')}.{got} See: brittle --help"
 
@@ -167,7 +176,8 @@ def _root(
     pass
 
 
-@app.command("audit")
+@app.command("audit", rich_help_panel="Judge networks")
+@configurable
 @by_records(out=Path("brittle-audit"), attacks="fast")
 def _audit(
     *,
@@ -179,15 +189,15 @@ def _audit(
     threads: Threads = None,
     input_shape: InputShape = None,
     tighten: Annotated[
-        int, option("Bounds", help="Steps of optimisation of the certified bounds; each as long as the bounds.")
+        int, option("Bounds", help="Steps that tighten the certified bounds; each takes as long as the bounds.")
     ] = 0,
     output: Output,
     gate: Gate,
     as_json: Json = False,
 ) -> None:
-    """Audit a trained network: one report that says how compressible and how fragile it is, and why.
+    """Audit a trained network: one report on how compressible and how fragile it is, and why.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, the same command resumes.
 
     Example: brittle audit model.safetensors --arch fcn --data mnist --data-root data -o report
     """
@@ -212,16 +222,18 @@ def _audit(
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
-        _say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
+        say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
+        say(*_of_alias(threat))
         if result.not_measured:
-            _say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
-        _say(*filter(None, [result.how_fed]), result.signature.line)
+            say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
+        say(*filter(None, [result.how_fed]), result.signature.line)
     if not as_json:
-        _say(f"Report: {output.out / 'report.html'}")
+        say(f"Report: {output.out / 'report.html'}")
     _pass(gate, [(result.model, norm.evaluation) for norm in result.norms if norm.evaluation])
 
 
-@app.command("attack")
+@app.command("attack", rich_help_panel="Judge networks")
+@configurable
 @by_records(out=Path("brittle-attack"), attacks="standard")
 def _attack(
     *,
@@ -235,7 +247,7 @@ def _attack(
     gate: Gate,
     as_json: Json = False,
 ) -> None:
-    """Robust accuracy alone, under strong attacks, for data of any size; interrupted, it goes on where it stopped.
+    """Measure robust accuracy alone, under strong attacks, on data of any size; interrupted, it resumes.
 
     Example: brittle attack model.safetensors --arch fcn --data mnist --data-root data --eps inf=0.1 -o attacked
     """
@@ -255,16 +267,23 @@ def _attack(
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
-        said = []
+        said = list(_of_alias(threat))
         for evaluation in result.evaluations:
             said += [evaluation.summary, *(f"  - {doubt}" for doubt in evaluation.doubts)]
         said += [f"  - Warning: {warning}" for warning in warnings_of(result.evaluations)]
-        _say(*said, result.how_fed, result.signature.line)
-        _say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
+        say(*said, result.how_fed, result.signature.line)
+        say(f"Results: {output.out / 'attack.json'}, {output.out / 'samples.parquet'}")
     _pass(gate, [(result.model, evaluation) for evaluation in result.evaluations])
 
 
-@app.command("compare")
+def _of_alias(threat: Values) -> Iterator[str]:
+    """Where a preset was asked for by another name: what it is."""
+    if threat["attacks"] in ALIASES:
+        yield f"Preset {threat['attacks']} is standard. {LIKE_AUTOATTACK}"
+
+
+@app.command("compare", rich_help_panel="Judge networks")
+@configurable
 @by_records(out=Path("brittle-compare"), attacks="fast")
 def _compare(
     *,
@@ -279,9 +298,9 @@ def _compare(
     gate: Gate,
     as_json: Json = False,
 ) -> None:
-    """Put networks side by side on the same samples: accuracies with paired tests, layers, sensitivity, size and time.
+    """Compare networks on the same samples: accuracies with paired tests, layers, sensitivity, size and time.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, the same command resumes.
 
     Example: brittle compare dense.safetensors run --arch fcn --data mnist --data-root data -o compared
     """
@@ -309,22 +328,23 @@ def _compare(
         print(result.to_json(), end="")
     elif not output.quiet:
         headline, *lines = comparison_lines(result)
-        _say(headline, *(f"  - {line}" for line in lines))
+        say(headline, *(f"  - {line}" for line in lines))
     if not as_json:
-        _say(f"Report: {output.out / 'report.html'}")
+        say(f"Report: {output.out / 'report.html'}")
     _pass(gate, [(network.name, e) for network in result.networks for e in network.evaluations])
 
 
-@app.command("train")
+@app.command("train", rich_help_panel="Make networks")
+@configurable
 @by_records(out=Path("brittle-run"))
 def _train(
     *,
-    network: NewNetwork,
     samples: TrainingSamples,
-    recipe: Annotated[Values, RECIPE],
+    network: NewNetwork,
     interventions: Interventions,
     adversary: Annotated[Values, ADVERSARY],
-    device: Annotated[str, option("Execution", help="cpu, cuda or cuda:N.")] = "cpu",
+    recipe: Annotated[Values, RECIPE],
+    device: Annotated[str, option("Execution", autocompletion=DEVICES, help="auto, cpu, cuda or cuda:N.")] = "cpu",
     processes: Annotated[int, option("Execution", help="Processes (GPUs) that share every batch.")] = 1,
     threads: Threads = None,
     output: Output,
@@ -332,7 +352,7 @@ def _train(
         bool, option("Output", "--tensorboard", help="Also log for TensorBoard, into the run's folder.")
     ] = False,
 ) -> None:
-    """Train a network with the papers' interventions; interrupted, the same command goes on where it stopped.
+    """Train a network: plainly, with penalties and constraints, adversarially; interrupted, it resumes.
 
     Example: brittle train --data mnist --data-root data --arch fcn --width 400 --penalty nuclear_norm=0.003 -o run
     """
@@ -351,11 +371,12 @@ def _train(
     if not output.quiet:
         row = result.epochs[result.epoch - 1]
         validation = "" if row.validation_accuracy is None else f", validation {row.validation_accuracy:.2%}"
-        _say(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{validation}")
-        _say(f"Run: {output.out}; next: brittle audit {output.out}")
+        say(f"Epoch {result.epoch} of {len(result.epochs)} selected: training {row.accuracy:.2%}{validation}")
+        say(f"Run: {output.out}; next: brittle audit {output.out}")
 
 
-@app.command("compress")
+@app.command("compress", rich_help_panel="Make networks")
+@configurable
 @by_records(out=Path("brittle-compressed"), attacks=None)
 def _compress(
     *,
@@ -366,7 +387,13 @@ def _compress(
     rungs: FrontierOptions,
     formats: Annotated[
         list[str] | None,
-        option("Output", "--format", metavar="FORM", help="Also write onnx, pt2 or apb (repeatable); run in any case."),
+        option(
+            "Output",
+            "--format",
+            metavar="FORM",
+            autocompletion=completing("onnx", "pt2", "apb"),
+            help="Also write onnx, pt2 or apb (repeatable).",
+        ),
     ] = None,
     budgets: Budgets,
     threat: Annotated[Values, THREAT],
@@ -376,7 +403,7 @@ def _compress(
     gate: Gate,
     as_json: Json = False,
 ) -> None:
-    """Make a network smaller and keep its robustness; one report says what it cost. Interrupted, it goes on.
+    """Make a network smaller and keep its robustness; one report says what it cost; interrupted, it resumes.
 
     Example: brittle compress model.safetensors --arch fcn --data mnist --data-root data --ratio 0.5 -o small
     """
@@ -412,7 +439,7 @@ def _compress(
         delivery.check_formats(formats or (), plan)
         delivery.check_kept(plan, origin)
         for warning in plan.warnings:
-            print(printable(f"brittle: warning: {warning}"), file=sys.stderr)
+            note(f"warning: {warning}")
         result = delivery.carry_out(plan, attacks, p=norms, eps=eps, execution=how)
         comparison = delivery.write_compressed(result, origin, output.out, formats or ())
         shutil.rmtree(output.out / "parts", ignore_errors=True)
@@ -422,8 +449,8 @@ def _compress(
     if as_json:
         print(comparison.to_json(), end="")
     elif not output.quiet:
-        _say(*comparison_lines(comparison), *compression_lines(result.recipe))
-        _say(f"Report: {output.out / 'report.html'}; next: brittle audit {output.out}")
+        say(*comparison_lines(comparison), *compression_lines(result.recipe))
+        say(f"Report: {output.out / 'report.html'}; next: brittle audit {output.out}")
     _pass(gate, [(small.name, evaluation) for small in comparison.others for evaluation in small.evaluations])
 
 
@@ -435,19 +462,19 @@ def _show_frontier(frontier: Frontier, output: Output, as_json: bool) -> None:
     if as_json:
         print(frontier.to_json(), end="")
     elif not output.quiet:
-        _say(*frontier_lines(frontier), f"Report: {output.out / 'report.html'}")
+        say(*frontier_lines(frontier), f"Report: {output.out / 'report.html'}")
     if frontier.min_robust is not None and frontier.smallest is None:
         floor = f"no compressed network has a robust accuracy of at least {frontier.min_robust:g} in every norm"
-        raise typer.Exit(_complain(f"min-robust: {floor}", 4))
+        raise typer.Exit(complain(f"min-robust: {floor}", 4))
 
 
-@app.command("demo")
+@app.command("demo", rich_help_panel="Judge networks")
 def _demo(
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the report.")] = Path("brittle-demo"),
     seed: Annotated[int, option("Execution", callback=check_seed, help="Seed of every random choice.")] = 0,
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress.")] = False,
 ) -> None:
-    """Train a dense and four compressible networks on the embedded digits, audit them, and compare them.
+    """Train, audit and compare five small networks on the built-in digits: what Brittle shows, in a minute.
 
     Takes about a minute on two cores. Example: brittle demo -o brittle-demo
     """
@@ -461,21 +488,31 @@ def _demo(
         comparison = run_demo(out, seed=seed, progress=progress)
     from brittle.reporting import comparison_lines
 
-    _say(*comparison_lines(comparison), f"Report: {out / 'report.html'}")
+    say(*comparison_lines(comparison), f"Report: {out / 'report.html'}")
 
 
-@app.command("reproduce")
+@app.command("reproduce", rich_help_panel="Experiments")
 @by_records()
 def _reproduce(
     *,
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Experiments: all, or some of {', '.join(EXPERIMENTS)}.")
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            autocompletion=completing("all", *EXPERIMENTS),
+            help=f"Experiments: all, or some of {', '.join(EXPERIMENTS)}.",
+        ),
     ] = None,
     listed: Annotated[
-        bool, option("Experiments", "--list", help="Tell claims, jobs, time, disk and data of each scale, and leave.")
+        bool, option("Experiments", "--list", help="List claims, jobs, time, disk and data of each scale; run nothing.")
     ] = False,
     scale: Annotated[
-        str, option("Experiments", help="smoke (a minute), small (up to 45 minutes on 2 cores) or paper (GPUs).")
+        str,
+        option(
+            "Experiments",
+            autocompletion=SCALES,
+            help="smoke (a minute), small (up to 45 minutes on 2 cores) or paper (GPUs).",
+        ),
     ] = "small",
     data_root: DataRoot = None,
     check: Annotated[
@@ -488,7 +525,7 @@ def _reproduce(
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")] = Path("brittle-reproduced"),
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
-    """Try the papers' claims again: run experiments, judge each claim, write one page. Interrupted, it goes on.
+    """Reproduce the papers: run their experiments, judge each claim, write one page; interrupted, it resumes.
 
     Example: brittle reproduce fig3 --scale small --data-root data -o reproduced
     """
@@ -497,7 +534,7 @@ def _reproduce(
 
     chosen = tried.named_experiments(names or ["all"] if listed else names or [])
     if listed:
-        _say(*tried.overview(chosen))
+        say(*tried.overview(chosen))
         return
     if redraw:
         result = tried.redraw(chosen, out, check=check)
@@ -510,7 +547,7 @@ def _reproduce(
     show_reproduction(result, out, quiet)
 
 
-@app.command("sweep")
+@app.command("sweep", rich_help_panel="Experiments")
 @by_records()
 def _sweep(
     *,
@@ -519,10 +556,14 @@ def _sweep(
         typer.Argument(metavar="FILE.py|status", help="File that defines EXPERIMENT; or the word status, before OUT."),
     ],
     place: Annotated[str | None, typer.Argument(metavar="[OUT]", help="After status: folder or URL of sweeps.")] = None,
-    scale: Annotated[str, option("Experiments", help="Which of its grids: smoke, small or paper.")] = "small",
+    scale: Annotated[
+        str, option("Experiments", autocompletion=SCALES, help="Which of its grids: smoke, small or paper.")
+    ] = "small",
     data_root: DataRoot = None,
     workers: Workers,
-    retries: Annotated[int, option("Execution", min=0, help="How often a job that fails is tried again.")] = 1,
+    retries: Annotated[
+        int, option("Execution", min=0, metavar="<int>", help="How often a job that fails is tried again.")
+    ] = 1,
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")] = Path("brittle-sweep"),
     store: Annotated[
         str | None,
@@ -532,7 +573,7 @@ def _sweep(
     ] = None,
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False,
 ) -> None:
-    """Run an experiment of your own, each job once; or say how far sweeps are. Interrupted, it goes on.
+    """Run an experiment of your own, each job once, or say how far sweeps are; interrupted, it resumes.
 
     Example: brittle sweep my_experiment.py --scale small -o swept; brittle sweep status swept
     """
@@ -540,7 +581,7 @@ def _sweep(
         from brittle.sweeps import stores_below, sweep_status
 
         for found in stores_below(str(out) if place is None else place):
-            _say(*status_lines(sweep_status(found)))
+            say(*status_lines(sweep_status(found)))
         return
     if place is not None:
         raise InputError(f"file: expected one file, or status and a folder; got {file} and {place}")
@@ -563,23 +604,24 @@ def show_reproduction(result: Reproduction, out: Path, quiet: bool) -> None:
     from brittle.reporting.reproductions import reproduction_lines
 
     if not quiet:
-        _say(*reproduction_lines(result), f"Report: {out / 'report.html'}")
+        say(*reproduction_lines(result), f"Report: {out / 'report.html'}")
     if failed := sum(len(experiment.failed) for experiment in result.experiments):
-        raise typer.Exit(
-            _complain(f"{failed} jobs failed; the report names them, the same command tries them again", 3)
-        )
+        raise typer.Exit(complain(f"{failed} jobs failed; the report names them, the same command tries them again", 3))
     if apart := [c.column for experiment in result.experiments for c in experiment.checks if not c.agrees]:
-        raise typer.Exit(_complain(f"check: the stored tables differ in {', '.join(apart)}", 4))
+        raise typer.Exit(complain(f"check: the stored tables differ in {', '.join(apart)}", 4))
 
 
-@app.command("report")
+@app.command("report", rich_help_panel="Results and this machine")
 def _report(
     result: Annotated[
-        Path, typer.Argument(help="An audit.json, comparison.json or frontier.json, or the folder that holds one.")
+        Path,
+        typer.Argument(
+            metavar="RESULT", help="An audit.json, comparison.json or frontier.json, or the folder that holds one."
+        ),
     ],
     out: Annotated[Path, option("Output", "-o", "--out", help="Where to write the page.")] = Path("report.html"),
 ) -> None:
-    """Draw the page of an audit, a comparison, a compression or a frontier again; needs neither networks nor data.
+    """Draw the page of a saved result again; needs neither networks nor data.
 
     Example: brittle report brittle-audit -o report.html
     """
@@ -590,7 +632,51 @@ def _report(
     from brittle.storage.files import write_text
 
     write_text(out, result_html(read_result(result)))
-    _say(f"Report: {out}")
+    say(f"Report: {out}")
+
+
+app.add_typer(export, name="export", rich_help_panel="Results and this machine")
+
+
+@app.command("schema", rich_help_panel="Results and this machine")
+def _schema(
+    document: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RESULT]",
+            autocompletion=completing(*constant("brittle.results.schemas", "DOCUMENTS")),
+            help=f"{', '.join(constant('brittle.results.schemas', 'DOCUMENTS'))}; without it, their names.",
+        ),
+    ] = None,
+) -> None:
+    """Print the JSON schema of a saved result, with what every field means.
+
+    Example: brittle schema audit > audit.schema.json
+    """
+    from brittle.results.schemas import DOCUMENTS, schema_of
+
+    if document is None:
+        say(*DOCUMENTS)
+    else:
+        print(json.dumps(schema_of(document), indent=1))
+
+
+@app.command("doctor", rich_help_panel="Results and this machine")
+def _doctor(
+    data_root: DataRoot = None,
+    as_json: Annotated[bool, option("Output", "--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what this machine has: versions, missing extras, devices, threads, data sets, caches.
+
+    Example: brittle doctor --data-root data
+    """
+    from brittle.cli.doctor import as_document, checkup_lines, examine
+
+    checkup = examine(data_root)
+    if as_json:
+        print(json.dumps(as_document(checkup), indent=1))
+    else:
+        say(*checkup_lines(checkup))
 
 
 def _opened(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from brittle.cli import values
+from brittle.cli.completion import completing
 from brittle.cli.from_dataclass import constant, options
-from brittle.cli.options import Samples, Values, option
+from brittle.cli.options import PENALTIES, Samples, Values, option
 from brittle.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +26,22 @@ COMPRESSION = options(
         "Repair": "refit recalibrate calibration",
     },
     without={"fine_tune": "--fine-tune and what belongs to it", "seed": "the seed of the attacks"},
+    target={
+        "autocompletion": completing("parameters", "macs", "latency", "filters"),
+        "help": "What the ratio is of: parameters, macs (multiply-accumulates), latency (measured) or filters.",
+    },
+    remove={
+        "autocompletion": completing("filters", "ranks", "weights"),
+        "help": "filters (with neurons), ranks (singular directions) or weights (single ones; nothing gets faster).",
+    },
     allocate={
+        "autocompletion": completing(*constant("brittle.delivery.request", "ALLOCATIONS")),
         "help": f"How much goes where: {', '.join(constant('brittle.delivery.request', 'ALLOCATIONS'))}.",
         "show_default": "planner for filters, k_term else",
     },
     score={
         "type": str,
+        "autocompletion": completing("row_l2", "row_l1", "batch_norm_scale", "outputs", "singular_values"),
         "help": "What ranks the units of a layer: row_l2, row_l1 or batch_norm_scale of filters, outputs or "
         "singular_values of ranks.",
         "show_default": "the first of them",
@@ -44,27 +55,31 @@ class FineTuning:
     """Training after the removal."""
 
     fine_tune: Annotated[
-        int, option("Repair", metavar="EPOCHS", min=0, help="Train afterwards for so many epochs.")
+        int, option("Fine-tuning", metavar="EPOCHS", min=0, help="Train afterwards for so many epochs.")
     ] = 0
     adversarial: Annotated[
-        str | None, option("Repair", metavar="P=EPS", help="Train adversarially with this budget: inf=0.03 or 2=0.5.")
+        str | None,
+        option("Fine-tuning", metavar="P=EPS", help="Train against attacks of this budget: inf=8/255 or 2=0.5."),
     ] = None
-    attack_steps: Annotated[int, option("Repair", help="Steps of the training attack.")] = 10
+    attack_steps: Annotated[int, option("Fine-tuning", help="Steps of the training attack.")] = 10
     distill: Annotated[
-        float, option("Repair", help="Share of the loss that draws towards the uncompressed network, from 0 to 1.")
+        float, option("Fine-tuning", help="Share of the loss that draws towards the uncompressed network, from 0 to 1.")
     ] = 0.0
     penalty: Annotated[
         list[str] | None,
         option(
-            "Repair",
+            "Fine-tuning",
             metavar="NAME=STRENGTH",
-            help=f"Penalty on the loss (repeatable): {', '.join(constant('brittle.training', 'PENALTIES'))}.",
+            autocompletion=completing(*(f"{name}=" for name in PENALTIES)),
+            help=f"Penalty on the loss (repeatable): {', '.join(PENALTIES)}.",
         ),
     ] = None
-    lr: Annotated[float, option("Repair", help="Learning rate at the start; it falls to 0 along a cosine.")] = 1e-3
-    crop: Annotated[int, option("Repair", help="Pixels of padding from which training images are cropped.")] = 0
-    flip: Annotated[bool, option("Repair", "--flip", help="Mirror every other training image, at random.")] = False
-    train_limit: Annotated[int | None, option("Repair", min=1, help="Most training samples.")] = None
+    lr: Annotated[float, option("Fine-tuning", help="Learning rate at the start; it falls to 0 along a cosine.")] = 1e-3
+    crop: Annotated[int, option("Fine-tuning", help="Pixels of padding from which training images are cropped.")] = 0
+    flip: Annotated[bool, option("Fine-tuning", "--flip", help="Mirror every other training image, at random.")] = False
+    train_limit: Annotated[int | None, option("Fine-tuning", metavar="<int>", min=1, help="Most training samples.")] = (
+        None
+    )
 
     def recipe(self, seed: int) -> Recipe | None:
         """How to train; None for not at all."""
@@ -108,7 +123,9 @@ class FrontierOptions:
 
     sweep: Annotated[
         str | None,
-        option("Frontier", metavar="FROM:TO:STEP", help="Networks of these ratios by all allocations: the frontier."),
+        option(
+            "Frontier", metavar="FROM:TO:STEP", help="Compress by each of these ratios and allocations: the frontier."
+        ),
     ] = None
     allocations: Annotated[
         str | None, option("Frontier", help="Allocations of the frontier, separated by commas.", show_default="all")

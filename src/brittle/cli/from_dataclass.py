@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_origin
 
 import typer
+
+from brittle.storage.schema import meanings
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 """What a field may hold whose option needs nothing but the field; each also with ``| None``."""
@@ -38,9 +39,9 @@ def fields(module: str, record: str) -> tuple[Field, ...]:
     """
     body = _definition(module, record)
     assert isinstance(body, ast.ClassDef)
-    meanings = _meanings(ast.get_docstring(body) or "")
+    said = meanings(ast.get_docstring(body) or "")
     return tuple(
-        Field(node.target.id, ast.unparse(node.annotation), _value(node.value), meanings.get(node.target.id, ""))
+        Field(node.target.id, ast.unparse(node.annotation), _value(node.value), said.get(node.target.id, ""))
         for node in body.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     )
@@ -165,10 +166,3 @@ def _value(node: ast.expr | None) -> Any:
         return ... if node is None else ast.literal_eval(node)
     except ValueError:
         return ...
-
-
-def _meanings(docstring: str) -> dict[str, str]:
-    """Names and texts under "Attributes:", on one line and without markup."""
-    section = re.search(r"^Attributes:\n((?: {4}.*\n|\n)*)", docstring + "\n", re.MULTILINE)
-    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", re.MULTILINE)
-    return {name: re.sub(r":\w+:(?=`)|[`\"]", "", " ".join(text.split())) for name, text in entries}

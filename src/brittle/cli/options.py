@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from brittle.cli import values
+from brittle.cli.completion import completing
 from brittle.cli.from_dataclass import constant, options
 from brittle.errors import InputError
 from brittle.results.wording import budget, norm_name
@@ -36,24 +38,38 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def check_threads(threads: int | None) -> int | None:
+    """A number of threads that a machine can have; its range, too, would take the room of the help."""
+    if threads is not None and not 1 <= threads <= 4096:
+        raise typer.BadParameter("expected an integer from 1 to 4096")
+    return threads
+
+
 FORMS = constant("brittle.data.load", "FORMS")
+PRESETS = constant("brittle.evaluation", "PRESETS")
+LIKE_AUTOATTACK = "It runs AutoAttack's attacks, but APGD along smoothed gradients in place of FAB."
+ALIASES = constant("brittle.evaluation.threat", "ALIASES")
 EXPERIMENTS = constant("brittle.experiments.catalogue", "EXPERIMENTS")
 ARCHITECTURES = ", ".join(constant("brittle.models", "ARCHITECTURES"))
 ARCHITECTURES += ", torchvision:NAME, timm:NAME, hf:FOLDER or module:function"
+PENALTIES = constant("brittle.training", "PENALTIES")
+CONSTRAINTS = constant("brittle.training", "CONSTRAINTS")
+ARCHS = completing(*constant("brittle.models", "ARCHITECTURES"), "torchvision:", "timm:", "hf:")
+DATA_SETS = completing(*(form.removesuffix("PATH") for form in FORMS.split(", ")))
+DEVICES = completing("auto", "cpu", "cuda")
+SCALES = completing("smoke", "small", "paper")
 
 ArchArg = Annotated[
     list[str] | None,
-    option(
-        "Network", metavar="NAME=VALUE", help="Argument of the architecture; the value is JSON or text (repeatable)."
-    ),
+    option("Network", metavar="NAME=VALUE", help="Argument of the architecture; VALUE is JSON or text (repeatable)."),
 ]
-Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard deviations, likewise.")]
-DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets in torchvision's layout.")]
-ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder: to this.")]
-Threads = Annotated[int | None, option("Execution", min=1, max=4096, help="CPU threads.")]
+Std = Annotated[str | None, option("Network", metavar="N,N,N", help="Standard deviation of each channel, likewise.")]
+DataRoot = Annotated[Path | None, option("Data", help="Folder that holds the data sets, in torchvision's layout.")]
+ImageSize = Annotated[str | None, option("Data", metavar="H,W", help="Resize the images of folder:PATH to this.")]
+Threads = Annotated[int | None, option("Execution", callback=check_threads, help="CPU threads.")]
 InputShape = Annotated[
     str | None,
-    option("Bounds", metavar="C,H,W", help="Shape of one input: sharper bounds on convolutions without data."),
+    option("Bounds", metavar="C,H,W", help="Shape of one input, for sharper bounds on convolutions without data."),
 ]
 Json = Annotated[bool, option("Output", "--json", help="Print the result as JSON instead of the summary.")]
 Statistics = tuple[tuple[float, ...], tuple[float, ...], str]
@@ -84,17 +100,23 @@ class Network:
     model: Annotated[
         Path,
         typer.Argument(
+            metavar="MODEL",
             help="Weights: .safetensors, or a checkpoint that holds plain tensors; a folder of brittle train; or a "
-            "trained network by name: torchvision:NAME, timm:NAME, hf:ORG/MODEL or hf:FOLDER."
+            "trained network by name: torchvision:NAME, timm:NAME, hf:ORG/MODEL or hf:FOLDER.",
         ),
     ]
     arch: Annotated[
         str | None,
-        option("Network", help=f"{ARCHITECTURES}; a run knows its own, and an audit without data can do without."),
+        option(
+            "Network",
+            autocompletion=ARCHS,
+            help=f"{ARCHITECTURES}; a run knows its own, and an audit without data can do without.",
+        ),
     ] = None
     arch_arg: ArchArg = None
     mean: Annotated[
-        str | None, option("Network", metavar="N,N,N", help="Means by which the model expects its input normalised.")
+        str | None,
+        option("Network", metavar="N,N,N", help="Mean of each channel, where the network expects normalised inputs."),
     ] = None
     std: Std = None
     normalise: Normalise = "auto"
@@ -135,7 +157,8 @@ class Network:
 
         if self.arch is None:
             alone = "" if data is None else "; without --data the weights alone are audited"
-            raise InputError(f"arch: expected an architecture to fill with the weights; got none{alone}")
+            hint = _of_a_run(self.model) or alone
+            raise InputError(f"arch: expected an architecture to fill with the weights; got none{hint}")
         state = read_state(self.model)
         network = build_model(self.arch, arguments, state)
         fill(network, state)
@@ -243,25 +266,31 @@ class Networks:
     models: Annotated[
         list[Path],
         typer.Argument(
+            metavar="MODEL...",
             help="At least two: weights as for audit, folders of brittle train, or an audit.json. The first is what "
-            "the others are compared with."
+            "the others are compared with.",
         ),
     ]
     arch: Annotated[
         list[str] | None,
         option(
-            "Network", help=f"{ARCHITECTURES}. Once for all files of weights, or once for each; a run knows its own."
+            "Network",
+            metavar="<str>",
+            autocompletion=ARCHS,
+            help=f"{ARCHITECTURES}. Once for all files of weights, or once for each; a run knows its own.",
         ),
     ] = None
     arch_arg: ArchArg = None
     mean: Annotated[
-        str | None, option("Network", metavar="N,N,N", help="Means by which weights expect their input normalised.")
+        str | None,
+        option("Network", metavar="N,N,N", help="Mean of each channel, where the networks expect normalised inputs."),
     ] = None
     std: Std = None
     normalise: Normalise = "auto"
     download: Download = False
     name: Annotated[
-        list[str] | None, option("Network", help="What to call a network, once for each.", show_default="its path")
+        list[str] | None,
+        option("Network", metavar="<str>", help="What to call a network, once for each.", show_default="its path"),
     ] = None
 
     def load(self, device: str, data: str | None = None) -> tuple[list[nn.Module | Audit], RunConfig | None]:
@@ -320,6 +349,12 @@ def by_name(path: Path) -> bool:
     return is_snapshot(path) or is_named(path)
 
 
+def _of_a_run(file: Path) -> str:
+    """A hint where a file lies in the folder of a run or of a compressed network, which knows its architecture."""
+    known = any((file.parent / name).is_file() for name in ("config.json", "recipe.json"))
+    return f"; the folder of that file knows its own, so give the folder: {file.parent}" if known else ""
+
+
 def _read_audit(path: Path) -> Audit:
     """A saved audit, with its samples where they lie beside it."""
     from brittle.results import Audit
@@ -342,12 +377,16 @@ class Samples:
     data: Annotated[
         str | None,
         option(
-            "Data", help=f"{FORMS}. Without it: what the run was trained on; an audit of a file reads weights alone."
+            "Data",
+            autocompletion=DATA_SETS,
+            help=f"{FORMS}. Without it: what the run was trained on; an audit of a file reads weights alone.",
         ),
     ] = None
     data_root: DataRoot = None
-    split: Annotated[str, option("Data", help="train or test.")] = "test"
-    limit: Annotated[int, option("Data", help="Most samples; a random subset, by --seed.")] = 1000
+    split: Annotated[
+        str, option("Data", autocompletion=completing("train", "test"), help="Split of the data: train or test.")
+    ] = "test"
+    limit: Annotated[int, option("Data", help="Most samples: a random subset, by --seed.")] = 1000
     image_size: ImageSize = None
 
     def load(self, seed: int, run: RunConfig | None) -> Data | None:
@@ -382,7 +421,7 @@ class Budgets:
         option(
             "Attack",
             metavar="P=EPS",
-            help="Budget in input units (repeatable); EPS alone holds for every norm.",
+            help="Budget in input units, as inf=8/255 or 2=0.5 (repeatable); EPS alone holds for every norm.",
             show_default="the data set's own",
         ),
     ] = None
@@ -398,7 +437,7 @@ class Output:
     """Where results go."""
 
     out: Annotated[Path, option("Output", "-o", "--out", help="Folder for the results.")]
-    overwrite: Annotated[bool, option("Output", help="Replace a result that is already there.")] = False
+    overwrite: Annotated[bool, option("Output", "--overwrite", help="Replace results that are already there.")] = False
     quiet: Annotated[bool, option("Output", "-q", "--quiet", help="No progress, no summary.")] = False
 
     def check(self, name: str) -> None:
@@ -407,8 +446,15 @@ class Output:
             raise InputError(f"out: expected a folder; {self.out} is a file")
         if (self.out / name).exists() and not self.overwrite:
             raise InputError(
-                f"out: {self.out} already holds results ({name}); choose another folder or pass --overwrite"
+                f"out: {self.out} already holds results ({name}); choose another folder, such as "
+                f"-o {_free_folder(self.out)}, or pass --overwrite"
             )
+
+
+def _free_folder(taken: Path) -> Path:
+    """The first of ``NAME-2``, ``NAME-3`` ... that is not there."""
+    numbered = (taken.with_name(f"{taken.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in numbered if not folder.exists())
 
 
 @dataclass(frozen=True)
@@ -453,13 +499,20 @@ class NewNetwork:
     """A network to train."""
 
     arch: Annotated[
-        str | None, option("Network", help=f"{ARCHITECTURES}.", show_default="fcn; with --fine-tune RUN, the run's own")
+        str | None,
+        option(
+            "Network",
+            autocompletion=ARCHS,
+            help=f"{ARCHITECTURES}.",
+            show_default="fcn; with --fine-tune RUN, the run's own",
+        ),
     ] = None
     arch_arg: ArchArg = None
     width: Annotated[int | None, option("Network", help="Same as --arch-arg width=N.")] = None
     depth: Annotated[int | None, option("Network", help="Same as --arch-arg depth=N.")] = None
     mean: Annotated[
-        str | None, option("Network", metavar="N,N,N", help="Normalise by these means.", show_default="the data set's")
+        str | None,
+        option("Network", metavar="N,N,N", help="Mean of each channel to normalise by.", show_default="the data set's"),
     ] = None
     std: Std = None
     fine_tune: Annotated[
@@ -467,10 +520,10 @@ class NewNetwork:
     ] = None
     teacher: Annotated[
         Path | None,
-        option("Interventions", help="Learn from the network of this folder of brittle train; see --distill."),
+        option("Learning from a teacher", help="Folder of brittle train whose network is the teacher; see --distill."),
     ] = None
     rank: Annotated[
-        str | None, option("Network", help="Train low-rank factors of this rank, or share of the full one.")
+        str | None, option("Network", help="Train low-rank factors of this rank, or this share of the full rank.")
     ] = None
 
     def request(self, samples: TrainingSamples, recipe: Recipe) -> RunRequest:
@@ -496,10 +549,12 @@ class NewNetwork:
 class TrainingSamples:
     """Labelled inputs to train on."""
 
-    data: Annotated[str, option("Data", help=f"{FORMS}.")]
+    data: Annotated[str, option("Data", autocompletion=DATA_SETS, help=f"{FORMS}.")]
     data_root: DataRoot = None
-    download: Annotated[bool, option("Data", help="Fetch the data set into --data-root if it is not there.")] = False
-    limit: Annotated[int | None, option("Data", help="Most training samples; a random subset, by --seed.")] = None
+    download: Annotated[
+        bool, option("Data", "--download", help="Fetch the data set into --data-root if it is not there.")
+    ] = False
+    limit: Annotated[int | None, option("Data", help="Most training samples: a random subset, by --seed.")] = None
     image_size: ImageSize = None
 
     def load(self, seed: int) -> Data:
@@ -526,9 +581,11 @@ THREAT = options(
     attacks={
         "name": "--preset",
         "type": str,
-        "help": f"Attacks: {', '.join(constant('brittle.evaluation', 'PRESETS'))}.",
+        "autocompletion": completing(*PRESETS, *ALIASES),
+        "help": f"Attacks: {', '.join(PRESETS)}; standard is also called autoattack. {LIKE_AUTOATTACK}",
     },
-    restarts={"help": "Runs of every attack, each from other random starts."},
+    steps={"help": "Steps of every gradient attack.", "show_default": "the preset's own"},
+    restarts={"help": "Random restarts of every attack; the worst case counts."},
     seed={"callback": check_seed},
 )
 EXECUTION = options(
@@ -540,15 +597,19 @@ EXECUTION = options(
         "name": "--device",
         "type": str,
         "default": "cpu",
-        "help": "cpu, cuda or cuda:N; several, separated by commas, share the work.",
+        "autocompletion": DEVICES,
+        "help": "auto, cpu, cuda or cuda:N; several, separated by commas, share the work.",
     },
+    certify={"help": "Prove samples robust where that saves time, and leave them out of the attacks."},
+    proof_passes={"help": "Passes of the network that certified radii may cost, for each sample; inf: no limit."},
     compiled={"name": "--compile"},
 )
 RECIPE = options(
     "brittle.training",
     "Recipe",
     {
-        "Interventions": "penalties constraints layers refresh distill temperature",
+        "Penalties and constraints": "penalties constraints layers refresh",
+        "Learning from a teacher": "distill temperature",
         "Optimisation": "epochs batch_size optimizer lr weight_decay momentum schedule crop flip",
         "Selection and measurement": "validation patience select measure_every",
         "Execution": "precision seed",
@@ -563,27 +624,50 @@ RECIPE = options(
         "type": list[str],
         "default": None,
         "metavar": "NAME=STRENGTH",
-        "help": f"Penalty on the loss (repeatable): {', '.join(constant('brittle.training', 'PENALTIES'))}.",
+        "autocompletion": completing(*(f"{name}=" for name in PENALTIES)),
+        "help": f"Penalty on the loss (repeatable): {', '.join(PENALTIES)}.",
     },
     constraints={
         "name": "--constraint",
         "type": list[str],
         "default": None,
         "metavar": "NAME=VALUE",
-        "help": f"Applied after every step (repeatable): {', '.join(constant('brittle.training', 'CONSTRAINTS'))}.",
+        "autocompletion": completing(*(f"{name}=" for name in CONSTRAINTS)),
+        "help": f"Held after every step (repeatable): {', '.join(CONSTRAINTS)}.",
     },
     layers={"type": str, "help": "Layers acted on, separated by commas.", "show_default": "the paper's choice"},
-    schedule={"help": "constant; cosine, down to 0; step, times 0.1 at half and at three quarters of all steps."},
-    distill={"help": "Share of the loss that draws towards the predictions of --teacher on clean inputs, from 0 to 1."},
-    temperature={"help": "By which the logits of both are divided there."},
+    refresh={"help": "Steps between exact decompositions for nuclear_norm and the shrinkages; 1 is exact."},
+    optimizer={
+        "autocompletion": completing(*constant("brittle.training.optimizers", "OPTIMIZERS")),
+        "help": "adamw or sgd.",
+    },
+    schedule={
+        "autocompletion": completing(*constant("brittle.training.optimizers", "SCHEDULES")),
+        "help": "Learning rate: constant; cosine, down to 0; step, times 0.1 at half and three quarters of all steps.",
+    },
+    weight_decay={"help": "Weight decay: decoupled for AdamW, in the gradient for SGD."},
+    momentum={"help": "Momentum of SGD."},
+    crop={"help": "Pixels of zero padding from which training images are cropped at random."},
+    flip={"help": "Mirror every other training image, at random."},
+    distill={"help": "Share of the loss that draws towards the teacher's predictions on clean inputs, from 0 to 1."},
+    temperature={"help": "Temperature by which the logits of both are divided there."},
+    validation={"help": "Share of the training samples held out to select the weights, from 0 (none), below 1."},
     patience={"help": "End after so many epochs without a better validation accuracy."},
+    select={
+        "autocompletion": completing(*constant("brittle.training.recipe", "SELECTIONS")),
+        "help": "Weights that are kept: best, of best validation accuracy; or last, of the last epoch.",
+    },
+    precision={
+        "autocompletion": completing(*constant("brittle.training.recipe", "PRECISIONS")),
+        "help": "32-true; 16-mixed or bf16-mixed (Lightning Fabric).",
+    },
     measure_every={"help": "Epochs between measurements of layers and bounds, and after the last; 0 for none."},
-    seed={"callback": check_seed},
+    seed={"callback": check_seed, "help": "Seed of every random choice."},
 )
 ADVERSARY = options(
     "brittle.training",
     "Adversary",
-    {"Interventions": "steps ratio universal"},
+    {"Adversarial training": "steps ratio universal"},
     without={
         "eps": "the budget is --adversarial P=EPS",
         "p": "likewise",
@@ -591,11 +675,11 @@ ADVERSARY = options(
     },
     steps={
         "name": "--attack-steps",
-        "help": "Steps of the training attack a batch.",
+        "help": "Steps of the training attack on each batch.",
         "show_default": "10, or 1 with --universal",
     },
-    ratio={"name": "--adversarial-ratio"},
-    universal={"help": "Train against one perturbation for all samples, which goes on from batch to batch."},
+    ratio={"name": "--adversarial-ratio", "help": "Share of every batch that is attacked, above 0, at most 1."},
+    universal={"help": "Train against one universal perturbation, kept from batch to batch."},
 )
 
 
@@ -604,11 +688,14 @@ class Interventions:
     """Options of a recipe beside those of its fields."""
 
     frobenius: Annotated[
-        str | None, option("Interventions", help="Hold every layer's Frobenius norm: a constant, or 'initial'.")
+        str | None,
+        option("Penalties and constraints", help="Hold every layer's Frobenius norm: a constant, or initial."),
     ] = None
     adversarial: Annotated[
         str | None,
-        option("Interventions", metavar="P=EPS", help="Adversarial training with this budget: inf=0.1 or 2=0.5."),
+        option(
+            "Adversarial training", metavar="P=EPS", help="Train against attacks of this budget: inf=8/255 or 2=0.5."
+        ),
     ] = None
 
     def recipe(self, recipe: Values, adversary: Values) -> Recipe:

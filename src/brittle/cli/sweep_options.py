@@ -23,6 +23,7 @@ class Workers:
         option(
             "Execution",
             min=1,
+            metavar="<int>",
             help="Jobs at once, one thread each.",
             show_default="one a core; with --ray, as many as the cluster has room for",
         ),
@@ -34,11 +35,18 @@ class Workers:
         ),
     ] = None
     cpus_per_job: Annotated[
-        float | None, option("Execution", min=0.0, help="With --ray: CPUs of a job.", show_default="1")
+        float | None,
+        option("Execution", min=0.0, metavar="<float>", help="With --ray: CPUs of a job.", show_default="1"),
     ] = None
     gpus_per_job: Annotated[
         float | None,
-        option("Execution", min=0.0, help="With --ray: GPUs of a job; jobs share one below 1.", show_default="0"),
+        option(
+            "Execution",
+            min=0.0,
+            metavar="<float>",
+            help="With --ray: GPUs of a job; jobs share one below 1.",
+            show_default="0",
+        ),
     ] = None
 
     def executor(self) -> Executor:

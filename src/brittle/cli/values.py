@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from brittle.errors import InputError
 
+DEVICES = "auto, cpu, cuda or cuda:N"
+
 
 def arguments(entries: Sequence[str]) -> dict[str, object]:
     """``NAME=VALUE`` entries; values are read as JSON, else as text."""
@@ -78,14 +80,20 @@ def number(option: str, text: str) -> float:
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas."""
+    """Numbers separated by commas; each may be a fraction, as in ``8/255``."""
     try:
-        listed = tuple(float(part) for part in text.split(","))
-    except ValueError:
+        listed = tuple(map(_fraction, text.split(",")))
+    except (ValueError, ZeroDivisionError):
         raise InputError(f"{option}: expected numbers separated by commas; got {text!r}") from None
     if any(math.isnan(value) for value in listed):
         raise InputError(f"{option}: expected numbers; got {text!r}")
     return listed
+
+
+def _fraction(text: str) -> float:
+    """``0.03`` or ``8/255``."""
+    whole, slash, parts = text.partition("/")
+    return float(whole) / float(parts) if slash else float(whole)
 
 
 def steps(option: str, text: str) -> tuple[float, ...]:
@@ -125,18 +133,24 @@ def statistics(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tu
 
 
 def devices(text: str) -> tuple[str, ...]:
-    """Devices that this machine has, separated by commas."""
+    """Devices that this machine has, separated by commas; ``auto`` is the first CUDA device, or else the CPU."""
     import torch
 
-    names = tuple(name.strip() for name in text.split(","))
+    count = torch.cuda.device_count()
+    names = tuple("cuda" if name == "auto" and count else name for name in map(str.strip, text.split(",")))
+    names = tuple("cpu" if name == "auto" else name for name in names)
     for name in names:
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise InputError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from None
-        count = torch.cuda.device_count()
+            raise InputError(f"device: expected {DEVICES}; got {name!r}") from None
+        if device.type == "mps":
+            raise InputError(
+                f"device: expected {DEVICES}; got {name!r}, which has no double precision: budgets, bounds and "
+                "certificates are computed in it"
+            )
         if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-            raise InputError(f"device: expected cpu or one of {count} CUDA devices; got {name!r}")
+            raise InputError(f"device: expected cpu, auto or one of {count} CUDA devices; got {name!r}")
     return names
 
 
@@ -144,7 +158,7 @@ def device(text: str) -> str:
     """One device that this machine has."""
     names = devices(text)
     if len(names) > 1:
-        raise InputError(f"device: expected cpu, cuda or cuda:N; got {text!r}")
+        raise InputError(f"device: expected one of {DEVICES}; got {text!r}")
     return names[0]
 
 

@@ -32,7 +32,7 @@ from brittle.models.borrow import Model
 from brittle.models.forward import logits_of
 from brittle.models.network import Network, make_ready
 from brittle.models.workers import on_devices, on_ray
-from brittle.progress import Progress, rising
+from brittle.progress import DONE_BEFORE, Progress, rising
 from brittle.results import Evaluation, SampleResult
 from brittle.results.wording import norm_name
 from brittle.storage.digest import digest
@@ -141,7 +141,8 @@ def run_parts(
         InputError: As :func:`brittle.evaluate`.
     """
     execution, network = plan.execution, model.model if isinstance(model, Network) else model
-    board, kept = Board(execution.progress, first.total), _folders(network, plan, first)
+    parts = None if first.total is None else math.ceil(first.total / len(first.x)) * len(plan.cases)
+    board, kept = Board(execution.progress, first.total, parts), _folders(network, plan, first)
     # Whom to tell stays here: it need not pickle, and what a task on a cluster tells does not come back.
     plan = replace(plan, execution=replace(execution, progress=None))
     equip = partial(_equip, plan=plan, first=first)
@@ -201,6 +202,8 @@ def _attack_chunk(
     for number, case in enumerate(plan.cases):
         folder = None if kept is None else kept[number]
         outcome = None if folder is None else folder.read(chunk, case.threat.bounds)
+        if board is not None:
+            board.of_part(outcome is not None)
         if outcome is None:
             execution = replace(plan.execution, progress=None if board is None else board.of_chunk(chunk.first))
             examples = chunk.first < plan.examples
@@ -284,10 +287,18 @@ def _certify(network: Network, chunk: Chunk, case: Case, proofs: Proofs, executi
 class Board:
     """Adds up the progress of chunks that run side by side, stage by stage."""
 
-    def __init__(self, progress: Progress | None, total: int | None) -> None:
-        """Tell ``progress``; ``total`` is the number of all samples, where known."""
-        self.tell, self.total, self.lock = rising(progress), total, threading.Lock()
+    def __init__(self, progress: Progress | None, total: int | None, parts: int | None = None) -> None:
+        """Tell ``progress``; ``total`` is the number of all samples, ``parts`` that of all parts, where known."""
+        self.tell, self.total, self.parts, self.lock = rising(progress), total, parts, threading.Lock()
+        self.kept, self.begun = 0, False
         self.done: dict[str, dict[int, int]] = {}
+
+    def of_part(self, kept: bool) -> None:
+        """Count a part that an earlier run has kept; before the first that is attacked, tell how many they were."""
+        with self.lock:
+            if not kept and not self.begun and self.kept:
+                self.tell(f"parts{DONE_BEFORE}", self.kept, self.parts)
+            self.kept, self.begun = self.kept + kept, self.begun or not kept
 
     def of_chunk(self, first: int) -> Progress:
         """The progress of the chunk that begins at sample ``first``."""

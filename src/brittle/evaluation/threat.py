@@ -31,6 +31,8 @@ PRESETS = {
     "classes (200 steps each), along smoothed gradients with both losses (300 steps each), Square (10,000 queries)",
 }
 """What each preset runs, cheapest first."""
+ALIASES = {"autoattack": "standard"}
+"""Other names of presets: AutoAttack's runs FAB where ``standard`` runs APGD along smoothed gradients."""
 QUERIES = {"fast": 1000, "standard": 5000, "thorough": 10000}
 """Queries of Square on a network without gradients, by preset."""
 TRIAL = 12
@@ -42,8 +44,8 @@ class Threat:
     """What the attacker may do, and how it is searched for.
 
     Attributes:
-        attacks: The name of a preset (``fast``, ``standard``, ``thorough``), one attack, or several that run in this
-            order on the samples that are still right.
+        attacks: The name of a preset (``fast``, ``standard``, also called ``autoattack``, or ``thorough``), one attack,
+            or several that run in this order on the samples that are still right.
         p: Norm of the budgets: 2 or inf.
         restarts: Runs of every attack; run r draws from seed ``seed + r``.
         bounds: Smallest and largest admissible input value.
@@ -68,6 +70,7 @@ class Threat:
         """Check the attributes."""
         check_attack_norm(self.p)
         if isinstance(self.attacks, str):
+            object.__setattr__(self, "attacks", ALIASES.get(self.attacks, self.attacks))
             if self.attacks not in PRESETS:
                 raise InputError(f"attacks: expected one of {', '.join(PRESETS)}, or attacks; got {self.attacks!r}")
         elif self.steps is not None:

@@ -23,6 +23,7 @@ from brittle.models.architectures.vgg import vgg16, vgg16_arguments
 from brittle.models.architectures.vit import vit, vit_arguments
 from brittle.models.hugging_face import build_from_config, is_snapshot
 from brittle.models.isolation import isolated_globals
+from brittle.models.zoo import zoo_names
 
 Builder = Callable[..., nn.Module]
 READS_WEIGHTS = {
@@ -167,7 +168,7 @@ def _find_builder(arch: str, arguments: Mapping[str, object]) -> Builder:
     if not (source and colon and name):
         raise InputError(
             f"arch: expected one of {', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME, hf:FOLDER or "
-            f"module:function; got {arch!r}{_suggest(arch, ARCHITECTURES)}"
+            f"module:function; got {arch!r}{_suggest_architecture(arch)}"
         )
     if is_snapshot(arch):
         return lambda **values: build_from_config(arch, values)
@@ -215,6 +216,12 @@ def _import_builder(module: str, function: str) -> Builder:
         hint = _suggest(function, [name for name, value in vars(imported).items() if callable(value)])
         raise InputError(f"arch: expected a function of {module}; got {function!r}, which it does not have{hint}")
     return builder
+
+
+def _suggest_architecture(name: str) -> str:
+    """The forms in which libraries build a network of that name; where there are none, names of ours like it."""
+    forms = [f"{source}:{name}" for source in ("torchvision", "timm") if name in zoo_names(source)]
+    return f"; did you mean {' or '.join(forms)}?" if forms else _suggest(name, ARCHITECTURES)
 
 
 def _suggest(name: str, names: Iterable[str]) -> str:

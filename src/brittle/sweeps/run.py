@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from brittle._version import __version__
 from brittle.errors import InputError
-from brittle.progress import Progress, silent
+from brittle.progress import DONE_BEFORE, Progress, silent
 from brittle.sweeps.drivers import Driver, Watch
 from brittle.sweeps.job import Job
 from brittle.sweeps.processes import on_processes
@@ -109,6 +109,8 @@ class _Sweep:
         self.failed: dict[str, str] = {}
         self.in_hand: set[str] = set()
         self.waiting = deque(key for key in jobs if not self.states.get(key, State()).landed)
+        if self.skipped and self.waiting:
+            self.progress(f"jobs{DONE_BEFORE}", len(self.skipped), len(self.jobs))
         self.tell()
 
     def tasks(self) -> Iterator[Task | None]:
