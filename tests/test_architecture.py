@@ -30,16 +30,18 @@ REPORTING_READS = {"errors", "_version", "progress", "storage", "results"}
 """Pages and figures are drawn from results alone."""
 EXTRAS = {
     "torchvision", "timm", "transformers", "ray", "lightning", "lightning_fabric", "tensorboard", "pyautoattack",
-    "onnx", "onnxscript", "onnxruntime",
+    "onnx", "onnxscript", "onnxruntime", "huggingface_hub",
 }  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name without ``brittle.``; the package itself is left out."""
+    """Every module of the package by its name without ``brittle.``; the package and its program are left out."""
     names = {
         path: path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
     }
-    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
+    return {
+        name.removesuffix(".__init__"): path for path, name in names.items() if name not in ("__init__", "__main__")
+    }
 
 
 MODULES = modules()

@@ -198,7 +198,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SecurityCurve:
-    """Robust accuracy over a range of budgets (upper estimates; non-increasing in eps by construction)."""
+    """Robust accuracy over a range of budgets (upper estimates; non-increasing in eps by construction).
+
+    Attributes:
+        p: Norm of the budgets: 2 or inf.
+        eps: Budgets in input units, rising.
+        robust: Samples that are right under every perturbation that was found within each budget.
+    """
 
     p: float
     eps: tuple[float, ...]

@@ -11,7 +11,12 @@ Setting = str | int | float | bool | None | tuple[str | int | float, ...]
 
 @dataclass(frozen=True)
 class Rate:
-    """A proportion, stored as counts: ``hits`` of ``n``."""
+    """A proportion, stored as counts: ``hits`` of ``n``.
+
+    Attributes:
+        hits: How many were counted.
+        n: Of how many.
+    """
 
     hits: int
     n: int
@@ -66,7 +71,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Something that was not measured, by name, and why."""
+    """Something that was not measured, by name, and why.
+
+    Attributes:
+        name: What it is called.
+        reason: Why there is no number of it.
+    """
 
     name: str
     reason: str
