@@ -1,22 +1,28 @@
 """The wheel is whole: installed in an environment of its own, it answers, writes a report, and its examples hold."""
 
-import os
 import re
-import subprocess
-import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from helpers import processes
+
 ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **options):
+    """What Python prints, which has to succeed; the checkout is not on its path."""
+    done = processes.run(*arguments, seconds=250, env={"PYTHONPATH": ""}, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    run("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -25,20 +31,12 @@ def wheel(tmp_path_factory):
 def python(wheel, tmp_path_factory):
     """An environment with the wheel in it, which borrows what the wheel depends on, and not the checkout."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True)
+    run("-m", "venv", "--without-pip", folder)
+    run("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     return python
-
-
-def run(python, *arguments, cwd):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=250
-    )
 
 
 def test_the_wheel_answers_from_its_own_files_and_writes_a_report(python, tmp_path):
@@ -49,18 +47,16 @@ def test_the_wheel_answers_from_its_own_files_and_writes_a_report(python, tmp_pa
         "brittle.save_state(model, pathlib.Path('w.safetensors'));"
         "sys.exit(run(['audit', 'w.safetensors', '--arch', 'fcn', '-o', 'report']))"
     )
-    done = run(python, "-c", code, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    run("-c", code, python=python, cwd=tmp_path)
     assert "<html" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_the_wheels_examples_hold(python, tmp_path):
-    done = run(
-        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "--pyargs",
-        "brittle.linear", "brittle.results", "brittle.models.normalize", "brittle.data.load", cwd=tmp_path,
+    printed = run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-modules", "--pyargs",
+        "brittle.linear", "brittle.results", python=python, cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10
+    assert int(re.search(r"(\d+) passed", printed)[1]) >= 10
 
 
 def test_the_wheel_names_no_file_of_the_checkout_to_a_package_index(wheel):

@@ -17,14 +17,16 @@ TESTS = Path(__file__).parent.parent
 
 
 @contextmanager
-def start(*arguments: object, env: dict[str, str] | None = None, **options: Any) -> Iterator[subprocess.Popen]:
-    """Start Python with these arguments; at the end of the block, kill it and all that it started.
+def start(
+    *arguments: object, env: dict[str, str] | None = None, python: str | Path = sys.executable, **options: Any
+) -> Iterator[subprocess.Popen]:
+    """Start Python, this one or another, with these arguments; at the end of the block, end all that it started.
 
     Ctrl-C reaches it even where the tests run in the background, for which a shell ignores the signal: a process
     inherits that, and Python raises no KeyboardInterrupt then. What has a handler is at its default after ``exec``.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _paths()} | (env or {})
-    command = [sys.executable, *map(str, arguments)]
+    command = [str(python), *map(str, arguments)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(command, env=environment, process_group=0, **options)
