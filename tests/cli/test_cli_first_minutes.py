@@ -101,3 +101,30 @@ def test_the_shell_completes_without_torch(typed, offered):
     code = "import sys; from brittle.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
     asked = {"_BRITTLE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
     assert processes.run("-c", code, env=asked).stdout.split() == offered
+
+
+def test_what_batch_systems_send_ends_as_control_c_does(weights, tmp_path):
+    (tmp_path / "mine.py").write_text("import os, signal\ndef build(): os.kill(os.getpid(), signal.SIGTERM)\n")
+    ended = processes.run("-m", "brittle", "audit", weights, "--arch", "mine:build", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (143, "")
+    assert ended.stderr.startswith("brittle: interrupted; nothing was half-written")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_summary_says_what_another_name_of_a_preset_runs(weights, tmp_path, capsys):
+    arguments = [
+        "attack",
+        str(weights),
+        "--arch",
+        "fcn",
+        "--data",
+        "digits",
+        "--limit",
+        "4",
+        "--steps",
+        "1",
+        "--p",
+        "2",
+    ]
+    assert run([*arguments, "--preset", "autoattack", "-o", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("Preset autoattack is standard. It runs AutoAttack's attacks, but")

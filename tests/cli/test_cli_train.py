@@ -380,14 +380,13 @@ def test_a_spoilt_state_is_one_line(train, tmp_path, monkeypatch, capsys):
     assert sorted(contents(tmp_path / "run")) == FILES
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_control_c_and_what_batch_systems_send(sent, code, tmp_path):
+def test_control_c(tmp_path):
     arguments = ["train", *FIXED, "--epochs", "100000", "--measure-every", "0", "-q", "-o", tmp_path / "run"]
     with start("-m", "brittle.cli", *arguments, stdout=PIPE, stderr=PIPE, text=True) as child:
         wait_until((tmp_path / "run" / "state.json").exists, 120, child)
-        child.send_signal(sent)
+        child.send_signal(signal.SIGINT)
         ended = finish(child, 60)
-    assert ended.returncode == code, ended.stderr
+    assert ended.returncode == 130, ended.stderr
     assert ended.stdout == ""
     assert ended.stderr.startswith("brittle: interrupted")
     assert ended.stderr.count("\n") == 1

@@ -222,8 +222,7 @@ def _audit(
     if as_json:
         print(result.to_json(), end="")
     elif not output.quiet:
-        say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings))
-        say(*_of_alias(threat))
+        say(result.verdict.headline, *(f"  - {finding}" for finding in result.verdict.findings), *_of_alias(threat))
         if result.not_measured:
             say(f"Not measured: {len(result.not_measured)}, listed in the report with the reasons.")
         say(*filter(None, [result.how_fed]), result.signature.line)
@@ -391,7 +390,7 @@ def _compress(
             "Output",
             "--format",
             metavar="FORM",
-            autocompletion=completing("onnx", "pt2", "apb"),
+            autocompletion=completing(*constant("brittle.delivery.keeping", "FORMATS")),
             help="Also write onnx, pt2 or apb (repeatable).",
         ),
     ] = None,

@@ -27,11 +27,11 @@ COMPRESSION = options(
     },
     without={"fine_tune": "--fine-tune and what belongs to it", "seed": "the seed of the attacks"},
     target={
-        "autocompletion": completing("parameters", "macs", "latency", "filters"),
+        "autocompletion": completing(*constant("brittle.results.compression", "TARGETS")),
         "help": "What the ratio is of: parameters, macs (multiply-accumulates), latency (measured) or filters.",
     },
     remove={
-        "autocompletion": completing("filters", "ranks", "weights"),
+        "autocompletion": completing(*constant("brittle.results.compression", "REMOVALS")),
         "help": "filters (with neurons), ranks (singular directions) or weights (single ones; nothing gets faster).",
     },
     allocate={

@@ -49,8 +49,8 @@ def read(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> 
     """Take one of the two options, and make of both what other options default to."""
     if context.resilient_parsing:
         return value
-    context.meta[f"brittle.{parameter.name}"] = value
-    file, entries = context.meta.get("brittle.config"), context.meta.get("brittle.settings")
+    context.meta[f"options from {parameter.name}"] = value
+    file, entries = context.meta.get("options from config"), context.meta.get("options from settings")
     if file is not None or entries:
         context.default_map = defaults(context.command, file, entries or ())
     return value

@@ -57,7 +57,7 @@ CONSTRAINTS = constant("brittle.training", "CONSTRAINTS")
 ARCHS = completing(*constant("brittle.models", "ARCHITECTURES"), "torchvision:", "timm:", "hf:")
 DATA_SETS = completing(*(form.removesuffix("PATH") for form in FORMS.split(", ")))
 DEVICES = completing("auto", "cpu", "cuda")
-SCALES = completing("smoke", "small", "paper")
+SCALES = completing(*constant("brittle.experiments.claims", "SCALES"))
 
 ArchArg = Annotated[
     list[str] | None,
@@ -453,7 +453,8 @@ class Output:
 
 def _free_folder(taken: Path) -> Path:
     """The first of ``NAME-2``, ``NAME-3`` ... that is not there."""
-    numbered = (taken.with_name(f"{taken.name}-{number}") for number in itertools.count(2))
+    name = taken if taken.name not in ("", "..") else taken.resolve()
+    numbered = (Path(f"{name}-{number}") for number in itertools.count(2))
     return next(folder for folder in numbered if not folder.exists())
 
 

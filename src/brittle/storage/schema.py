@@ -39,7 +39,7 @@ def json_schema(kind: type) -> dict[str, Any]:
 def meanings(docstring: str) -> dict[str, str]:
     r"""Names and texts under "Attributes:", on one line and without markup.
 
-    >>> meanings("A point.\n\nAttributes:\n    x: To the right, see\n        :class:`Map`.")
+    >>> meanings("A point.\n\nAttributes:\n    x: To the right, see\n        `Map`.")
     {'x': 'To the right, see Map.'}
     """
     section = re.search(r"^Attributes:\n((?: {4}.*\n|\n)*)", inspect.cleandoc(docstring) + "\n", re.MULTILINE)
