@@ -19,6 +19,7 @@ from brittle.results import (
     FeatureCompression,
     FeatureLayer,
     FeaturePair,
+    FragileSample,
     LayerBound,
     LayerResponse,
     LayerResult,
@@ -122,8 +123,9 @@ def full() -> Audit:
     )
     settings = {"steps": 20, "step_size": 0.25, "targeted": True, "note": None, "sizes": (1.0, 2.0)}
     names = ("apgd-ce", "apgd-dlr", "square")
-    linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 3, 8 / 255)
-    two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 0, 0.4999999)
+    linf = Evaluation(names, INF, 8 / 255, (0.0, 1.0), 2, 0, settings, 1000, 912, 417, 3, 8 / 255, median_margin=4.2)
+    two = Evaluation(names[:2], 2.0, 0.5, (0.0, 1.0), 1, 0, settings, 1000, 912, 583, 0, 0.4999999, median_margin=4.2)
+    fragile = tuple(FragileSample(i, 0, 7, 0.1 * i, 0.002 * i) for i in range(1, 4))
     eps = tuple(k / 255 for k in (1, 2, 4, 6, 8, 12, 16))
     robust = [
         tuple(Rate(hits, 1000) for hits in row) for row in ((868, 811, 690, 551, 417, 210, 74), (842, 760, 583, 240))
@@ -153,7 +155,9 @@ def full() -> Audit:
         norms=(
             NormResult(
                 INF, 8 / 255,
-                LipschitzResult(INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0),
+                LipschitzResult(
+                    INF, None, "", "norm (LayerNorm): not Lipschitz on all inputs", 96.2, 40.3, 200, 90.0, (), 0.04, 9.5
+                ),
                 linf, SecurityCurve(INF, eps, robust[0]), None, measured,
                 (
                     UniversalResult(
@@ -161,7 +165,7 @@ def full() -> Audit:
                     ),
                     UniversalResult(INF, 8 / 255, "data-free", free, 500, Rate(56, 456), RANDOM, Rate(401, 500)),
                 ),
-                random_responses=aimless, class_responses=between,
+                random_responses=aimless, class_responses=between, most_fragile=fragile,
             ),
             NormResult(
                 2.0, 0.5, LipschitzResult(2.0, 1843.2, "multipliers", None, 12.4, 4.1, 200, 11.3, tuple(TWO.items())),

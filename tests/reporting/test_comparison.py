@@ -122,7 +122,7 @@ def test_the_page_is_written_beside_its_picture_and_hostile_names_stay_text(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "story.png"]
     assert "<img" not in page
     assert page.count("<script") == 0
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 6
     assert re.findall(r'<a href="([^#"]*)">', page)[0] == "dense/report.html"
     assert not re.findall(r'(?:src|href)="(?!#|dense/)', page)
 

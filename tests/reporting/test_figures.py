@@ -258,12 +258,40 @@ def test_spectra_need_two_singular_values():
     assert figures.draw_spectra(one_layer()) is None
 
 
+def beside_one_bound():
+    """A norm with both sides, and one of which only a bound is known."""
+    return replace(full(), norms=(full().norm(2), one_layer().norms[0]))
+
+
+def test_every_mark_says_what_it_is_and_what_it_shows():
+    drawing = drawn(figures.draw_compressibility, full)
+    titles = re.findall(r"<title>([^<]+)</title></use>", drawing)
+    assert len(titles) == 2 * 3 * 4  # panels, layers, fractions
+    assert f"conv1, 10 % kept: {number(full().layers[0].row_error[1])}" in titles
+    curve = drawn(figures.draw_security_curve, full)
+    assert f"<title>at {number(8 / 255)}: 41.7 %</title>" in curve
+    spectra = drawn(figures.draw_spectra, full)
+    assert spectra.count("<title>features.fc</title>") == 2  # lines without marks have one each
+
+
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
+def test_on_a_phone_panels_stand_one_below_the_other(draw):
+    wide, narrow = draw(full()), draw(full(), narrow=True)
+    assert len(narrow.axes) == len(wide.axes)
+    assert narrow.get_figwidth() < 5
+    lefts = {round(axis.get_subplotspec().colspan.start) for axis in narrow.axes}
+    assert lefts == {0}
+    assert all(axis.yaxis.get_tick_params()["labelleft"] for axis in narrow.axes)
+
+
 def test_sensitivity_says_which_side_is_missing_and_rounds_each_bound_to_its_side():
     seen = texts(figures.draw_sensitivity(full()))
     assert "certified: not available" in seen
     assert "1844" in seen  # 1843.2 is an upper bound
-    assert "3.21 × 10¹⁷" in texts(figures.draw_sensitivity(one_layer()))
-    assert "largest found: not available" in texts(figures.draw_sensitivity(one_layer()))
+    bounded = texts(figures.draw_sensitivity(beside_one_bound()))
+    assert "3.21 × 10¹⁷" in bounded
+    assert "largest found: not available" in bounded
+    assert figures.draw_sensitivity(one_layer()) is None  # one number is no figure
 
 
 def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_better():
@@ -273,8 +301,10 @@ def test_sensitivity_shows_the_product_of_norms_only_where_another_argument_is_b
 
     assert triangles(full()) == [1843.2, 5400.0]
     assert "product of norms" in texts(figures.draw_sensitivity(full()))
-    assert triangles(one_layer()) == [3.21e17]
-    assert "product of norms" not in texts(figures.draw_sensitivity(one_layer()))
+    alone = replace(full().norm(2).lipschitz, arguments=())
+    audit = replace(full(), norms=(norm_result(2.0, lipschitz=alone),))
+    assert triangles(audit) == [1843.2]
+    assert "product of norms" not in texts(figures.draw_sensitivity(audit))
 
 
 def test_the_numbers_of_close_bounds_stay_apart():

@@ -18,8 +18,9 @@ from brittle.reporting import page as report
 from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.glossary import GLOSSARY, glossary_of
 from brittle.reporting.page import report_html, write_report
+from brittle.reporting.verdict import short_findings
 from brittle.reporting.weighing import uses
-from brittle.results import Audit, NotMeasured, Rate, Signature, Verdict
+from brittle.results import Audit, ClassAccuracy, Flag, NotMeasured, Rate, Signature, Verdict
 from brittle.results.wording import number, share
 from helpers.audits import HOSTILE, INF, SUP, TWO, attentive, data_free, full, one_layer, with_parts
 from helpers.processes import run_code
@@ -76,14 +77,18 @@ def embedded(text: str) -> str:
 
 
 @pytest.mark.parametrize("make", AUDITS)
-def test_the_verdict_comes_before_everything_else(make):
-    audit, text = make(), parsed(make).text
+def test_the_verdict_and_three_short_findings_come_first_and_all_findings_under_why(make):
+    audit, text = make(), parsed(make).text.replace("\N{NO-BREAK SPACE}", " ")
     start = text.index(audit.verdict.headline)
     assert text.index(audit.verdict.level.capitalize()) < start
-    positions = [text.index(finding) for finding in audit.verdict.findings]
+    short = [text.index(finding) for finding in short_findings(audit)]
+    assert len(short) <= 3
+    numbers = text.index("Key numbers", text.index("Provenance and data", start))
+    assert [start, *short] == sorted([start, *short])
+    why = text.index(" Why ", numbers)
+    assert max([start, *short]) < numbers < why < text.index("What was not measured")
+    positions = [text.index(finding, why) for finding in audit.verdict.findings]
     assert positions == sorted(positions)
-    numbers = text.index("Key numbers", max([start, *positions]) + 30)
-    assert max([start, *positions]) < numbers < text.index("Why", numbers) < text.index("What was not measured")
 
 
 @pytest.mark.parametrize("make", AUDITS)
@@ -115,7 +120,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_outside_itself(make):
 def test_drawings_are_wellformed_and_ids_unique_over_the_page(make):
     source = page(make)
     drawings = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
-    expected = {full: 10, data_free: 3, one_layer: 3, attentive: 3}[make]
+    expected = {full: 20, data_free: 6, one_layer: 4, attentive: 6}[make]  # each wide and narrow
     assert len(drawings) == expected
     for drawing in drawings:
         ET.fromstring(drawing)
@@ -270,24 +275,27 @@ def test_the_gap_between_proof_and_attack_is_stated_at_every_standard_budget():
     assert "Between proof and attack" not in parsed(data_free).text
 
 
-def arguments(make) -> list[list[tuple[str, str, str]]]:
-    """The rows of every table of arguments."""
+def bounds_of(make) -> list[list[tuple[str, str, str]]]:
+    """The rows of every table of bounds."""
     part = page(make).partition('<div class="arguments">')[2].partition("</section>")[0]
     row = r'<tr[^>]*><th scope="row">(.*?)</th><td class="nowrap">(.*?)</td><td class="nowrap">(.*?)</td></tr>'
-    tables = re.findall(r'aria-label="Arguments.*?</table>', part, re.DOTALL)
+    tables = re.findall(r'aria-label="(?:Methods|More methods).*?</table>', part, re.DOTALL)
     return [[tuple(map(html.unescape, cells)) for cells in re.findall(row, table)] for table in tables]
 
 
-def test_every_argument_is_listed_the_least_first_and_marked():
-    (table,) = arguments(full)
+def test_every_bound_is_listed_the_least_first_and_all_but_the_best_three_are_folded():
+    best, folded = bounds_of(full)
+    assert len(best) == 3
+    table = best + folded
     assert [name for name, _, _ in table] == ["multipliers (least)", *sorted(TWO.keys() - {"multipliers"}, key=TWO.get)]
     assert table[0] == ("multipliers (least)", "1844", "149")
     assert table[1] == ("exponents", "2300", "185")
     assert table[-1] == ("paper form", "∞", "∞")
-    (table,) = arguments(one_layer)
+    best, folded = bounds_of(one_layer)
+    table = best + folded
     assert {name for name, _, _ in table} == {"product of norms (least)", *SUP} - {"product of norms"}
     assert {times for _, _, times in table} == {"–"}  # nothing was found without data
-    assert arguments(data_free) == []
+    assert bounds_of(data_free) == []
     assert page(full).count('class="least"') == page(one_layer).count('class="least"') == 1
 
 
@@ -323,12 +331,37 @@ def test_every_universal_perturbation_has_its_row_beside_the_random_ones():
     assert "not measured" in Page(report_html(audit)).text
 
 
+def test_classes_and_fragile_samples_have_their_tables_worst_first():
+    counted = ((0, 460, 17), (7, 452, 400))
+    classes = tuple(ClassAccuracy(label, Rate(clean, 500), Rate(left, 500)) for label, clean, left in counted[::-1])
+    evaluation = replace(full().norm(INF).evaluation, classes=classes)
+    text = Page(report_html(with_parts(full(), INF, evaluation=evaluation))).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "0 500 92.0 % 460 3.4 % 17 7 500 90.4 % 452 80.0 % 400" in text
+    sample = full().norm(INF).most_fragile[0]
+    assert f"{sample.index} 0 7 {number(sample.distance, 'upper')}" in text
+    assert "Accuracy by class" not in parsed(full).text
+
+
+def test_margins_stand_beside_the_sensitivity_where_they_were_measured():
+    text = parsed(full).text
+    assert "ℓ∞ 4.20 9.50 0.0400 1.27" in text
+    assert "Margin over sensitivity" not in parsed(data_free).text
+
+
+def test_checks_and_reasons_are_folded_where_nothing_is_raised():
+    flag = Flag("zero gradients", False, "0 of 64 are zero.", "why")
+    for raised in (False, True):
+        page = report_html(replace(full(), flags=(replace(flag, raised=raised),)))
+        assert ("<details open><summary>The 1 checks" in page) is raised
+        assert page.count('<details class="part">') >= 5
+
+
 def test_without_data_no_accuracy_is_shown_and_the_report_says_why():
     text = parsed(data_free).text
     assert "The model was not attacked" in text
     assert "Robust accuracy" not in text
     assert "Universal" not in text
-    assert "Here neither side is available." in text
+    assert "not available not available not available" in text
 
 
 def test_an_audit_of_nothing_still_renders():

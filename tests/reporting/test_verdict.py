@@ -162,7 +162,10 @@ def test_the_universal_perturbations_number_is_the_best_of_those_found():
     ]
     assert [norm.best_universal.fooled.hits for norm in norms] == [35, 12]
     (finding,) = [finding for finding in judge(norms, []).findings if "One and the same" in finding]
-    assert "35.0 % within ℓ∞ 0.1 (data-free; random ones of equal size 3.0 % on average and at most 4.0 %)" in finding
+    assert (
+        "35.0 % within ℓ∞ 0.1 (data-free; random perturbations of equal size 3.0 % on average and at most 4.0 %)"
+        in finding
+    )
     assert "12.0 % within ℓ₂ 0.1 (fitted;" in finding
     assert "20.0 %" not in finding
     assert norm_result().best_universal is None
@@ -215,12 +218,12 @@ def test_both_sides_of_the_robust_accuracy_are_said_at_every_budget_of_the_curve
         ("product of norms", 12.0, "“product of norms” in ℓ₂."),
     ],
 )
-def test_the_argument_that_attained_the_bound_is_a_finding(method, upper, said):
+def test_the_method_that_attained_the_bound_is_a_finding(method, upper, said):
     arguments = (("product of norms", 12.0), ("multipliers", max(upper, 2.0)))
     result = LipschitzResult(2.0, upper, method, None, 1.0, 0.5, 9, 0.9, arguments)
     assert any(finding.endswith(said) for finding in judge([norm_result(2.0, lipschitz=result)], []).findings)
     alone = norm_result(2.0, lipschitz=dataclasses.replace(result, arguments=arguments[:1]))
-    assert not any("argument" in finding for finding in judge([alone], []).findings)
+    assert not any("tightest" in finding for finding in judge([alone], []).findings)
 
 
 def test_what_the_network_decides_by_is_a_finding_with_the_classes_that_are_neighbours_most_often():

@@ -57,7 +57,7 @@ def test_what_is_read_from_the_old_file_can_be_saved_drawn_and_judged_anew(tmp_p
     assert again == audit
     assert judge(again.norms, again.layers, again.flags) == verdict
     page = report_html(audit)
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 2 * 8
     assert "digits FCN: robustness audit" in page
 
 

@@ -186,23 +186,33 @@ def first_order_distances(model: Model, x: Tensor, y: Tensor, p: float, batch_si
 
     m is the margin ``s_y - max_{j != y} s_j`` and q dual to p. Exact for a linear classifier of two classes;
     otherwise an estimate and no bound. 0 where the margin is not positive, and else infinite
-    where its gradient is zero.
+    where its gradient is zero. Arguments as :func:`margins_and_slopes`.
+    """
+    margin, slope = margins_and_slopes(model, x, y, p, batch_size)
+    return torch.where(margin > 0, margin / slope, 0.0)
+
+
+def margins_and_slopes(model: Model, x: Tensor, y: Tensor, p: float, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """The margin ``m = s_y - max_{j != y} s_j`` at every input, and its slope ``||grad m||_q`` with q dual to p.
 
     Args:
         model: Network to logits; left bit-equal.
-        x: Inputs ``(N, ...)`` that are right.
+        x: Inputs ``(N, ...)``.
         y: Labels ``(N,)``.
-        p: Norm of the distance: 2 or inf.
+        p: Norm in which inputs move: 2 or inf.
         batch_size: Samples at once.
+
+    Returns:
+        ``(N,)`` both, on the CPU: logit units, and logit units per input unit.
     """
-    found = [torch.empty(0, dtype=x.dtype)]
+    found, slopes = [torch.empty(0, dtype=x.dtype)], [torch.empty(0, dtype=x.dtype)]
     with frozen(model):
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             margin, _, gradient = loss_and_gradient(model, margins, x[part], y[part])
-            distance = margin / lp_norm(gradient, dual_exponent(p))
-            found.append(torch.where(margin > 0, distance, 0.0).cpu())
-    return torch.cat(found)
+            found.append(margin.cpu())
+            slopes.append(lp_norm(gradient, dual_exponent(p)).cpu())
+    return torch.cat(found), torch.cat(slopes)
 
 
 def leading_directions(views: Sequence[LayerView]) -> dict[str, Tensor]:

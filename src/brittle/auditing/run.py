@@ -11,13 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from brittle.auditing.directions import first_order_distances, layer_responses, leading_directions, other_class
+from brittle.auditing.directions import layer_responses, leading_directions, margins_and_slopes, other_class
+from brittle.auditing.pictures import Sketches, direction_sketches, join_pictures, most_fragile, sample_sketches
 from brittle.bounds.layer_table import input_sizes, measure_layer
 from brittle.bounds.lipschitz.network import NetworkBound, network_bounds
 from brittle.bounds.sensitivity import jacobian_norms, largest_ratio
 from brittle.data.batches import DataLike, budgets_by_norm
+from brittle.data.load import Data
 from brittle.errors import InputError
-from brittle.evaluation.accuracy import check_norms, choose_attacks, how_read
+from brittle.evaluation.accuracy import check_examples, check_norms, choose_attacks, how_read
 from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.curves import certified_curve
 from brittle.evaluation.execution import Execution
@@ -25,10 +27,10 @@ from brittle.evaluation.features import feature_compression
 from brittle.evaluation.honesty import honesty_flags
 from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk, Part
-from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
+from brittle.evaluation.run import Case, Plan, examples_of, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat
-from brittle.evaluation.universal_check import judge_universal
+from brittle.evaluation.universal_check import judged_perturbations
 from brittle.evaluation.worst_case import WorstCase, worst_case
 from brittle.linear.norms import lp_norm, per_sample
 from brittle.models.borrow import Model, frozen
@@ -51,6 +53,7 @@ from brittle.results import (
     Normalisation,
     NormResult,
     NotMeasured,
+    Pictures,
     Rate,
     SecurityCurve,
     Setting,
@@ -111,7 +114,9 @@ def audit(
     input_shape: Sequence[int] | None = None,
     tighten: int = 0,
     honesty: bool = True,
+    examples: int = 0,
     name: str | None = None,
+    source: Mapping[str, Setting] | None = None,
     execution: Execution = Execution(),
 ) -> Audit:
     """Measure how compressible and how fragile a trained network is, and why.
@@ -138,7 +143,10 @@ def audit(
         tighten: Steps of optimisation of the certified bounds; 0 for closed forms. Each takes about as long as the
             closed forms.
         honesty: Whether to check if the robust accuracies can be trusted (:func:`brittle.evaluation.honesty_flags`).
+        examples: For how many samples, from the start of the data, the evaluations hold the adversarial examples
+            (``audit.norm(p).evaluation.examples``, arrays of numpy, which no JSON holds); of the first 256 MB at most.
         name: What to call the model; its class name by default.
+        source: How the network and the data are named on the command line, for the commands that the report suggests.
         execution: How the work is carried out: samples at once, devices, a folder to resume from, progress.
 
     Returns:
@@ -151,6 +159,7 @@ def audit(
     budgets = budgets_by_norm(eps, check_norms(p), data)
     if tighten < 0:
         raise InputError(f"tighten: expected a number of steps of at least 0; got {tighten}")
+    check_examples(examples)
     progress = execution.progress or silent
     if isinstance(model, Mapping):
         if data is not None:
@@ -166,7 +175,7 @@ def audit(
         weights = _read_weights(model, views, shape, origin, tuple(budgets), tighten, progress)
         certificates, missing = weights.certificates, [*unread, *weights.missing]
         flags: tuple[Flag, ...] = ()
-        features = None
+        features, pictures = None, None
         if first is None or chunks is None:
             norms = [NormResult(q, None, lipschitz_result(certificates[q])) for q in budgets]
             missing += [NotMeasured(what, "no data given") for what in NEED_DATA]
@@ -176,8 +185,8 @@ def audit(
             network = make_ready(model, first.x, threat.bounds, compiled=execution.compiled, traced=weights.traced)
             glance, tally = glance_at(model, first.x, data, execution.batch_size), Tally()
             read = StreamDigest(first.total)
-            closer = _Closer(model, network, views, leading_directions(views), honesty, execution)
-            norms, flags, features, unmeasured = _attack_and_look(
+            closer = _Closer(model, network, views, leading_directions(views), honesty, execution, examples)
+            norms, flags, features, pictures, unmeasured = _attack_and_look(
                 closer, _cases(battery, budgets, certificates), certificates, first, read.over(tally.over(chunks))
             )
             norms = [
@@ -212,6 +221,8 @@ def audit(
         flags=flags,
         seconds=time.perf_counter() - started,
         features=features,
+        source=dict(source) if source is not None else {"data": data.name} if isinstance(data, Data) else {},
+        pictures=pictures,
         normalisation=normalisation,
     )
 
@@ -314,7 +325,7 @@ def _attack_and_look(
     certificates: Mapping[float, NetworkBound],
     first: Chunk,
     chunks: Iterator[Chunk],
-) -> tuple[list[NormResult], tuple[Flag, ...], FeatureCompression | None, list[NotMeasured]]:
+) -> tuple[list[NormResult], tuple[Flag, ...], FeatureCompression | None, Pictures | None, list[NotMeasured]]:
     """Attack all data, read once for all norms, then look closer at the first examples, norm by norm."""
     most = max(1, EXAMPLE_BYTES // max(1, first.x[0].numel() * first.x.element_size()))
     plan = Plan(cases, closer.execution, most)
@@ -327,7 +338,10 @@ def _attack_and_look(
         del outcomes  # hundreds of megabytes a norm: the pieces go when they are joined, and all before the next norm
         looks.append(closer.look(case, parts, worst, certificates[case.threat.p], of_model=not looks))
         del worst
-    return [look.norm for look in looks], looks[0].flags, looks[0].features, _unavailable(looks, certificates, closer)
+    first_layer = direction_sketches(closer.views, closer.directions, tuple(first.x.shape[1:]))
+    pictures = join_pictures([look.sketches for look in looks], first_layer, cases[0].threat.bounds)
+    missing = _unavailable(looks, certificates, closer)
+    return [look.norm for look in looks], looks[0].flags, looks[0].features, pictures, missing
 
 
 @dataclass(frozen=True)
@@ -339,6 +353,7 @@ class _Look:
     silent_layers: tuple[str, ...]
     unchecked: tuple[NotMeasured, ...]
     features: FeatureCompression | None
+    sketches: Sketches | None
 
 
 @dataclass(frozen=True)
@@ -351,6 +366,7 @@ class _Closer:
     directions: Mapping[str, Tensor]
     honesty: bool
     execution: Execution
+    handed_out: int = 0
 
     def look(self, case: Case, parts: Sequence[Part], worst: WorstCase, bound: NetworkBound, of_model: bool) -> _Look:
         """Everything about one norm.
@@ -379,10 +395,10 @@ class _Closer:
             flags = (*flags, QUERIES_ALONE)
         responses, silent_layers = self.responses(worst, threat, eps)
         progress(f"{label} directions", 1, 1)
-        universal: Sequence[UniversalResult] = ()
+        universal: Sequence[tuple[UniversalResult, Tensor]] = ()
         lipschitz = lipschitz_result(bound)
         if self.network.gradients:
-            universal = judge_universal(
+            universal = judged_perturbations(
                 self.model, (worst.x, worst.y), p=threat.p, eps=eps, bounds=threat.bounds, seed=threat.seed
             )
             lipschitz = _add_local_norms(lipschitz, self.model, worst, threat)
@@ -391,15 +407,23 @@ class _Closer:
             p=threat.p,
             eps=eps,
             lipschitz=lipschitz,
-            evaluation=evaluation,
+            evaluation=replace(evaluation, examples=examples_of(worst, self.handed_out)),
             curve=curve,
             certified=certified_curve(evaluation, [*curve.eps]),
-            universal=tuple(universal),
+            universal=tuple(result for result, _ in universal),
+            most_fragile=most_fragile(self.network, worst, threat.p, self.execution),
             flags=tuple(flag for flag in flags if flag.p is not None),
             **responses,
         )
         features = self.features(worst, threat) if of_model and self.network.gradients else None
-        return _Look(norm, tuple(flag for flag in flags if flag.p is None), tuple(silent_layers), unchecked, features)
+        return _Look(
+            norm,
+            tuple(flag for flag in flags if flag.p is None),
+            tuple(silent_layers),
+            unchecked,
+            features,
+            sample_sketches(worst, threat.p, universal[0][1] if universal else None),
+        )
 
     def features(self, worst: WorstCase, threat: Threat) -> FeatureCompression | None:
         """By how much of what separates the classes the network decides; None where no sample has a partner."""
@@ -503,7 +527,8 @@ def _add_local_norms(result: LipschitzResult, model: Model, worst: WorstCase, th
     x, (low, high) = worst.x[:RESPONSE_SAMPLES], threat.bounds
     logits_of(model, x[:1], worst.y[:1])  # refuses in our words what Jacobians cannot be taken of
     right = worst.clean_correct.nonzero()[:RESPONSE_SAMPLES, 0]
-    first_order = first_order_distances(model, worst.x[right], worst.y[right], result.p)
+    margin, slope = margins_and_slopes(model, worst.x[right], worst.y[right], result.p)
+    first_order = torch.where(margin > 0, margin / slope, 0.0)
     local = torch.cat([jacobian_norms(model, some, result.p).cpu() for some in x.split(JACOBIANS_AT_ONCE)])
     weights = sum(parameter.numel() for parameter in model.parameters()) if isinstance(model, nn.Module) else 0
     ascents = max(2, min(ASCENTS, int(ASCENT_WEIGHTS / max(1, weights))))
@@ -518,4 +543,5 @@ def _add_local_norms(result: LipschitzResult, model: Model, worst: WorstCase, th
         n=len(local),
         largest_on_data=min(float(local.max()), lower),
         reach=float(first_order.median()) if len(first_order) else None,
+        slope=float(slope.median()) if len(slope) else None,
     )

@@ -57,6 +57,7 @@ from brittle.cli.options import (
     TrainingSamples,
     Values,
     check_seed,
+    named,
     option,
 )
 from brittle.cli.progress import stage_bars, training_bar
@@ -216,7 +217,7 @@ def _audit(
     with _execution(output, execution, devices) as how:
         result = audit(
             model, data, Threat(**threat), p=norms, eps=eps, input_shape=shape, tighten=tighten,
-            name=network.model.name, execution=how,
+            name=network.model.name, source=named(network, samples), execution=how,
         )  # fmt: skip
     _write(result, output.out, "audit.json", samples=result.samples_frame(), page=report_html(result))
     if as_json:
@@ -715,12 +716,16 @@ def _write(
 
     The JSON takes its place last, as it says that there is a result; then the parts that it was made of go.
     """
+    from brittle.results import Audit
     from brittle.storage.files import replacing
 
+    pictures, signature = (result.pictures, result.signature.line) if isinstance(result, Audit) else (None, "")
     with ExitStack() as files:  # which take their places in the opposite order, when all are written
         files.enter_context(replacing(out / name)).write_text(result.to_json(), encoding="utf-8")
         if samples is not None and len(samples):
             samples.to_parquet(files.enter_context(replacing(out / "samples.parquet")), index=False)
+        if pictures is not None:
+            pictures.save(files.enter_context(replacing(out / "audit.npz")), signature)
         if page is not None:
             files.enter_context(replacing(out / "report.html")).write_text(page, encoding="utf-8")
     shutil.rmtree(out / "parts", ignore_errors=True)

@@ -411,6 +411,24 @@ class Samples:
         return spec, root, size
 
 
+def named(network: Network, samples: Samples) -> dict[str, Any]:
+    """How a network and samples were named, by option, as far as it was said: for commands that a report suggests.
+
+    The data of a run that were not named are the run's own.
+    """
+    said = {**vars(network), **vars(samples)}
+    if samples.data is None and (network.model / "config.json").is_file():
+        from brittle.training.runs import run_config
+
+        run = run_config(network.model)
+        size = ",".join(map(str, run.image_size)) if run.image_size else None
+        own = {"data": run.data, "data_root": run.data_root, "image_size": size}
+        said |= {name: said[name] or value for name, value in own.items()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in said.items()}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Budgets:
     """How far an attacker may go."""

@@ -13,10 +13,10 @@ from brittle.data.batches import DataLike, budgets_by_norm
 from brittle.errors import InputError
 from brittle.evaluation.continued import go_on_with_queries
 from brittle.evaluation.execution import Execution
-from brittle.evaluation.honesty.doors import checked_samples, flags_of_cases, split_off
+from brittle.evaluation.honesty.doors import checked_samples, first_of, flags_of_cases, split_off
 from brittle.evaluation.likely_mistakes import Tally, glance_at, with_warnings
 from brittle.evaluation.parts import Chunk
-from brittle.evaluation.run import Case, Plan, read_chunks, run_parts, summarise
+from brittle.evaluation.run import Case, Plan, examples_of, read_chunks, run_parts, summarise
 from brittle.evaluation.signature import StreamDigest, signature_of
 from brittle.evaluation.threat import Threat, for_classes, without_gradients
 from brittle.linear.norms import check_attack_norm
@@ -35,6 +35,7 @@ def evaluate(
     *,
     eps: float,
     honesty: bool = True,
+    examples: int = 0,
     execution: Execution = Execution(),
 ) -> Evaluation:
     """Clean and robust accuracy under the worst case over attacks and restarts.
@@ -59,6 +60,8 @@ def evaluate(
         honesty: Whether to check if the robust accuracy can be trusted (:func:`brittle.evaluation.honesty_flags`), on
             the first 1,024 samples; costs at most about 20,000 passes, which are not counted with the attack's. If
             these are all and queries break what the attacks left, the evaluation goes on with them.
+        examples: For how many samples, from the start of the data, the result holds the adversarial examples
+            (``evaluation.examples``, arrays of numpy on the CPU, which no JSON holds); 0 for none.
         execution: How the work is carried out; verdicts do not depend on it, apart from rounding (which samples
             certificates are tried on does, and so ``proven``).
 
@@ -70,6 +73,7 @@ def evaluate(
             model does not have; the message names the argument, what was expected and what came.
     """
     check_budget(eps, threat.p, 1)
+    check_examples(examples)
     model = open_network(model)
     with frozen(model):
         first, chunks = read_chunks(data, execution, threat.bounds)
@@ -77,7 +81,9 @@ def evaluate(
         threat = choose_attacks(threat, model, first)[0]
         glance, tally = glance_at(model, first.x, data, execution.batch_size), Tally()
         cases = (Case(threat, eps),)
-        (evaluation,), _ = _measured(model, cases, execution, first, tally.over(chunks), honesty=honesty)
+        (evaluation,), _ = _measured(
+            model, cases, execution, first, tally.over(chunks), honesty=honesty, examples=examples
+        )
         return with_warnings(evaluation, tally, glance)
 
 
@@ -166,19 +172,23 @@ def _measured(
     chunks: Iterator[Chunk],
     *,
     honesty: bool,
+    examples: int = 0,
 ) -> tuple[list[Evaluation], tuple[NotMeasured, ...]]:
     """The evaluation of every case over all chunks, with its flags, and the checks that could not be made."""
     bounds = cases[0].threat.bounds
     network = make_ready(model, first.x, bounds, compiled=execution.compiled)
     most = checked_samples(first.x) if honesty else 0
-    parts, examples = split_off(run_parts(network, Plan(cases, execution, most), first, chunks), most)
-    flags, missing = flags_of_cases(network, cases, examples, execution) if honesty else ([() for _ in cases], ())
+    wanted = max(most, examples)
+    parts, kept = split_off(run_parts(network, Plan(cases, execution, wanted), first, chunks), wanted)
+    checked = [first_of(worst, most) if len(worst.y) > most else worst for worst in kept]
+    flags, missing = flags_of_cases(network, cases, checked, execution) if honesty else ([() for _ in cases], ())
     evaluations = []
     for number, (case, of_case, own) in enumerate(zip(cases, parts, flags, strict=True)):
-        if honesty and len(examples[number].y) == sum(len(part.samples) for part in of_case):
-            worst = examples[number].to(network.device)
-            case, of_case, _ = go_on_with_queries(network, case, of_case, worst, own, execution=execution)
-        evaluations.append(replace(summarise(of_case, case.threat, case.eps), flags=own))
+        worst = kept[number].to(network.device) if kept else None
+        if honesty and worst is not None and len(checked[number].y) == sum(len(part.samples) for part in of_case):
+            case, of_case, worst = go_on_with_queries(network, case, of_case, worst, own, execution=execution)
+        handed = None if worst is None else examples_of(worst, examples)
+        evaluations.append(replace(summarise(of_case, case.threat, case.eps), flags=own, examples=handed))
     return evaluations, missing
 
 
@@ -200,6 +210,16 @@ def choose_attacks(threat: Threat, model: Model, samples: Chunk) -> tuple[Threat
         return chosen, left_out
     chosen, missing = without_gradients(chosen, threat.attacks, differentiable_twin(model, x) is not None)
     return chosen, left_out + missing
+
+
+def check_examples(examples: int) -> None:
+    """Raise where the number of adversarial examples to hand out is none.
+
+    Raises:
+        InputError: It is no whole number of at least 0.
+    """
+    if isinstance(examples, bool) or not isinstance(examples, int) or examples < 0:
+        raise InputError(f"examples: expected a number of samples of at least 0; got {examples!r}")
 
 
 def check_norms(p: float | Sequence[float]) -> tuple[float, ...]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ from brittle.models.forward import logits_of
 from brittle.models.network import Network, make_ready
 from brittle.models.workers import on_devices, on_ray
 from brittle.progress import DONE_BEFORE, Progress, rising
-from brittle.results import Evaluation, SampleResult
+from brittle.results import ClassAccuracy, Evaluation, Examples, Rate, SampleResult
 from brittle.results.wording import norm_name
 from brittle.storage.digest import digest
 
@@ -382,4 +384,50 @@ def summarise(parts: Sequence[Part], threat: Threat, eps: float) -> Evaluation:
         misled=misled,
         tried=sum(part.tried for part in parts),
         untried=next((part.untried for part in parts if part.untried), None),
+        classes=_by_class(samples),
+        median_margin=_median_margin(samples),
     )
+
+
+def _by_class(samples: Sequence[SampleResult]) -> tuple[ClassAccuracy, ...]:
+    """Clean and robust accuracy on the samples of each class, classes rising."""
+    counted: dict[int, list[int]] = {}
+    for sample in samples:
+        count, right = counted.setdefault(sample.label, [0, 0, 0]), sample.clean_prediction == sample.label
+        for place, hit in enumerate((True, right, right and sample.attack is None)):
+            count[place] += hit
+    return tuple(
+        ClassAccuracy(label, Rate(right, n), Rate(robust, n)) for label, (n, right, robust) in sorted(counted.items())
+    )
+
+
+def _median_margin(samples: Sequence[SampleResult]) -> float | None:
+    """Median margin of the samples that are right without attack; None where none is."""
+    known = [sample.clean_margin for sample in samples if sample.clean_prediction == sample.label]
+    return float(statistics.median(known)) if known else None
+
+
+def examples_of(worst: WorstCase, most: int) -> Examples | None:
+    """The first samples and their examples as arrays; None for none.
+
+    Args:
+        worst: Samples under attack, from the start of the data.
+        most: How many, at most.
+    """
+    if not most:
+        return None
+    kept = worst.between(0, most)
+    return Examples(
+        index=kept.ids.numpy(),
+        x=_as_array(kept.x),
+        x_adv=_as_array(kept.x_adv),
+        label=_as_array(kept.y),
+        clean_prediction=_as_array(kept.clean_logits.argmax(1)),
+        adversarial_prediction=_as_array(kept.adversarial_logits.argmax(1)),
+    )
+
+
+def _as_array(tensor: Tensor) -> Any:
+    """A tensor's values, in an array of their own; types that numpy lacks become float32."""
+    tensor = tensor.detach().cpu().clone()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

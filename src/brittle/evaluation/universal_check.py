@@ -199,6 +199,21 @@ def judge_universal(
     draws: int = 5,
     seed: int = 0,
 ) -> list[UniversalResult]:
+    """The results of :func:`judged_perturbations`, which has the arguments, without the perturbations themselves."""
+    judged = judged_perturbations(model, samples, p=p, eps=eps, bounds=bounds, draws=draws, seed=seed)
+    return [result for result, _ in judged]
+
+
+def judged_perturbations(
+    model: Model,
+    samples: tuple[Tensor, Tensor],
+    *,
+    p: float,
+    eps: float,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    draws: int = 5,
+    seed: int = 0,
+) -> list[tuple[UniversalResult, Tensor]]:
     """Universal perturbations chosen on a random half of the samples and judged on the other, beside random ones.
 
     One is fitted by :func:`brittle.universal_perturbation`; another is the candidate of
@@ -216,8 +231,9 @@ def judge_universal(
         seed: Of the split, the candidates and the random perturbations.
 
     Returns:
-        A ``fitted`` and, where the weights suggest one, a ``data-free`` result, the one that fools more samples first:
-        measured on these samples, estimates. None at all when there are fewer than two samples.
+        A ``fitted`` and, where the weights suggest one, a ``data-free`` result with its perturbation, shaped like one
+        input; the one that fools more samples first: measured on these samples, estimates. None at all when there are
+        fewer than two samples.
 
     Raises:
         InputError: An argument is out of range, or the model or the samples cannot be used.
@@ -240,13 +256,14 @@ def judge_universal(
         clean = is_right(judging, torch.zeros_like(x[0]))
         batches = [(x[part], y[part]) for part in fitting.split(FIT_BATCH)]
         u = universal_perturbation(model, batches, eps=eps, p=p, bounds=bounds)
-        judged = [(UniversalKind.FITTED, "projected ascent", is_right(judging, u))]
+        judged = [(UniversalKind.FITTED, "projected ascent", u)]
         if candidates := data_free_perturbations(model, x.shape[1:], eps=eps, p=p, bounds=bounds, seed=seed):
             best = min(candidates, key=lambda candidate: int(is_right(fitting, candidate.u).sum()))
-            judged.append((UniversalKind.DATA_FREE, best.name, is_right(judging, best.u)))
+            judged.append((UniversalKind.DATA_FREE, best.name, best.u))
         noise = [torch.randn(x[:1].shape, generator=generator, dtype=torch.float32).to(x) for _ in range(draws)]
         random = [eps * (part.sign() if math.isinf(p) else part / lp_norm(part, 2))[0] for part in noise]
         controls = [is_right(judging, u) for u in random]
+        rights = [is_right(judging, u) for _, _, u in judged]
     n = int(clean.sum())
     results = [
         UniversalResult(
@@ -259,6 +276,7 @@ def judge_universal(
             random_fooled=tuple(Rate(int((clean & ~control).sum()), n) for control in controls),
             robust=Rate(int(still_right.sum()), len(judging)),
         )
-        for kind, name, still_right in judged
+        for (kind, name, _), still_right in zip(judged, rights, strict=True)
     ]
-    return sorted(results, key=lambda result: -result.fooled.hits)
+    found = [(result, u) for result, (_, _, u) in zip(results, judged, strict=True)]
+    return sorted(found, key=lambda pair: -pair[0].fooled.hits)

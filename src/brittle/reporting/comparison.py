@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from brittle.reporting.columns import Column, layer_columns
 from brittle.reporting.comparison_figures import draw_comparison, draw_curves, draw_layers
 from brittle.reporting.comparison_words import comparison_lines, direction, points, times
 from brittle.reporting.compression import KEPT, compression_lines, draw_kept
-from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import GLOSSARY
-from brittle.reporting.page import environment
+from brittle.reporting.page import drawings, environment
 from brittle.results import ComparedNetwork, Comparison, LayerResult
 from brittle.results.comparison import SIGNIFICANT
 from brittle.results.wording import all_printable
@@ -56,9 +53,11 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
     links = {all_printable(name): link for name, link in (links or {}).items()}
     comparison = all_printable(comparison)
     columns = compared_columns(comparison)
-    drawn = {name: draw(comparison) for name, draw in FIGURES.items()}
     recipe = comparison.compression
-    drawn["kept"] = None if recipe is None else draw_kept(recipe)
+    figures = drawings(FIGURES, comparison)
+    if recipe is not None:
+        figures |= drawings({"kept": draw_kept}, recipe)
+    shown = draw_comparison(comparison)
     return (
         environment()
         .get_template("comparison.html.j2")
@@ -66,10 +65,11 @@ def comparison_html(comparison: Comparison, links: Mapping[str, str] | None = No
             comparison=comparison,
             lines=comparison_lines(comparison),
             links=links,
-            figure={name: Markup(svg(picture)) for name, picture in drawn.items() if picture is not None},
+            figure=figures,
+            margins=any(network.median_margin is not None for network in comparison.networks),
             compression_lines=() if recipe is None else compression_lines(recipe),
             kept_caption="" if recipe is None else KEPT[recipe.asked.remove],
-            panels=[] if (shown := drawn["networks"]) is None else [axis.get_title("left") for axis in shown.axes],
+            panels=[] if shown is None else [axis.get_title("left") for axis in shown.axes],
             columns=columns,
             layer_rows=list(layer_cells(comparison, columns)),
             glossary=GLOSSARY,

@@ -37,7 +37,7 @@ FAR = 20
 
 
 @styled
-def draw_comparison(comparison: Comparison) -> Figure | None:
+def draw_comparison(comparison: Comparison, *, narrow: bool = False) -> Figure | None:
     """All networks in one picture: accuracy, compressibility, sensitivity, network by network; what was measured of it.
 
     None where nothing was.
@@ -51,22 +51,28 @@ def draw_comparison(comparison: Comparison) -> Figure | None:
     chosen = [draw for draw, measured in drawn.items() if measured]
     if not chosen:
         return None
-    figure, axes = panels(comparison.title, len(chosen), 3.6 + 0.25 * max(0, len(networks) - ROOMY))
+    figure, axes = panels(comparison.title, len(chosen), 3.6 + 0.25 * max(0, len(networks) - ROOMY), narrow=narrow)
     label_rows(axes[0], [network.name for network in networks])
+    axes[0].set_yticks(range(len(networks)), list(map(_with_size, networks)), parse_math=False)
     for draw, axis in zip(chosen, axes, strict=True):
         axis.grid(visible=True)
-        axis.tick_params(left=False, labelleft=axis is axes[0])
+        axis.tick_params(left=False, labelleft=narrow or axis is axes[0])
         draw(axis, comparison)
     return figure
 
 
+def _with_size(network: ComparedNetwork) -> str:
+    """A network's name with the number of its parameters below."""
+    return f"{short(network.name, 26)}\n{network.audit.parameters:,} parameters"
+
+
 @styled
-def draw_curves(comparison: Comparison) -> Figure | None:
+def draw_curves(comparison: Comparison, *, narrow: bool = False) -> Figure | None:
     """Accuracy under attack over the budget, one panel a norm and one line a network; None without attacks."""
     norms = [norm.p for norm in comparison.first.audit.norms if norm.curve and norm.curve.n]
     if not norms:
         return None
-    figure, axes = panels("Accuracy under attack against the size of the perturbation", len(norms), 3.2)
+    figure, axes = panels("Accuracy under attack against the size of the perturbation", len(norms), 3.2, narrow=narrow)
     for axis, p in zip(axes, norms, strict=True):
         largest = 0.0
         for number, network in enumerate(comparison.networks):
@@ -88,13 +94,13 @@ def draw_curves(comparison: Comparison) -> Figure | None:
 
 
 @styled
-def draw_layers(comparison: Comparison) -> Figure | None:
+def draw_layers(comparison: Comparison, *, narrow: bool = False) -> Figure | None:
     """Norms and compressibility of every layer over those of the first network's; None without layers to compare."""
     rows = [row for row in comparison.layers if row.layers[0] is not None and any(row.layers[1:])]
     if not rows:
         return None
     figure, axes = layer_panels(
-        "Layers beside those of the first network", [row.name for row in rows], len(LAYER_PANELS)
+        "Layers beside those of the first network", [row.name for row in rows], len(LAYER_PANELS), narrow=narrow
     )
     for axis, (title, value) in zip(axes, LAYER_PANELS.items(), strict=True):
         axis.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))

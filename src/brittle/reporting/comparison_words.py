@@ -26,7 +26,7 @@ def comparison_lines(comparison: Comparison) -> tuple[str, ...]:
 def headline(comparison: Comparison) -> str:
     """How the others stand beside the first, in a sentence."""
     first, others = comparison.first, comparison.others
-    names = others[0].name if len(others) == 1 else f"{len(others)} networks"
+    names = others[0].name if len(others) == 1 else _all(len(others))
     beside = f"{names} beside {first.name}"
     if (recipe := comparison.compression) is not None:
         share = recipe.asked.ratio if recipe.share is None else recipe.share
@@ -45,10 +45,18 @@ def headline(comparison: Comparison) -> str:
                 verdicts.setdefault(f"{'clearly ' * test.clear}{direction(test)}", []).append(norm_name(test.p))
         said = [f"{verdict} in {' and '.join(norms)}" for verdict, norms in verdicts.items()]
         return f"{beside}: {clean[1]:.1f} instead of {clean[0]:.1f} % right without attack; {', '.join(said)}."
-    counted = {0: "none", len(others): "all"}.get(fragile, str(fragile))
+    counted = {0: "none", len(others): "all" if len(others) > 2 else "both"}.get(fragile, str(fragile))
     how_many = f"{counted} of them {'is' if fragile < 2 else 'are'}"
     also = f", {sturdy} clearly more robust" if sturdy else ""
     return f"{beside}: {accuracy}; {how_many} clearly more fragile{also}."
+
+
+NUMERALS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def _all(count: int) -> str:
+    """All of several networks, as a row is called that speaks of them together."""
+    return "Both" if count == 2 else f"All {NUMERALS[count] if count < len(NUMERALS) else count}"
 
 
 def _differs(network: ComparedNetwork, sign: int) -> bool:
@@ -68,7 +76,7 @@ def _line_on_first(first: ComparedNetwork) -> str:
 
 def _line_beside(network: ComparedNetwork, first: ComparedNetwork) -> str:
     """How accuracies, size, structure and sensitivity of a network differ from those of the first, a sentence each."""
-    parts = [part for words in (_accuracies, _structure, _sensitivity) if (part := words(network, first))]
+    parts = [part for words in (_accuracies, _structure, _sensitivity, _margins) if (part := words(network, first))]
     return f"{network.name}: {'. '.join(parts) or 'nothing that could be compared was measured'}."
 
 
@@ -125,6 +133,20 @@ def _sensitivity(network: ComparedNetwork, first: ComparedNetwork) -> str:
         if said:
             found.append(f"{what} {' and '.join(said)} times{'' if found else f' those of {first.name}'}")
     return _sentence(", ".join(found))
+
+
+def _margins(network: ComparedNetwork, first: ComparedNetwork) -> str:
+    """Median margin, and margin over sensitivity, as multiples of the first network's: what closes the argument where a
+    network that is less sensitive is more fragile all the same.
+    """
+    margin = times(network.median_margin, first.median_margin)
+    reaches = [(norm.p, times(network.reach(norm.p), first.reach(norm.p))) for norm in first.audit.norms]
+    said = [f"{number(ratio)} ({norm_name(p)})" for p, ratio in reaches if ratio is not None]
+    if margin is None or not said:
+        return ""
+    return (
+        f"Its median margin is {number(margin)} times as large, its margin over sensitivity {' and '.join(said)} times"
+    )
 
 
 def _sentence(text: str) -> str:

@@ -72,12 +72,12 @@ def in_words(name: str, words: Mapping[str, str]) -> str:
 
 
 @styled
-def draw_kept(recipe: CompressionRecipe) -> Figure | None:
+def draw_kept(recipe: CompressionRecipe, *, narrow: bool = False) -> Figure | None:
     """How many of its units every group of layers keeps; None where there are no groups."""
     groups = recipe.groups
     if not groups:
         return None
-    figure, (axis,) = layer_panels("What each layer keeps", [group.name for group in groups], 1)
+    figure, (axis,) = layer_panels("What each layer keeps", [group.name for group in groups], 1, narrow=narrow)
     rows = range(len(groups))
     kept = [100 * group.after / group.before for group in groups]
     axis.barh(rows, 100, height=0.62, color=INK, alpha=0.1)

@@ -8,15 +8,19 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedFormatter
 
-from brittle.results.wording import SUPERSCRIPT
+from brittle.results.wording import SUPERSCRIPT, number
 
 INK = "#010203"
 """Colour of text and axes; :func:`svg` turns it into the colour of the surrounding page."""
@@ -45,12 +49,21 @@ styled = style.context(("default", STYLE))
 """Decorates what draws: the caller's style is neither read nor changed."""
 
 
+class Drawing(Figure):
+    """A figure that notebooks show as its page does, in the colours of the notebook, whatever matplotlib's backend."""
+
+    def _repr_svg_(self) -> str:
+        return svg(self)
+
+
 @styled
 def svg(figure: Figure) -> str:
     """The figure as one ``<svg>`` element to place in a page: no prolog, no date, no fixed text colour.
 
     Text and axes take the colour of the page; all ids begin with a hash of the content, so that figures can share one.
+    Every mark has a title, which browsers show beside the pointer: what it is, and its value.
     """
+    titles = name_marks(figure)
     title = html.escape(str(figure.get_label()))
     stream = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -58,6 +71,7 @@ def svg(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph")  # the page's own font will have it
         figure.savefig(stream, format="svg", facecolor="none", metadata=no_metadata)
     content = stream.getvalue().partition("<svg")[2].partition(">")[2]
+    content = add_titles(content, titles)
     # A style element would rule all drawings of the page; what it says stands in the root element below.
     content = re.sub(r"<!--.*?-->|<style.*?</style>", "", content, flags=re.DOTALL)
     prefix = f"f{hashlib.sha256((title + content).encode()).hexdigest()[:8]}-"
@@ -79,31 +93,135 @@ def _inline(tag: str, prefix: str) -> str:
     return re.sub(r'(?<=\sd=")[^"]*', lambda path: " ".join(re.sub(more_than_hundredths, r"\1", path[0]).split()), tag)
 
 
-def panels(title: str, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side that share their y axis; the title is for those who cannot see it."""
-    inches = 8.6, height  # the width is 826 CSS pixels, or 619 points, in which the SVG counts
-    figure = Figure(figsize=inches, layout="constrained")
+MARK = "mark-"
+"""How the ids of what carries titles begin."""
+
+
+def name_marks(figure: Figure) -> dict[str, list[str]]:
+    """What each mark of a figure shows, in the order of drawing, by an id that its line is given for that."""
+    above = [handle for legend in figure.legends for handle in _named_handles(legend)]
+    titles: dict[str, list[str]] = {}
+    for axis in figure.axes:
+        known = [*above, *(_named_handles(axis.get_legend()) if axis.get_legend() else [])]
+        for line in axis.lines:
+            x, y = (np.asarray(values, dtype=float) for values in line.get_data(orig=False))
+            if line.get_transform() != axis.transData or not len(x):
+                continue  # a rule across the panel
+            name = next((text for look, text in known if look == _look(line)), "")
+            gid = f"{MARK}{len(titles)}"
+            line.set_gid(gid)
+            alone = line.get_marker() in ("None", None, "", " ", "none")
+            values = (
+                [] if alone else [_title(axis, name, *at) for at in zip(x, y, strict=True) if np.isfinite(at).all()]
+            )
+            titles[gid] = values if values or not name else [name]
+        for bar in axis.patches:
+            if isinstance(bar, Rectangle) and bar.get_alpha() is None:
+                gid = f"{MARK}{len(titles)}"
+                bar.set_gid(gid)
+                titles[gid] = [_title(axis, "", bar.get_x() + bar.get_width(), bar.get_y() + bar.get_height() / 2)]
+    return {gid: texts for gid, texts in titles.items() if texts}
+
+
+def _named_handles(legend: Legend) -> list[tuple[tuple[object, ...], str]]:
+    handles = [handle for handle in legend.legend_handles if isinstance(handle, Line2D)]
+    return [(_look(handle), text.get_text()) for handle, text in zip(handles, legend.get_texts(), strict=False)]
+
+
+def _look(line: Line2D) -> tuple[object, ...]:
+    """By what a reader tells series apart."""
+    hollow = line.get_markerfacecolor() == "none"
+    return line.get_color(), line.get_marker(), hollow, line.get_linestyle() if line.get_marker() == "None" else ""
+
+
+def _title(axis: Axes, name: str, x: float, y: float) -> str:
+    """What a mark shows: the row or place where it stands, its series, and its value."""
+    rows = axis.yaxis.get_major_formatter()
+    if isinstance(rows, FixedFormatter):
+        places = list(axis.yaxis.get_major_locator()())
+        nearest = min(range(len(places)), key=lambda i: abs(places[i] - y), default=None)
+        row = "" if nearest is None or abs(places[nearest] - y) > 0.5 else str(rows.seq[nearest]).partition("\n")[0]
+        value, where = _valued(x, axis.get_xlabel()), ", ".join(filter(None, (row, name)))
+        return f"{where}: {value}" if where else value
+    where = f"{name}, " if name else ""
+    return f"{where}at {_valued(x, axis.get_xlabel())}: {_valued(y, _outer_label(axis))}"
+
+
+def _outer_label(axis: Axes) -> str:
+    """The label of the y axis, which panels side by side have on the first alone."""
+    return axis.get_ylabel() or next((other.get_ylabel() for other in axis.figure.axes if other.get_ylabel()), "")
+
+
+def _valued(value: float, label: str) -> str:
+    return f"{value:.1f} %" if "%" in label else number(value)
+
+
+def add_titles(content: str, titles: Mapping[str, Sequence[str]]) -> str:
+    """An SVG whose marks carry titles: one for each mark of a line, or one for a line that has none.
+
+    Args:
+        content: As matplotlib writes it, with the ids of :func:`name_marks`.
+        titles: What :func:`name_marks` returned.
+    """
+    for gid, texts in titles.items():
+        start = content.find(f'<g id="{gid}">')
+        if start < 0:
+            continue
+        end = _end_of_group(content, start)
+        group, left = content[start:end], [html.escape(text) for text in texts]
+        if group.count("<use ") == len(left):
+            marks = group.split("<use ")
+            titled = [
+                mark.replace("/>", f"><title>{text}</title></use>", 1)
+                for mark, text in zip(marks[1:], left, strict=True)
+            ]
+            group = "<use ".join([marks[0], *titled])
+        elif len(left) == 1:  # a line without marks
+            group = group.replace(">", f"><title>{left[0]}</title>", 1)
+        content = content[:start] + group + content[end:]
+    return content
+
+
+def _end_of_group(content: str, start: int) -> int:
+    """Where the group that begins at ``start`` ends."""
+    depth = 0
+    for tag in re.finditer(r"<g\b[^>]*?(/?)>|</g>", content[start:]):
+        depth += 0 if tag[1] else -1 if tag[0] == "</g>" else 1
+        if depth == 0:
+            return start + tag.end()
+    return len(content)
+
+
+def panels(title: str, columns: int, height: float, *, narrow: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side that share their y axis, or one below the other where it is to be narrow; the
+    title is for those who cannot see it.
+    """
+    # The width is 826 CSS pixels, or 619 points, in which the SVG counts; a narrow one is 384 pixels wide.
+    inches = (4.0, columns * height) if narrow else (8.6, height)
+    figure = Drawing(figsize=inches, layout="constrained")
     figure.set_label(title)
-    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=True)[0])
+    grid = (columns, 1) if narrow else (1, columns)
+    return figure, list(figure.subplots(*grid, squeeze=False, sharey=True).flat)
 
 
-def layer_panels(title: str, names: Sequence[str], columns: int) -> tuple[Figure, list[Axes]]:
+def layer_panels(title: str, names: Sequence[str], columns: int, *, narrow: bool = False) -> tuple[Figure, list[Axes]]:
     """Panels with one row a layer, in the order of the model, names down the left side."""
     rows = min(len(names), MOST_LABELS)
-    figure, axes = panels(title, columns, 1.15 + max(2, rows) * (0.27 if rows <= 20 else 0.165))
-    label_rows(axes[0], names)
+    figure, axes = panels(title, columns, 1.15 + max(2, rows) * (0.27 if rows <= 20 else 0.165), narrow=narrow)
+    label_rows(axes[0], names, most=20 if narrow else 34)
     for axis in axes[1:]:
-        axis.tick_params(left=False, labelleft=False)
+        axis.tick_params(left=False, labelleft=narrow)
+        axis.spines.left.set_visible(not narrow)
     for axis in axes:
         axis.grid(visible=True)
         axis.tick_params(labeltop=rows > 20)
     return figure, axes
 
 
-def label_rows(axis: Axes, names: Sequence[str]) -> None:
-    """One row a name, the first at the top, without an axis line."""
+def label_rows(axis: Axes, names: Sequence[str], *, most: int = 34) -> None:
+    """One row a name, of at most so many signs, the first at the top, without an axis line."""
     step = math.ceil(len(names) / MOST_LABELS)
-    labels = [short(name) for name in names[::step]]
+    labels = [short(name, most) for name in names[::step]]
     axis.set_yticks(range(0, len(names), step), labels, parse_math=False, fontsize=8 if len(names) > 20 else 8.5)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.spines.left.set_visible(False)
@@ -148,7 +266,8 @@ def _tick(value: float) -> str:
 
 def legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """A legend above a figure or below a panel; names are set last, so ``_x`` and ``$x$`` stay as they are."""
-    columns = max(1, min(len(names), LEGEND_SIGNS // (max(map(len, names), default=0) + 8)))
+    signs = int(LEGEND_SIGNS * parent.figure.get_figwidth() / 8.6)
+    columns = max(1, min(len(names), signs // (max(map(len, names), default=0) + 8)))
     above: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
     below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.19)}
     legend = parent.legend(handles, ["x"] * len(names), **(above if isinstance(parent, Figure) else below))

@@ -61,12 +61,12 @@ SENSITIVITY_LOOKS: dict[str, dict[str, Any]] = {
 
 
 @styled
-def draw_security_curve(audit: Audit) -> Figure | None:
+def draw_security_curve(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Robust accuracy over the budget with 95 % intervals, one panel a norm; None without an attack."""
     curves = [(norm.curve, norm.evaluation) for norm in audit.norms if norm.curve and norm.curve.n]
     if not curves:
         return None
-    figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2)
+    figure, axes = panels("Robust accuracy against the size of the perturbation", len(curves), 3.2, narrow=narrow)
     for axis, (curve, evaluation) in zip(axes, curves, strict=True):
         _draw_curve(axis, curve, evaluation, audit.clean_accuracy)
     axes[0].set_ylabel("Accuracy under attack, %")
@@ -74,7 +74,7 @@ def draw_security_curve(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_certificate(audit: Audit) -> Figure | None:
+def draw_certificate(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Certified and attacked accuracy, between which the true one lies, one panel a norm; None without certificates."""
     counted = [
         (norm, norm.certified if norm.certified and norm.certified.n else None)
@@ -83,7 +83,7 @@ def draw_certificate(audit: Audit) -> Figure | None:
     ]
     if not any(proven for _, proven in counted):
         return None
-    figure, axes = panels("Accuracy under attack, between proof and attack", len(counted), 3.5)
+    figure, axes = panels("Accuracy under attack, between proof and attack", len(counted), 3.5, narrow=narrow)
     for axis, (norm, proven) in zip(axes, counted, strict=True):
         _draw_gap(axis, norm, proven, audit.clean_accuracy)
         axis.set_xlabel(f"Budget eps in {norm_name(norm.p)}, input units, log scale")
@@ -95,12 +95,12 @@ def draw_certificate(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_layer_norms(audit: Audit) -> Figure | None:
+def draw_layer_norms(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Concentration factors and the operator norms' ranges, layer by layer; None without layers."""
     names = [layer.name for layer in audit.layers]
     if not names:
         return None
-    figure, (left, right) = layer_panels("Concentration and operator norm of each layer", names, 2)
+    figure, (left, right) = layer_panels("Concentration and operator norm of each layer", names, 2, narrow=narrow)
     remark(left, [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
     left.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     for p in (2.0, math.inf):
@@ -122,7 +122,7 @@ def draw_layer_norms(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_spectra(audit: Audit) -> Figure | None:
+def draw_spectra(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Singular values and row norms over their largest, sorted; None when no layer has two of them.
 
     Up to eight layers are named; of more, the two steepest and the two flattest are, and the rest are thin lines.
@@ -130,7 +130,7 @@ def draw_spectra(audit: Audit) -> Figure | None:
     layers = [layer for layer in audit.layers if not layer.degenerate and len(layer.singular_values) > 1]
     if not layers:
         return None
-    figure, axes = panels("Profiles of singular values and row norms", 2, 4.0)
+    figure, axes = panels("Profiles of singular values and row norms", 2, 4.0, narrow=narrow)
     parts = {"singular_values": "Singular values", "row_norms": "Row ℓ₁ norms"}
     for axis, (part, title) in zip(axes, parts.items(), strict=True):
         profiles = {layer.name: np.asarray(getattr(layer, part)) for layer in layers}
@@ -142,12 +142,12 @@ def draw_spectra(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_compressibility(audit: Audit) -> Figure | None:
+def draw_compressibility(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Row and spectral k-term errors at each of the fractions kept, layer by layer; None without layers."""
     names = [layer.name for layer in audit.layers]
     if not names:
         return None
-    figure, axes = layer_panels("Compressibility of each layer", names, 2)
+    figure, axes = layer_panels("Compressibility of each layer", names, 2, narrow=narrow)
     remark(axes[0], [y for y, layer in enumerate(audit.layers) if layer.degenerate], "all weights are zero")
     missing = (math.nan,) * len(FRACTIONS)
     parts = {"row_error": "Rows kept", "spectral_error": "Singular values kept"}
@@ -166,12 +166,12 @@ def draw_compressibility(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_sensitivity(audit: Audit) -> Figure | None:
-    """Largest gain found and certified global bound, by norm; None when there is neither."""
+def draw_sensitivity(audit: Audit, *, narrow: bool = False) -> Figure | None:
+    """Largest gain found and certified global bound, by norm; None when no norm has both, or the median beside one."""
     rows = [_sides(norm.lipschitz) for norm in audit.norms]
-    if not any(rows):
-        return None
-    figure, (axis,) = panels("Sensitivity of the logits to the input", 1, 1.25 + 0.55 * len(rows))
+    if not any(len(sides) > 1 for sides in rows):
+        return None  # one number a norm stands better in the table
+    figure, (axis,) = panels("Sensitivity of the logits to the input", 1, 1.25 + 0.55 * len(rows), narrow=narrow)
     for y, sides in enumerate(rows):
         _draw_sensitivity(axis, y, sides)
     label_rows(axis, [norm_name(norm.p) for norm in audit.norms])
@@ -184,14 +184,14 @@ def draw_sensitivity(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_directions(audit: Audit) -> Figure | None:
+def draw_directions(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Where the attack's perturbation goes at each layer, and how it grows; None without responses."""
     responses = [response for norm in audit.norms for response in norm.responses if response.k]
     if not responses:
         return None
     names = list(dict.fromkeys(response.layer for response in responses))
     columns = sorted({0, min(len(response.k) for response in responses) - 1})
-    figure, axes = layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1)
+    figure, axes = layer_panels("Adversarial perturbations in the layers", names, len(columns) + 1, narrow=narrow)
     rows = [(names.index(response.layer) + NORM_LIFT[response.p], response) for response in responses]
     random = {(r.layer, r.p): r.energy for norm in audit.norms for r in norm.random_responses if r.energy}
     aimless = [random.get((r.layer, r.p), r.isotropic) for r in responses]  # files of older versions lack random ones
@@ -218,14 +218,17 @@ def draw_directions(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_features(audit: Audit) -> Figure | None:
+def draw_features(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """How much of what separates the classes each layer's representation shows; None where no layer was measured."""
     features = audit.features.followed if audit.features else None
     layers = [layer for layer in features.layers if layer.cosine is not None] if features else []
     if features is None or not layers or features.cosine is None:
         return None
     figure, (axis,) = layer_panels(
-        "What separates the classes, layer by layer", ["input", *(layer.layer for layer in layers), "decision"], 1
+        "What separates the classes, layer by layer",
+        ["input", *(layer.layer for layer in layers), "decision"],
+        1,
+        narrow=narrow,
     )
     cosines = [100.0, *(100 * layer.cosine for layer in layers if layer.cosine is not None), 100 * features.cosine]
     axis.plot(cosines, range(len(cosines)), color=SERIES[0], alpha=0.35, linewidth=0.9)
@@ -246,13 +249,13 @@ def draw_features(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_feature_pairs(audit: Audit) -> Figure | None:
+def draw_feature_pairs(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Attacked radii against the shares that the network decides by, one mark a pair; None with fewer than two."""
     pairs = audit.features.pairs if audit.features else ()
     marks = [(pair.cosine, pair.ratio) for pair in pairs if pair.cosine is not None and pair.ratio is not None]
     if len(marks) < 2:
         return None
-    figure, (axis,) = panels("Attacked radius against the share that the network decides by", 1, 3.2)
+    figure, (axis,) = panels("Attacked radius against the share that the network decides by", 1, 3.2, narrow=narrow)
     axis.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axis.plot([100 * cosine for cosine, _ in marks], [100 * ratio for _, ratio in marks], **series_look(0), alpha=0.7)
     right, top = (106 * (max(column) or 1.0) for column in zip(*marks, strict=True))
@@ -266,7 +269,7 @@ def draw_feature_pairs(audit: Audit) -> Figure | None:
 
 
 @styled
-def draw_universal(audit: Audit) -> Figure | None:
+def draw_universal(audit: Audit, *, narrow: bool = False) -> Figure | None:
     """Predictions changed by universal and by random perturbations, by budget; None when none was judged."""
     results = [result for norm in audit.norms for result in norm.universal if result.fooled.n]
     if not results:
@@ -274,7 +277,7 @@ def draw_universal(audit: Audit) -> Figure | None:
     budgets = list(dict.fromkeys((result.p, result.eps) for result in results))
     # Series, and lift from the middle of the budget's row.
     kinds: dict[str, tuple[int, float]] = {UniversalKind.FITTED: (1, -0.24), UniversalKind.DATA_FREE: (2, 0.0)}
-    figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets))
+    figure, (axis,) = panels("Universal against random perturbations", 1, 1.2 + 0.8 * len(budgets), narrow=narrow)
     for y, place in enumerate(budgets):
         same_budget = [result for result in results if (result.p, result.eps) == place]
         marks = [(*kinds[result.kind], _percent(result.fooled), result.fooled.percent) for result in same_budget]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from brittle.reporting.compression import ALLOCATED, TARGETS, UNITS, in_words
-from brittle.reporting.drawing import INK, SERIES, legend, panels, styled, svg
-from brittle.reporting.page import environment
+from brittle.reporting.drawing import INK, SERIES, legend, panels, styled
+from brittle.reporting.page import drawings, environment
 from brittle.results import Frontier, FrontierRow
 from brittle.results.wording import all_printable, budget, norm_name
 
@@ -28,7 +27,7 @@ def frontier_html(frontier: Frontier) -> str:
         .render(
             frontier=frontier,
             lines=frontier_lines(frontier),
-            figure=Markup(svg(draw_frontier(frontier))),
+            figure=drawings({"frontier": draw_frontier}, frontier)["frontier"],
             removed=UNITS[frontier.asked.remove],
             allocations=[in_words(name, ALLOCATED) for name in frontier.allocations],
             target=TARGETS[frontier.asked.target],
@@ -75,9 +74,9 @@ def _accuracies(row: FrontierRow) -> str:
 
 
 @styled
-def draw_frontier(frontier: Frontier) -> Figure:
+def draw_frontier(frontier: Frontier, *, narrow: bool = False) -> Figure:
     """Accuracy over what is left of the target, without attack and in every norm, one line an allocation."""
-    figure, axes = panels("Accuracy against size", 1 + len(frontier.norms), 3.4)
+    figure, axes = panels("Accuracy against size", 1 + len(frontier.norms), 3.4, narrow=narrow)
     titles = ["Without attack", *(f"Under {norm_name(e.p)} {budget(e.eps)}" for e in frontier.base.evaluations)]
     for axis, p, title in zip(axes, (None, *frontier.norms), titles, strict=True):
         for name, look in zip(frontier.allocations, LOOKS, strict=False):

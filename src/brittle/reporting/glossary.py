@@ -16,6 +16,15 @@ GLOSSARY = {
     "Budget eps": "Largest size of the perturbation in the stated norm, in input units.",
     "95 % interval": "Wilson's interval for the underlying probability, samples taken as independent draws.",
     "Fooling rate": "Share of the samples right without attack whose predicted class changes under attack.",
+    "Median margin": (
+        "Median, over the samples that are right without attack, of how far the logit of the right class exceeds the"
+        " largest other one. An estimate."
+    ),
+    "Margin over sensitivity": (
+        "The margin over how fast it shrinks when the input moves, both at the sample; the median over the samples that"
+        " are right without attack. To first order the distance to the nearest wrong answer, in input units: an"
+        " estimate and no bound."
+    ),
     "Masked gradients": (
         "Gradients that are zero, random or misleading, so that attacks which follow them fail although adversarial"
         " examples are near: the network looks more robust than it is."
@@ -123,6 +132,8 @@ def glossary_of(audit: Audit, column_terms: Iterable[str]) -> dict[str, str]:
     attack = ["Clean accuracy", "Robust accuracy", "Budget eps", "95 % interval", "Fooling rate", "Masked gradients"]
     groups = [
         (attack, any(norm.evaluation for norm in audit.norms)),
+        (["Median margin"], any(norm.evaluation and norm.evaluation.median_margin for norm in audit.norms)),
+        (["Margin over sensitivity"], any(norm.lipschitz.reach is not None for norm in audit.norms)),
         (["Certified accuracy", "Certified radius"], any(norm.certified for norm in audit.norms)),
         (column_terms, bool(audit.layers)),
         (["Sensitivity (Lipschitz constant)"], bool(audit.norms)),

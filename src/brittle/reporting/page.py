@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from brittle.reporting import figures
+from brittle.reporting.advice import advice
 from brittle.reporting.columns import VISIBLE_GROUPS, layer_columns
 from brittle.reporting.drawing import svg
 from brittle.reporting.glossary import glossary_of
-from brittle.reporting.verdict import doubts
+from brittle.reporting.pictures import attacked_rows, direction_pictures, universal_pictures
+from brittle.reporting.verdict import doubts, short_findings
 from brittle.reporting.weighing import CONCENTRATED, uses
 from brittle.results import Audit, FeatureCompression, Setting
 from brittle.results.wording import all_printable, budget, duration, norm_name, number, share
@@ -33,6 +37,10 @@ FIGURES = {
     "universal": figures.draw_universal,
 }
 """What draws each figure, by the name that the page's template has for it."""
+BEST_BOUNDS = 3
+"""Bounds of the sensitivity, the least first, that are visible at once."""
+WORST_CLASSES = 20
+"""Classes at most that have a row, those of the lowest robust accuracy."""
 CLASS_PAIRS = 5
 """Pairs of classes at most that have a row of their own."""
 
@@ -42,7 +50,6 @@ def report_html(audit: Audit) -> str:
     # JSON that cannot close the <script> it stands in; it parses to the same document.
     data = audit.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     audit = all_printable(audit)
-    drawn = {name: draw(audit) for name, draw in FIGURES.items()}
     columns = layer_columns(audit.layers)
     flags = [*audit.flags, *(flag for norm in audit.norms for flag in norm.flags)]
     in_doubt = doubts(audit.norms, audit.flags)
@@ -53,7 +60,14 @@ def report_html(audit: Audit) -> str:
         .get_template("report.html.j2")
         .render(
             audit=audit,
-            figure={name: Markup(svg(figure)) for name, figure in drawn.items() if figure is not None},
+            figure=drawings(FIGURES, audit),
+            short=short_findings(audit),
+            advice=advice(audit),
+            attacked_rows=attacked_rows(audit),
+            direction_pictures=direction_pictures(audit),
+            universal_pictures=universal_pictures(audit),
+            best_bounds=BEST_BOUNDS,
+            worst_classes=WORST_CLASSES,
             columns=columns,
             flags=flags,
             deciding=next(
@@ -72,6 +86,22 @@ def report_html(audit: Audit) -> str:
             data=Markup(data),
         )
     )
+
+
+def drawings(draws: Mapping[str, Callable[..., Figure | None]], result: object) -> dict[str, dict[str, Markup]]:
+    """Every figure of a page as SVG, by name: ``wide``, and ``narrow`` for a phone; without those that there are not.
+
+    Args:
+        draws: What draws each figure, by name.
+        result: What is drawn.
+    """
+    drawn: dict[str, dict[str, Markup]] = {}
+    for name, draw in draws.items():
+        figures = {width: draw(result, narrow=width == "narrow") for width in ("wide", "narrow")}
+        shown = {width: Markup(svg(figure)) for width, figure in figures.items() if figure is not None}
+        if shown:
+            drawn[name] = shown
+    return drawn
 
 
 def write_report(audit: Audit, path: str | Path) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from brittle.reporting.weighing import CONCENTRATED, exceeds_random, explanation
 from brittle.results import (
     FRACTIONS,
+    Audit,
     CertifiedCurve,
     Evaluation,
     FeatureCompression,
@@ -46,6 +47,10 @@ MEET = 0.01
 whatever the checks say of the attack."""
 FEWEST_TO_STAND = 100
 """Samples on which that has to be seen at least, of fewer all."""
+ALARMS = ("Warning: ", "Do not trust", "Only ")
+"""How findings begin that put others in doubt."""
+CAUSES = ("Compressib", "Not fragile", "Whether compressib")
+"""How the finding begins that says whether compressibility explains the fragility."""
 FEWEST_PAIRS = 8
 """Pairs of samples from which on a median of theirs is worth a sentence."""
 
@@ -82,6 +87,52 @@ def judge(
         alone = f"Read from the weights of {len(layers)} layers alone: no data were given, so nothing was attacked."
         return Verdict(level, alone, findings)
     return Verdict(level, _headline(level, deciding, evaluations), findings, deciding)
+
+
+def short_findings(audit: Audit) -> tuple[str, ...]:
+    """What a reader should know first, in a short sentence each: three at most, after whatever puts them in doubt.
+
+    How many right answers the attack turns wrong, how much is proven, and whether the layers explain it. Warnings and
+    doubts of :attr:`brittle.results.Verdict.findings` come first, however many there are.
+
+    Args:
+        audit: What was found; an older file will do.
+    """
+    alarms = [text for text in audit.verdict.findings if text.startswith(ALARMS)]
+    if audit.verdict.level == GUESSING:
+        return tuple(alarms)
+    norms = [norm for norm in audit.norms if norm.evaluation and norm.evaluation.n]
+    deciding = next((norm for norm in norms if norm.p == audit.verdict.decided_by), norms[0] if norms else None)
+    short = (*_broken_in_short(deciding), *_proven_in_short(deciding), *_cause_in_short(audit))
+    return (*alarms, *short)
+
+
+def _broken_in_short(norm: NormResult | None) -> Iterator[str]:
+    if norm and (e := norm.evaluation) and e.clean_correct:
+        where = "in every input value" if math.isinf(e.p) else "in ℓ₂"
+        yield f"Changes of at most {budget(e.eps)} {where} turn {e.fooling_rate.counts} right answers wrong."
+
+
+def _proven_in_short(norm: NormResult | None) -> Iterator[str]:
+    if norm and norm.proven is not None and norm.undecided is not None:
+        undecided = norm.undecided.value or 0.0
+        left = f"{100 * undecided:.0f} % are undecided" if undecided > MEET else "next to none is undecided"
+        yield f"{norm.proven.percent} of the samples are proven to withstand all such changes; {left}."
+
+
+def _cause_in_short(audit: Audit) -> Iterator[str]:
+    """Whether the layers explain it, as the verdict has weighed it; without that, the most concentrated layer."""
+    said = next((text for text in audit.verdict.findings if text.startswith(CAUSES)), None)
+    live = [layer for layer in audit.layers if not layer.degenerate and min(layer.shape) > 1]
+    if said is not None:
+        judged, colon, _ = said.partition(":")
+        yield f"{judged}." if colon else said
+    elif live:
+        layer = max(live, key=lambda candidate: candidate.excess(2))
+        much = f"its norm is {layer.excess(2):.1f} times that of a random matrix of its shape and scale"
+        concentrated = layer.excess(2) >= CONCENTRATED
+        start = "The most concentrated layer is" if concentrated else "No layer is concentrated, not even"
+        yield f"{start} “{layer.name}”: {much}."
 
 
 def doubts(norms: Sequence[NormResult], flags: Sequence[Flag] = ()) -> dict[float, list[Flag]]:
@@ -315,7 +366,7 @@ def _in_the_layers(norms: Sequence[NormResult]) -> Iterator[str]:
         if first and first.layer in random and random[first.layer].k == first.k:
             i = min(range(len(first.k)), key=lambda j: abs(first.isotropic[j] - 0.1))
             if exceeds_random(first, random[first.layer], i):
-                by_chance = f"{100 * random[first.layer].energy[i]:.0f} % of a random one's"
+                by_chance = f"{100 * random[first.layer].energy[i]:.0f} % of a random perturbation's"
                 shares.append(f"{100 * first.energy[i]:.0f} % of the {norm_name(norm.p)} attack's energy ({by_chance})")
                 where, k = first.layer, first.k[i]
     if shares:
@@ -370,7 +421,7 @@ def _sensitivity(lipschitz: Sequence[LipschitzResult]) -> Iterator[str]:
             less = f", a factor of {number(gain)} below the product of norms" if gain >= 1.005 else ""
             parts.append(f"“{q.method}” in {norm_name(q.p)}{less}")
     if parts:
-        yield f"The tightest argument behind these bounds: {'; '.join(parts)}."
+        yield f"The tightest method behind these bounds: {'; '.join(parts)}."
 
 
 def _universal(norms: Sequence[NormResult]) -> Iterator[str]:
@@ -378,8 +429,9 @@ def _universal(norms: Sequence[NormResult]) -> Iterator[str]:
     for norm in norms:
         if (best := norm.best_universal) and best.fooled.n:
             parts.append(
-                f"{best.fooled.percent} within {norm_name(norm.p)} {budget(best.eps)} ({best.kind}; random ones of"
-                f" equal size {best.random_mean.percent} on average and at most {best.random_range[1].percent})"
+                f"{best.fooled.percent} within {norm_name(norm.p)} {budget(best.eps)} ({best.kind}; random"
+                f" perturbations of equal size {best.random_mean.percent} on average and at most"
+                f" {best.random_range[1].percent})"
             )
     if parts:
         yield (

@@ -2,8 +2,10 @@
 
 from brittle.results.attacks import (
     CertifiedCurve,
+    ClassAccuracy,
     Evaluation,
     Flag,
+    FragileSample,
     LayerResponse,
     SampleResult,
     SecurityCurve,
@@ -21,6 +23,7 @@ from brittle.results.documents import (
     Signature,
     Verdict,
 )
+from brittle.results.examples import Examples, Pictures
 from brittle.results.features import FeatureCompression, FeatureLayer, FeaturePair
 from brittle.results.frontiers import Frontier, FrontierRow
 from brittle.results.layers import FRACTIONS, PROFILE_POINTS, LayerBound, LayerResult, LipschitzResult, NormBounds
@@ -46,17 +49,20 @@ __all__ = [
     "CertifiedCurve",
     "ClaimResult",
     "ClaimVerdict",
+    "ClassAccuracy",
     "ColumnCheck",
     "ComparedNetwork",
     "Comparison",
     "CompressionRecipe",
     "CompressionRequest",
     "Evaluation",
+    "Examples",
     "ExperimentResult",
     "FeatureCompression",
     "FeatureLayer",
     "FeaturePair",
     "Flag",
+    "FragileSample",
     "Frontier",
     "FrontierRow",
     "GroupCut",
@@ -73,6 +79,7 @@ __all__ = [
     "NotMeasured",
     "OperatorMethod",
     "Paired",
+    "Pictures",
     "Rate",
     "Reproduction",
     "SampleResult",

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brittle.errors import InputError, first_line
+from brittle.results.examples import Examples
 from brittle.results.rate import Rate, Setting
+from brittle.results.showing import Shown
 from brittle.results.wording import budget, norm_name
 
 if TYPE_CHECKING:
@@ -71,7 +73,42 @@ class SampleResult:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ClassAccuracy:
+    """Accuracy on the samples of one class.
+
+    Attributes:
+        label: The class.
+        clean: Right without attack, of all samples of the class.
+        robust: Right without attack and under every attack, of the same: an upper estimate.
+    """
+
+    label: int
+    clean: Rate
+    robust: Rate
+
+
+@dataclass(frozen=True)
+class FragileSample:
+    """A sample that is right without attack, and how little it takes to change that.
+
+    Attributes:
+        index: Position in the data.
+        label: True class.
+        prediction: Class predicted on the shortest perturbation found; the label where none was.
+        margin: ``s_y - max_{j != y} s_j`` in logit units, without attack.
+        distance: Norm of the shortest perturbation found that changes the prediction, in input units: an upper bound of
+            the distance to the nearest one. None where none was found within the budget.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    margin: float
+    distance: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Clean and robust accuracy of one model at one budget, and what was run to find it.
 
     Robust accuracy is an upper estimate of the true one: the attack may have missed an adversarial example, it
@@ -100,7 +137,11 @@ class Evaluation:
             shuffled answers would have with the labels, whichever is larger. None in results of older versions.
         warnings: What is probably not meant as it was given, a sentence each: labels, budget, normalisation, inputs.
         flags: The checks of whether the robust accuracy can be trusted; none in an audit, whose norms have them.
+        classes: Accuracy by class, of the classes that have samples; none in results of older versions.
+        median_margin: Median of ``s_y - max_{j != y} s_j`` over the samples that are right without attack, in logit
+            units: an estimate from these samples. None where there are none, and in results of older versions.
         samples: Per-sample results, kept out of the JSON (they go to Parquet) and of comparisons.
+        examples: Inputs and adversarial examples where they were asked for, kept out of the JSON and of comparisons.
     """
 
     attacks: tuple[str, ...]
@@ -124,7 +165,10 @@ class Evaluation:
     chance: float | None = None
     warnings: tuple[str, ...] = ()
     flags: tuple[Flag, ...] = ()
+    classes: tuple[ClassAccuracy, ...] = ()
+    median_margin: float | None = None
     samples: tuple[SampleResult, ...] = field(default=(), compare=False, repr=False, metadata={"json": False})
+    examples: Examples | None = field(default=None, compare=False, repr=False, metadata={"json": False})
 
     @property
     def clean_accuracy(self) -> Rate:
@@ -148,6 +192,9 @@ class Evaluation:
         misled = f"; {self.misled} attacked further, since gradients mislead" if self.misled else ""
         accuracies = f"clean {self.clean_accuracy}, robust {self.robust_accuracy}"
         return f"{norm_name(self.p)} {budget(self.eps)}: {accuracies}{proven}{misled}"
+
+    def __repr__(self) -> str:
+        return f"<Evaluation of {self.n} samples, {self.summary}>"
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -13,7 +13,14 @@ from functools import singledispatch
 from itertools import pairwise
 
 from brittle.errors import InputError
-from brittle.results.attacks import CertifiedCurve, Evaluation, LayerResponse, SecurityCurve, UniversalResult
+from brittle.results.attacks import (
+    CertifiedCurve,
+    Evaluation,
+    FragileSample,
+    LayerResponse,
+    SecurityCurve,
+    UniversalResult,
+)
 from brittle.results.compression import REMOVALS, TARGETS, CompressionRecipe, CompressionRequest, GroupCut
 from brittle.results.features import FeatureCompression, FeatureLayer, FeaturePair
 from brittle.results.layers import FRACTIONS, LayerBound, LayerResult, LipschitzResult, NormBounds
@@ -110,6 +117,24 @@ def _(result: Evaluation) -> Iterable[Rule]:
     yield [*found] == sorted((0, *found))[1:], "0 <= proven <= robust_correct <= clean_correct <= n", found
     yield finite(result, "largest_perturbation")
     yield result.chance is None or 0 <= result.chance <= 1, "a chance from 0 to 1", result.chance
+    yield result.examples is None, "no examples in a file", "some"
+    if result.classes:
+        counted = tuple(
+            sum(getattr(rate, part) for rate in rates)
+            for part, rates in (
+                ("n", [entry.clean for entry in result.classes]),
+                ("hits", [entry.clean for entry in result.classes]),
+                ("hits", [entry.robust for entry in result.classes]),
+            )
+        )
+        totals = (result.n, result.clean_correct, result.robust_correct)
+        yield counted == totals, f"classes that add up to {totals}", counted
+
+
+@rules_of.register
+def _(sample: FragileSample) -> Iterable[Rule]:
+    yield counts(sample, "index", "label", "prediction")
+    yield sizes(sample, "distance")
 
 
 @rules_of.register
@@ -196,7 +221,7 @@ def _(layer: LayerResult) -> Iterable[Rule]:
 def _(result: LipschitzResult) -> Iterable[Rule]:
     yield result.p in NORMS, "p of 2 or inf", result.p
     yield counts(result, "n")
-    yield sizes(result, "upper", "lower", "median_lower", "largest_on_data", "reach")
+    yield sizes(result, "upper", "lower", "median_lower", "largest_on_data", "reach", "slope")
     yield min((value for _, value in result.arguments), default=0) >= 0, "arguments of at least 0", result.arguments
 
 

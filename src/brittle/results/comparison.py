@@ -16,6 +16,7 @@ from brittle.results.documents import Audit, NormResult, Saved, read_document
 from brittle.results.layers import FRACTIONS, LayerResult, layers_frame
 from brittle.results.methods import Argument
 from brittle.results.rate import NotMeasured, Rate
+from brittle.results.showing import Plotted
 from brittle.results.size import Latency, NetworkSize
 from brittle.storage import codec
 
@@ -149,6 +150,17 @@ class ComparedNetwork:
         """Largest sensitivity found, on data and by ascent: a lower bound of the same constant."""
         return self.audit.norm(p).lipschitz.lower
 
+    @property
+    def median_margin(self) -> float | None:
+        """Median margin over the samples that are right without attack, in logit units: an estimate."""
+        return next((e.median_margin for e in self.evaluations), None)
+
+    def reach(self, p: float) -> float | None:
+        """Margin over sensitivity, the median over samples that are right without attack: to first order the distance
+        to the nearest wrong answer, an estimate.
+        """
+        return self.audit.norm(p).lipschitz.reach
+
     def alignment(self, p: float) -> float | None:
         """What the alignments of neighbouring layers leave of the product of norms, at most 1: Theorem 3.2 with exact
         norms, the disjoint pairs (inf) or all pairs (2); an upper bound. None where that argument does not apply.
@@ -176,8 +188,8 @@ class LayerRow:
     layers: tuple[LayerResult | None, ...]
 
 
-@dataclass(frozen=True)
-class Comparison(Saved):
+@dataclass(frozen=True, repr=False)
+class Comparison(Saved, Plotted):
     """The result of :func:`brittle.compare`: networks that were audited alike, on the same samples.
 
     Attributes:
@@ -200,6 +212,10 @@ class Comparison(Saved):
     compression: CompressionRecipe | None = None
     schema_version: int = COMPARISON_SCHEMA_VERSION
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        names = ", ".join(network.name for network in self.others)
+        return f"<Comparison: {names} beside {self.first.name}>"
 
     @property
     def first(self) -> ComparedNetwork:

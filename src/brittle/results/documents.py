@@ -19,6 +19,7 @@ from brittle.results.attacks import (
     CertifiedCurve,
     Evaluation,
     Flag,
+    FragileSample,
     LayerResponse,
     SecurityCurve,
     UniversalResult,
@@ -26,9 +27,11 @@ from brittle.results.attacks import (
     samples_frame,
 )
 from brittle.results.checks import LARGEST, NORMS, Rule, check, rules_of
+from brittle.results.examples import Pictures
 from brittle.results.features import FeatureCompression
 from brittle.results.layers import LayerResult, LipschitzResult, layers_frame
 from brittle.results.rate import NotMeasured, Rate, Setting
+from brittle.results.showing import Plotted
 from brittle.results.wording import budget_in_units
 from brittle.storage import codec
 from brittle.storage.files import write_text
@@ -40,6 +43,8 @@ SCHEMA_VERSION = 2
 """Of an audit's JSON. Version 1 kept a list a kind of result, each over all norms; it is still read."""
 MOST_BYTES = 2**28
 """Of an audit's JSON; that of a network of thousands of layers takes a tenth."""
+PICTURES = ".npz"
+"""Ending of the file beside an audit's JSON that holds its pictures."""
 ATTACK_SCHEMA_VERSION = 1
 """Of the JSON of an :class:`AttackResult`."""
 
@@ -148,7 +153,7 @@ def read_document(path: Path, name: str) -> bytes:
 
 
 class Saved:
-    """What audits, results of attacks and comparisons have in common: JSON in a file."""
+    """What audits, results of attacks, comparisons and frontiers have in common: JSON in a file."""
 
     def to_json(self) -> str:
         """The result as JSON (infinities as strings, without the per-sample results)."""
@@ -218,6 +223,8 @@ class NormResult:
         random_responses: What a random perturbation of equal size does at each layer (random signs, p = inf, or a
             random direction, p = 2).
         class_responses: What the way to a sample of another class does at each layer: what tells the classes apart.
+        most_fragile: The samples, right without attack, that the shortest perturbations found change, ten at most,
+            shortest first; those that none was found for follow by their margin under attack. None in older files.
         universal: Universal perturbations within ``eps``, the one that fools most first.
         flags: The checks of whether the robust accuracy in this norm can be trusted.
     """
@@ -233,6 +240,7 @@ class NormResult:
     flags: tuple[Flag, ...] = ()
     random_responses: tuple[LayerResponse, ...] = ()
     class_responses: tuple[LayerResponse, ...] = ()
+    most_fragile: tuple[FragileSample, ...] = ()
 
     @property
     def proven(self) -> Rate | None:
@@ -285,8 +293,8 @@ def _(result: NormResult) -> Iterable[Rule]:
     yield result.eps == eps, f"eps of the evaluation, {eps}", result.eps
 
 
-@dataclass(frozen=True)
-class Audit(Saved):
+@dataclass(frozen=True, repr=False)
+class Audit(Saved, Plotted):
     """The result of :func:`brittle.audit`.
 
     Attributes:
@@ -303,6 +311,10 @@ class Audit(Saved):
         features: By how much of what separates the classes the network decides; None where it was not measured, and in
             older files.
         normalisation: How the network normalises its inputs; None in an older file.
+        source: How the network and the data were named, by option of the command line, for commands to copy; empty
+            where that is not known. Left out of comparisons.
+        pictures: What can be looked at where inputs are images: kept out of the JSON and of comparisons, and saved
+            beside it. None of other inputs, without data, and where no such file is there.
     """
 
     model: str
@@ -317,12 +329,23 @@ class Audit(Saved):
     seconds: float = field(default=0.0, compare=False)
     features: FeatureCompression | None = None
     normalisation: Normalisation | None = None
+    source: dict[str, Setting] = field(default_factory=dict, compare=False)
+    pictures: Pictures | None = field(default=None, compare=False, metadata={"json": False})
 
     @property
     def how_fed(self) -> str:
         """One sentence: the inputs, their normalisation, and the budgets in all units; ``""`` without data."""
         evaluations = [norm.evaluation for norm in self.norms if norm.evaluation]
         return how_fed(self.normalisation, evaluations) if evaluations else ""
+
+    def __repr__(self) -> str:
+        return f"<Audit of {self.model}: {self.verdict.level}. {self.verdict.headline}>"
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to ``path``, whole or not at all, and the pictures, if any, beside it as ``.npz``."""
+        if self.pictures is not None:
+            self.pictures.save(Path(path).with_suffix(PICTURES), self.signature.line)
+        super().save(path)
 
     def norm(self, p: float) -> NormResult:
         """What was found in the norm ``p``.
@@ -365,7 +388,7 @@ class Audit(Saved):
 
     @staticmethod
     def load(path: str | Path, samples: str | Path | None = None) -> Audit:
-        """Read an audit that :meth:`save` wrote.
+        """Read an audit that :meth:`save` wrote, with its pictures where they lie beside it.
 
         Args:
             path: The JSON.
@@ -375,8 +398,13 @@ class Audit(Saved):
             InputError: As :meth:`from_json`, or there is no regular file, or one of more than 256 MB; or the samples
                 are not those of the audit.
         """
-        audit = Audit.from_json(read_document(Path(path), "audit"))
+        audit = Audit.from_json(read_document(Path(path), "audit")).with_pictures(Path(path))
         return audit if samples is None else audit.with_samples(read_samples(Path(samples)))
+
+    def with_pictures(self, path: Path) -> Audit:
+        """The audit with the pictures that lie beside its JSON at ``path``; as it is where those are not its own."""
+        found = Pictures.read(path.with_suffix(PICTURES), self.signature.line)
+        return self if found is None else dataclasses.replace(self, pictures=found)
 
     def with_samples(self, frame: pd.DataFrame) -> Audit:
         """The audit with the per-sample results of :meth:`samples_frame` put back.
@@ -398,6 +426,7 @@ def _(audit: Audit) -> Iterable[Rule]:
     yield 0 < len(norms) == len(set(norms)), "results in one norm at least, and in each once", norms
     names = [layer.name for layer in audit.layers]
     yield len(set(names)) == len(names), "layers of different names", names
+    yield audit.pictures is None, "no pictures in a file of JSON", "some"
     yield audit.parameters >= 0, "parameters of at least 0", audit.parameters
     yield 0 <= audit.seconds < LARGEST, "seconds of at least 0", audit.seconds
 

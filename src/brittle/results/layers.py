@@ -196,6 +196,8 @@ class LipschitzResult:
         reach: Median over samples that are right without attack of the margin over its slope, ``m / ||grad m||_q`` with
             q dual to p: to first order the distance to the nearest wrong answer, in input units. An estimate and no
             bound; None without data.
+        slope: Median over the same samples of ``||grad m||_q``, in logit units per input unit: how fast the margin can
+            shrink, to first order. An estimate; None without data, and in older files.
     """
 
     p: float
@@ -208,6 +210,7 @@ class LipschitzResult:
     largest_on_data: float | None = None
     arguments: tuple[tuple[str, float], ...] = ()
     reach: float | None = None
+    slope: float | None = None
 
     @property
     def tightness(self) -> float | None:

@@ -34,4 +34,4 @@ def read_result(path: Path) -> Audit | Comparison | Frontier:
     except (ValueError, RecursionError):
         document = None
     kinds = [kind for mark, kind in MARKS.items() if isinstance(document, dict) and mark in document]
-    return (kinds[0] if kinds else Audit).from_json(text)
+    return kinds[0].from_json(text) if kinds else Audit.from_json(text).with_pictures(files[0])
