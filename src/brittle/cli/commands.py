@@ -328,7 +328,7 @@ def _compare(
         print(result.to_json(), end="")
     elif not output.quiet:
         headline, *lines = comparison_lines(result)
-        say(headline, *(f"  - {line}" for line in lines))
+        say(headline, *(f"  - {line}" for line in lines), *_how_fed(result))
     if not as_json:
         say(f"Report: {output.out / 'report.html'}")
     _pass(gate, [(network.name, e) for network in result.networks for e in network.evaluations])
@@ -449,9 +449,17 @@ def _compress(
     if as_json:
         print(comparison.to_json(), end="")
     elif not output.quiet:
-        say(*comparison_lines(comparison), *compression_lines(result.recipe))
+        say(*comparison_lines(comparison), *compression_lines(result.recipe), *_how_fed(comparison))
         say(f"Report: {output.out / 'report.html'}; next: brittle audit {output.out}")
     _pass(gate, [(small.name, evaluation) for small in comparison.others for evaluation in small.evaluations])
+
+
+def _how_fed(comparison: Comparison) -> list[str]:
+    """What the networks were fed: one sentence where it is the same for all, else one for each; none without data."""
+    sentences = {network.name: network.audit.how_fed for network in comparison.networks if network.audit.how_fed}
+    if len(set(sentences.values())) < 2:
+        return [*sentences.values()][:1]
+    return [f"{name}: {sentence}" for name, sentence in sentences.items()]
 
 
 def _show_frontier(frontier: Frontier, output: Output, as_json: bool) -> None:

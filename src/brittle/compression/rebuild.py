@@ -94,7 +94,7 @@ def _built(blueprint: Blueprint, seed: int = 0, most: int | None = None) -> nn.M
         )
     network = build_model(blueprint.arch, blueprint.arguments, seed=seed, most=most)
     if blueprint.mean or blueprint.std:
-        return normalised(network, blueprint.mean, blueprint.std)
+        return normalised(network, blueprint.mean, blueprint.std, "as its folder says")
     return network
 
 

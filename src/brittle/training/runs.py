@@ -272,7 +272,7 @@ def _build_fresh(request: RunRequest, data: Data) -> tuple[nn.Module, RunConfig]
         raise InputError(f"mean, std: expected one number for each of {data.inputs.shape[1]} channels; got {len(mean)}")
     arguments = {**_arguments_from_data(arch, data), **request.arguments}
     inner = build_model(arch, arguments, seed=request.recipe.seed)
-    network = normalised(inner, mean, std)
+    network = normalised(inner, mean, std, "the run's configuration")
     if request.start is not None:
         state = read_state(request.start)
         fill(network if any(key.startswith("normalize.") for key in state) else inner, state)
