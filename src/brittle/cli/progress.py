@@ -49,7 +49,8 @@ def stage_lines(
         if line := resumed_line(stage, done, total):
             tell(line)
             return
-        lasted = clock() - begun.setdefault(stage, clock())
+        now = clock()
+        lasted = now - begun.setdefault(stage, now)
         ends = done == total and lasted >= every and stage not in over
         if done == total:
             over.add(stage)
