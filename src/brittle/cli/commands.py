@@ -123,7 +123,7 @@ def run(arguments: list[str]) -> int:
         again = " without --overwrite" if "--overwrite" in arguments else ""
         return complain(
             "interrupted; nothing was half-written, run the same command again "
-            f"(an audit, an attack, a comparison, a compression, a training or a sweep resumes{again})",
+            f"(an audit, an attack, a comparison, a compression, a training or a sweep resumes where it stopped{again})",
             130,
         )
 
