@@ -45,7 +45,9 @@ def test_audit_writes_json_parquet_and_report(audit, tmp_path, capsys):
     assert len(samples) == 2 * 20
     assert found.norms[0].evaluation.clean_correct == (samples[:20].label == samples[:20].clean_prediction).sum()
     assert found.verdict.headline.split(":")[0] in (out / "report.html").read_text()
-    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "report.html", "samples.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["audit.json", "audit.npz", "report.html", "samples.parquet"]
+    assert found.pictures is not None
+    assert found.source["arch"] == "fcn"
     printed = capsys.readouterr()
     assert str(out / "report.html") in printed.out
     assert found.signature.line in printed.out

@@ -10,7 +10,10 @@ from helpers.audits import INF, full
 from helpers.command_line import one_line
 from helpers.networks import mlp
 
-FILES = {"audit": ["audit.json", "report.html", "samples.parquet"], "attack": ["attack.json", "samples.parquet"]}
+FILES = {
+    "audit": ["audit.json", "audit.npz", "report.html", "samples.parquet"],
+    "attack": ["attack.json", "samples.parquet"],
+}
 EVALUATIONS = [norm.evaluation for norm in full().norms]
 """417 of 1000 in l_inf, 583 of 1000 in l_2."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,10 @@ def sample_sketches(worst: WorstCase, p: float, universal: Tensor | None) -> Ske
     unbroken = worst.robust_correct.nonzero()[:SHOWN, 0].tolist()
     chosen = [*dict.fromkeys([*of_class.values(), *broken, *unbroken])][:SHOWN]
     rows = torch.tensor(chosen, dtype=torch.long)
-    tensors = {name: t[rows.to(t.device)].cpu() for name, t in vars(worst).items() if isinstance(t, Tensor)}
-    kept = WorstCase(**tensors, rejected=0)
+    tensors: dict[str, Any] = {
+        name: t[rows.to(t.device)].cpu() for name, t in vars(worst).items() if isinstance(t, Tensor)
+    }
+    kept = replace(worst, **tensors)
     return Sketches(p, kept, None if universal is None else universal.detach().cpu())
 
 

@@ -102,7 +102,7 @@ def name_marks(figure: Figure) -> dict[str, list[str]]:
     above = [handle for legend in figure.legends for handle in _named_handles(legend)]
     titles: dict[str, list[str]] = {}
     for axis in figure.axes:
-        known = [*above, *(_named_handles(axis.get_legend()) if axis.get_legend() else [])]
+        known = [*above, *_named_handles(axis.get_legend())]
         for line in axis.lines:
             x, y = (np.asarray(values, dtype=float) for values in line.get_data(orig=False))
             if line.get_transform() != axis.transData or not len(x):
@@ -123,7 +123,10 @@ def name_marks(figure: Figure) -> dict[str, list[str]]:
     return {gid: texts for gid, texts in titles.items() if texts}
 
 
-def _named_handles(legend: Legend) -> list[tuple[tuple[object, ...], str]]:
+def _named_handles(legend: Legend | None) -> list[tuple[tuple[object, ...], str]]:
+    """The look of each series that a legend names, with its name."""
+    if legend is None:
+        return []
     handles = [handle for handle in legend.legend_handles if isinstance(handle, Line2D)]
     return [(_look(handle), text.get_text()) for handle, text in zip(handles, legend.get_texts(), strict=False)]
 
@@ -266,7 +269,8 @@ def _tick(value: float) -> str:
 
 def legend(parent: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """A legend above a figure or below a panel; names are set last, so ``_x`` and ``$x$`` stay as they are."""
-    signs = int(LEGEND_SIGNS * parent.figure.get_figwidth() / 8.6)
+    whole = parent if isinstance(parent, Figure) else parent.get_figure()
+    signs = int(LEGEND_SIGNS * whole.get_figwidth() / 8.6) if isinstance(whole, Figure) else LEGEND_SIGNS
     columns = max(1, min(len(names), signs // (max(map(len, names), default=0) + 8)))
     above: dict[str, Any] = {"loc": "outside upper left", "ncols": columns}
     below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.19)}

@@ -56,7 +56,7 @@ def attacked_rows(audit: Audit) -> dict[float, list[Row]]:
     if pictures is None:
         return {}
     norms = [norm.p for norm in audit.norms]
-    rows = {p: [_attacked_row(pictures, i) for i in np.flatnonzero(pictures.norms == p)] for p in norms}
+    rows = {p: [_attacked_row(pictures, int(i)) for i in np.flatnonzero(pictures.norms == p)] for p in norms}
     return {p: found for p, found in rows.items() if found}
 
 
