@@ -122,8 +122,8 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         again = " without --overwrite" if "--overwrite" in arguments else ""
         return complain(
-            "interrupted; nothing was half-written, run the same command again "
-            f"(an audit, an attack, a comparison, a compression, a training or a sweep resumes where it stopped{again})",
+            "interrupted; nothing was half-written, run the same command again (an audit, an attack, a comparison, "
+            f"a compression, a training or a sweep resumes where it stopped{again})",
             130,
         )
 
