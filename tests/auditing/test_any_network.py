@@ -219,6 +219,7 @@ def test_samples_in_any_form_are_the_same_samples(form):
 BAD_DATA = {
     "no inputs": ([{"audio": X, "label": Y}], "expected dictionaries with one of pixel_values.*got audio, label"),
     "bytes": (((X * 255).byte(), Y), "expected a floating tensor.*divide bytes by 255"),
+    "lists": ([{"image": X.tolist(), "label": Y}], r"got list; a data set of Hugging Face needs .with_format"),
     "words": ((np.array(["a"]), Y[:1]), "expected inputs as a tensor"),
 }
 

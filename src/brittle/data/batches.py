@@ -108,7 +108,8 @@ def _read_batch(batch: object, tell: Tell | None = None) -> tuple[Tensor, Tensor
     if isinstance(x, Tensor):
         check_dense(x, "data")
     if not isinstance(x, Tensor) or x.ndim == 0:
-        raise InputError(f"data: expected inputs as a tensor (N, ...); got {type(x).__name__}")
+        remedy = '; a data set of Hugging Face needs .with_format("torch")' if isinstance(x, list) else ""
+        raise InputError(f"data: expected inputs as a tensor (N, ...); got {type(x).__name__}{remedy}")
     try:
         y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
