@@ -172,7 +172,8 @@ def test_times_are_those_of_their_batch():
 def test_the_picture_has_a_row_a_network_and_a_mark_a_number():
     comparison = beside(*(network(f"network {i}", 1 / (i + 1)) for i in (1, 2)))
     axes = draw_comparison(comparison).axes
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["dense", "network 1", "network 2"]
+    names = ["dense", "network 1", "network 2"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [f"{name}\n8,576 parameters" for name in names]
     marks = [line for line in axes[1].lines if line.get_marker() == "D"]
     assert [float(line.get_xdata()[0]) for line in marks] == pytest.approx(
         [100 * network.spectral_head for network in comparison.networks]
