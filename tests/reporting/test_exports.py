@@ -67,7 +67,7 @@ def test_nothing_in_a_name_acts_on_the_card():
 
 @pytest.mark.parametrize(("kind", "begins"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
 def test_figures_are_files_of_their_kind_and_always_the_same(kind, begins, tmp_path):
-    audit = dataclasses.replace(audits.one_layer(), layers=())
+    audit = audits.one_layer()
     written = [write_figures(audit, tmp_path / name, kind) for name in ("one", "two")]
     assert written[0]
     for first, second in zip(*written, strict=True):
