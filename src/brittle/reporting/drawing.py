@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from brittle.results.wording import SUPERSCRIPT, number
 
@@ -139,11 +139,10 @@ def _look(line: Line2D) -> tuple[object, ...]:
 
 def _title(axis: Axes, name: str, x: float, y: float) -> str:
     """What a mark shows: the row or place where it stands, its series, and its value."""
-    rows = axis.yaxis.get_major_formatter()
-    if isinstance(rows, FixedFormatter):
-        places = list(axis.yaxis.get_major_locator()())
-        nearest = min(range(len(places)), key=lambda i: abs(places[i] - y), default=None)
-        row = "" if nearest is None or abs(places[nearest] - y) > 0.5 else str(rows.seq[nearest]).partition("\n")[0]
+    rows, locator = axis.yaxis.get_major_formatter(), axis.yaxis.get_major_locator()
+    if isinstance(rows, FuncFormatter) and isinstance(locator, FixedLocator):  # what naming the ticks leaves there
+        nearest = min(locator.locs, key=lambda place: abs(place - y), default=math.inf)
+        row = rows(nearest).partition("\n")[0] if abs(nearest - y) <= 0.5 else ""
         value, where = _valued(x, axis.get_xlabel()), ", ".join(filter(None, (row, name)))
         return f"{where}: {value}" if where else value
     where = f"{name}, " if name else ""
