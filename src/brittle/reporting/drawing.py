@@ -141,7 +141,7 @@ def _title(axis: Axes, name: str, x: float, y: float) -> str:
     """What a mark shows: the row or place where it stands, its series, and its value."""
     rows, locator = axis.yaxis.get_major_formatter(), axis.yaxis.get_major_locator()
     if isinstance(rows, FuncFormatter) and isinstance(locator, FixedLocator):  # what naming the ticks leaves there
-        nearest = min(locator.locs, key=lambda place: abs(place - y), default=math.inf)
+        nearest = min(map(float, axis.get_yticks()), key=lambda place: abs(place - y), default=math.inf)
         row = rows(nearest).partition("\n")[0] if abs(nearest - y) <= 0.5 else ""
         value, where = _valued(x, axis.get_xlabel()), ", ".join(filter(None, (row, name)))
         return f"{where}: {value}" if where else value
