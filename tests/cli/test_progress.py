@@ -32,9 +32,9 @@ def test_lines_are_half_a_minute_apart(clock, told):
     for clock.now in range(100):
         progress("attack", clock.now, 1000)
     assert told == [
-        "attack: 30 of 1,000 after 30.0 s",
-        "attack: 60 of 1,000 after 1 min 0 s",
-        "attack: 90 of 1,000 after 1 min 30 s",
+        "attack: 30 of 1,000 (30.0 s so far)",
+        "attack: 60 of 1,000 (1 min 0 s so far)",
+        "attack: 90 of 1,000 (1 min 30 s so far)",
     ]
 
 
@@ -55,7 +55,7 @@ def test_the_end_of_a_long_stage_is_told_once(clock, told):
     progress("layers", 5, None)
     progress("bounds", 1, 1)
     progress("bounds", 1, 1)
-    assert told == ["layers: 5 after 2.0 s", "bounds: 1 of 1 after 31.0 s"]
+    assert told == ["layers: 5 (31.0 s so far)", "bounds: 1 of 1 (31.0 s so far)"]
 
 
 def test_a_resumed_command_says_what_was_done_before(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,7 @@ SECONDS = 30.0
 
 
 def now_and_then(
-    tell: Callable[[str], None], every: float = SECONDS, clock: Callable[[], float] = time.monotonic
+    tell: Callable[[str], None], every: float, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[str, bool], None]:
     """What passes on a line when none was told for ``every`` seconds, or when it is due in any case."""
     told = clock()
@@ -39,11 +39,9 @@ def now_and_then(
     return maybe
 
 
-def stage_lines(
-    tell: Callable[[str], None], every: float = SECONDS, clock: Callable[[], float] = time.monotonic
-) -> Progress:
+def stage_lines(tell: Callable[[str], None], every: float, clock: Callable[[], float] = time.monotonic) -> Progress:
     """A line now and then, and at the end of every stage that took so long."""
-    maybe, begun, over = now_and_then(tell, every, clock), dict[str, float](), set[str]()
+    maybe, begun, over, start = now_and_then(tell, every, clock), dict[str, float](), set[str](), clock()
 
     def progress(stage: str, done: int, total: int | None) -> None:
         if line := resumed_line(stage, done, total):
@@ -54,7 +52,8 @@ def stage_lines(
         ends = done == total and lasted >= every and stage not in over
         if done == total:
             over.add(stage)
-        maybe(f"{stage}: {done:,}{'' if total is None else f' of {total:,}'} after {duration(lasted)}", ends)
+        of_all = "" if total is None else f" of {total:,}"
+        maybe(f"{stage}: {done:,}{of_all} ({duration(now - start)} so far)", ends)
 
     return progress
 
@@ -93,7 +92,7 @@ def stage_bars(quiet: bool, window: float = 30.0) -> Iterator[Progress]:
         rich.TimeRemainingColumn(),
     )
     if quiet or not console.is_terminal:
-        yield silent if quiet else stage_lines(note)
+        yield silent if quiet else stage_lines(note, SECONDS)
         return
     with rich.Progress(*columns, console=console, speed_estimate_period=window) as bars:
         tasks: dict[str, TaskID] = {}
@@ -137,7 +136,7 @@ def training_bar(quiet: bool, tensorboard: Path | None) -> Iterator[Callable[[Mo
     shown = not quiet and console.is_terminal
     log_to = nullcontext() if tensorboard is None else tensorboard_log(tensorboard)
     with rich.Progress(*columns, console=console, disable=not shown) as bars, log_to as log:
-        task, maybe, begun = bars.add_task("starting", total=None), now_and_then(note), False
+        task, maybe, begun = bars.add_task("starting", total=None), now_and_then(note, SECONDS), False
 
         def progress(moment: Moment) -> None:
             """Move the bar; print and log the row of an epoch that is over."""
