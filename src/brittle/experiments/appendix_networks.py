@@ -200,7 +200,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
-    seconds={"smoke": 3, "small": 160},
+    seconds={"smoke": 3, "small": 110},
     about=(
         "Figure 5, bottom, with one thing changed at a time: the architecture, the data set, or the group lasso, whose "
         "standard form a smaller scale of all weights satisfies. Otherwise ResNet18 with torchvision's stem on "

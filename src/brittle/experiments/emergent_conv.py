@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
         ),
     },
     claims=CLAIMS,
-    seconds={"smoke": 1, "small": 110},
+    seconds={"smoke": 1, "small": 200},
     about=(
         "ResNet18 with torchvision's stem on CIFAR-10, trained by plain stochastic gradient descent without momentum, "
         f"weight decay, penalty or augmentation, until {100 * FITTED:g} % of the training samples are right as they "
