@@ -28,6 +28,8 @@ EPS = {math.inf: 0.06, 2: 0.3}
 WIDE = (-50.0, 50.0)
 """Bounds that no budget used here reaches."""
 quick_apgd = functools.partial(apgd, steps=10)
+ASKED = 1
+"""Gradients by which a function is asked whether it has any."""
 drawn = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
 
@@ -151,13 +153,13 @@ def test_certified_radii_save_passes_and_change_nothing():
         assert knowing.backwards < 0.5 * plain.backwards
 
 
-def test_certified_radii_above_every_budget_need_no_pass_at_all():
+def test_certified_radii_above_every_budget_need_no_attack_at_all():
     net, x, y, _, right = binary(2)
     threat = Threat((quick_apgd,), 2, bounds=WIDE)
     worst = worst_case(net, x, y, threat, 1e-6)
     counted = Counted(net)
     curve = security_curve(counted, worst, threat, at=1e-6, budgets=[1e-5, 2e-5], radii=torch.full((50,), 1.0))
-    assert counted.backwards == 0
+    assert counted.backwards <= ASKED
     assert hits(curve) == [int(right.sum())] * 3
 
 
@@ -378,7 +380,7 @@ def test_the_search_ends_where_nothing_breaks(p):
     assert (found.survived[right] == 0.5).all()
     assert (found.distance[~right] == 0).all()
     assert torch.equal(found.x_adv, x)
-    assert constant.backwards <= 11 * int(right.sum())
+    assert constant.backwards <= ASKED + 11 * int(right.sum())
 
 
 def test_nobody_to_attack_costs_nothing():
@@ -386,7 +388,7 @@ def test_nobody_to_attack_costs_nothing():
     y = (mlp()(x).argmax(1) + 1) % 10
     counted = Counted(mlp())
     found = minimal_distances(counted, x, y, Threat((quick_apgd,)), largest=0.5)
-    assert counted.backwards == 0
+    assert counted.backwards <= ASKED
     assert (found.distance == 0).all()
 
 
