@@ -98,7 +98,7 @@ def test_every_option_is_one_that_its_attack_has(name):
         assert options.keys() <= inspect.signature(attack).parameters.keys()
 
 
-@pytest.mark.parametrize("name", ["", "Fast", "autoattack", "apgd"])
+@pytest.mark.parametrize("name", ["", "Fast", "AutoAttack", "apgd"])
 def test_unknown_names_are_an_error(name):
     with pytest.raises(InputError, match=rf"^attacks: expected one of fast, standard, thorough, .*got {name!r}"):
         preset(name, 10)
