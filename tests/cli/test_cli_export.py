@@ -1,6 +1,5 @@
 """``brittle export`` and ``brittle schema`` as a user meets them."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -34,7 +33,7 @@ def test_tables_go_to_standard_output(saved, capsys):
 
 
 def test_figures_are_files(tmp_path, capsys):
-    dataclasses.replace(audits.one_layer(), layers=()).save(tmp_path / "audit.json")
+    audits.one_layer().save(tmp_path / "audit.json")
     assert run(["export", "figures", str(tmp_path), "--format", "png", "-o", str(tmp_path / "figures")]) == 0
     named = [line.removeprefix("Figure: ") for line in capsys.readouterr().out.splitlines()]
     assert named == [str(path) for path in map(pathlib.Path, named) if path.read_bytes().startswith(b"\x89PNG")]

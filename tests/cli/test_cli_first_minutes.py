@@ -71,7 +71,7 @@ def test_a_network_of_a_library_is_suggested_in_its_form(weights, capsys):
 
 
 def test_a_file_of_a_run_suggests_the_folder(weights, capsys):
-    assert run(["audit", str(weights)]) == 2
+    assert run(["audit", str(weights), "--data", "digits"]) == 2
     assert "give the folder" not in capsys.readouterr().err
     (weights.parent / "config.json").write_text("{}")
     assert run(["audit", str(weights)]) == 2

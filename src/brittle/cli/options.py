@@ -165,8 +165,8 @@ class Network:
         return self._normalised(network, self._statistics(data)).to(device), None
 
     def read_weights(self) -> dict[str, Tensor] | None:
-        """The weights of a file without an architecture to fill; None where there is more than that."""
-        if self.arch is not None or by_name(self.model) or self.model.is_dir():
+        """The weights of a file without an architecture to fill; None where there is more, or a run around it."""
+        if self.arch is not None or by_name(self.model) or self.model.is_dir() or _of_a_run(self.model):
             return None
         from brittle.models.checkpoints import read_state
 

@@ -144,14 +144,14 @@ def check_rebuilt(model: nn.Module, blueprint: Blueprint) -> None:
 
 
 def _facts(named: tuple[str, nn.Module | None]) -> dict[str, object]:
-    """Whatever decides what a module computes, apart from its tensors."""
+    """Whatever decides what a module computes, apart from its tensors; not where a normalisation's numbers are from."""
     name, module = named
     if module is None:
         return {"name": name}
     plain = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | tuple) and key != "training"
+        if isinstance(value, bool | int | float | str | tuple) and key not in ("training", "source")
     }
     hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
     return {"name": name, "type": type(module).__qualname__, "hooks": hooks, **plain}
