@@ -530,7 +530,7 @@ def comparison() -> Door:
         if next(entered) % 10 == 0:
             with (
                 mock.patch.object(side_by_side, "environment", templates),
-                mock.patch.object(side_by_side, "svg", return_value=""),
+                mock.patch.object(page, "svg", return_value=""),
             ):
                 side_by_side.comparison_html(found)
 
