@@ -23,7 +23,7 @@ class Execution:
         compiled: Attack a compiled copy of the network (``torch.compile``); for long runs on a GPU.
         devices: Devices that share the work, each with a copy of the network; none: the network's own.
         ray_workers: Tasks at once on a Ray cluster (extra ``cluster``); 0 for none.
-        resume: A folder that keeps what is done; the same call goes on where it stopped. All machines of a cluster have
+        resume: A folder that keeps what is done; the same call resumes where it stopped. All machines of a cluster have
             to see it.
         progress: Called as the work goes on.
 

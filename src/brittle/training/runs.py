@@ -191,7 +191,7 @@ def train_run(
     devices: str | Sequence[str] = "cpu",
     callback: Callback | None = None,
 ) -> Training:
-    """Build a network for the data and train it into a folder; interrupted, it goes on where it stopped.
+    """Build a network for the data and train it into a folder; interrupted, it resumes where it stopped.
 
     Args:
         request: What is asked for.
