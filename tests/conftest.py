@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from brittle.cli import progress
 from helpers import networks
 
+progress.SECONDS = math.inf  # however slow the machine is, no line about progress stands on standard error
 torch.set_num_threads(1)  # the tests' matrices are small, and tests run beside each other
 
 
